@@ -1,0 +1,343 @@
+//! The start-up exchange, in order. The runner is our own code until `proceed`; from then on it counts as hostile.
+//!
+//! | step | from | body | meaning |
+//! |---|---|---|---|
+//! | `hello` | node | [`NodeHello`] + the library and what it needs as descriptors | who you are, what to open, your limits |
+//! | `hello` | runner | [`RunnerHello`] | the versions I speak; ends here if there is none in common |
+//! | `confined` | runner | [`Confinement`] | every wall, measured from inside |
+//! | `proceed` | node | empty | good enough: open the library |
+//! | `registered` | runner | [`Registration`] | what the plugin says about itself |
+//! | `refused` | runner | [`Refusal`] | instead of any step: why I stop |
+
+use crate::id::{Generation, PluginName};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Version of the link protocol. It is not the product's version and changes only when the protocol does.
+pub const PROTOCOL: u32 = 1;
+
+/// Range of protocol versions that one side speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// Oldest.
+    pub min: u32,
+    /// Newest.
+    pub max: u32,
+}
+
+impl Versions {
+    /// What this build speaks.
+    pub const OURS: Versions = Versions { min: PROTOCOL, max: PROTOCOL };
+
+    /// The newest version both speak.
+    pub fn common(self, other: Versions) -> Option<u32> {
+        let newest = self.max.min(other.max);
+        (newest >= self.min.max(other.min)).then_some(newest)
+    }
+}
+
+/// One shared library the plugin needs, sent as a descriptor beside the library's own, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needed {
+    /// Its SONAME: a bare file name, no slash.
+    pub soname: String,
+}
+
+/// What the kernel is told to hold the plugin to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessLimits {
+    /// Memory the plugin may write to, bytes. The runner adds the stacks of its threads and sets `RLIMIT_DATA`.
+    pub memory: u64,
+    /// Threads of the plugin (`RLIMIT_NPROC` in its user namespace).
+    pub threads: u64,
+    /// Open descriptors (`RLIMIT_NOFILE`).
+    pub descriptors: u64,
+}
+
+/// First frame: node to runner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeHello {
+    /// Protocol versions of the node.
+    pub versions: Versions,
+    /// Largest frame the node takes and sends.
+    pub max_frame: u32,
+    /// Process id of the node: when it is gone, so is the plugin.
+    pub node_pid: i32,
+    /// Name of the plugin; becomes the process name.
+    pub plugin: PluginName,
+    /// Which start this is.
+    pub generation: Generation,
+    /// Unprivileged uid and gid to become, when the node runs as root.
+    pub run_as: Option<u32>,
+    /// Size of the library, whose descriptor comes with this frame; zero for a probe without a library (`doctor`).
+    pub library_size: u64,
+    /// Libraries it needs beside those of the runner.
+    pub needed: Vec<Needed>,
+    /// Limits.
+    pub limits: ProcessLimits,
+}
+
+/// First frame back: runner to node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunnerHello {
+    /// Protocol versions of the runner.
+    pub versions: Versions,
+    /// Largest frame the runner takes and sends.
+    pub max_frame: u32,
+    /// Version of the runner program, for people.
+    pub build: String,
+}
+
+/// The walls, one name each. The order is the order in which they are reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// Own user, mount, pid, network, ipc, uts and cgroup namespaces.
+    Namespaces,
+    /// An empty read-only root without `/proc`.
+    Root,
+    /// Nothing inherited: environment, arguments, descriptors.
+    CleanState,
+    /// Kernel limits on memory, threads, descriptors, files.
+    Rlimits,
+    /// No capability, and no way to one (`no_new_privs`).
+    Privileges,
+    /// Not dumpable, not traceable from its own uid.
+    NotDumpable,
+    /// Memory is writable or executable, never both, never in turn (`PR_SET_MDWE`).
+    WriteXorExecute,
+    /// Landlock: no path but the library, no TCP, no signal or abstract socket outward.
+    Landlock,
+    /// The seccomp allow-list, on all threads.
+    Seccomp,
+}
+
+impl Layer {
+    /// All walls, in order.
+    pub const ALL: [Layer; 9] = [
+        Layer::Namespaces,
+        Layer::Root,
+        Layer::CleanState,
+        Layer::Rlimits,
+        Layer::Privileges,
+        Layer::NotDumpable,
+        Layer::WriteXorExecute,
+        Layer::Landlock,
+        Layer::Seccomp,
+    ];
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Layer::Namespaces => "namespaces",
+            Layer::Root => "root",
+            Layer::CleanState => "clean-state",
+            Layer::Rlimits => "rlimits",
+            Layer::Privileges => "privileges",
+            Layer::NotDumpable => "not-dumpable",
+            Layer::WriteXorExecute => "write-xor-execute",
+            Layer::Landlock => "landlock",
+            Layer::Seccomp => "seccomp",
+        })
+    }
+}
+
+/// One wall as the runner measured it from inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Which wall.
+    pub layer: Layer,
+    /// True only if a test of what must fail has failed.
+    pub in_force: bool,
+    /// What was measured, or what is missing, for people.
+    pub detail: String,
+}
+
+/// The report a runner gives before it opens anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// One entry per wall, in the order of [`Layer::ALL`].
+    pub layers: Vec<LayerReport>,
+}
+
+impl Confinement {
+    /// The level these measurements amount to. A wall that is not reported is a wall that is missing.
+    pub fn level(&self) -> Level {
+        let missing: Vec<Layer> = Layer::ALL
+            .into_iter()
+            .filter(|layer| !self.layers.iter().any(|report| report.layer == *layer && report.in_force))
+            .collect();
+        match missing {
+            missing if missing.is_empty() => Level::Full,
+            // Without the allow-list and without no_new_privs nothing else can be relied on.
+            missing if missing.contains(&Layer::Seccomp) || missing.contains(&Layer::Privileges) => {
+                Level::Refused(missing)
+            }
+            // What namespaces do not hide, Landlock must refuse; with neither there is no wall around files.
+            missing if missing.contains(&Layer::Landlock) && missing.contains(&Layer::Root) => {
+                Level::Refused(missing)
+            }
+            missing => Level::Reduced(missing),
+        }
+    }
+}
+
+/// How well a plugin is held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Every wall stands.
+    Full,
+    /// These walls are missing; the rest stands.
+    Reduced(Vec<Layer>),
+    /// Too little stands to run anything.
+    Refused(Vec<Layer>),
+}
+
+impl Level {
+    /// The word for status lists: `full`, `reduced`, `refused`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Level::Full => "full",
+            Level::Reduced(_) => "reduced",
+            Level::Refused(_) => "refused",
+        }
+    }
+
+    /// The walls that are missing.
+    pub fn missing(&self) -> &[Layer] {
+        match self {
+            Level::Full => &[],
+            Level::Reduced(missing) | Level::Refused(missing) => missing,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())?;
+        let missing: Vec<String> = self.missing().iter().map(Layer::to_string).collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            write!(f, " (missing: {})", missing.join(", "))
+        }
+    }
+}
+
+/// What a plugin says about itself once its library is open. Hostile input: the node checks every field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Its own name, at most 128 bytes; shown beside the name the node gave it.
+    pub id: String,
+    /// Version of the SDK it was built with, for people.
+    pub sdk: String,
+    /// Prompt prefixes of its handlers.
+    pub prompts: Vec<String>,
+    /// MessagePack of the SDK's `Vec<ConfigDefaults>`; empty for none.
+    #[serde(with = "bytes")]
+    pub config_defaults: Vec<u8>,
+    /// EXTENSION kinds it wants; `None` is all.
+    #[serde(default)]
+    pub extension_kinds: Option<Vec<String>>,
+}
+
+/// Steps of the runner, named in refusals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Reading `hello`.
+    Hello,
+    /// Putting up the walls.
+    Confine,
+    /// `dlopen`: mapping, relocating, constructors.
+    Open,
+    /// Finding and calling `register_plugin`.
+    Register,
+}
+
+/// Why a runner stops before `registered`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Where it stopped.
+    pub step: Step,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// Byte strings as MessagePack `bin`, not as arrays of numbers (120 times slower at 64 KiB).
+mod bytes {
+    use serde::{de, Deserializer, Serializer};
+    use std::fmt;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl de::Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a byte string")
+            }
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+        d.deserialize_bytes(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack;
+
+    fn all_but(missing: &[Layer]) -> Confinement {
+        let report = |layer: Layer| LayerReport {
+            layer,
+            in_force: !missing.contains(&layer),
+            detail: String::new(),
+        };
+        Confinement { layers: Layer::ALL.map(report).to_vec() }
+    }
+
+    #[test]
+    fn every_wall_counts_and_silence_about_one_is_its_absence() {
+        assert_eq!(all_but(&[]).level(), Level::Full);
+        assert_eq!(Confinement { layers: vec![] }.level(), Level::Refused(Layer::ALL.to_vec()));
+        for layer in Layer::ALL {
+            let level = all_but(&[layer]).level();
+            assert_eq!(level.missing(), [layer], "{level}");
+            let hopeless = matches!(layer, Layer::Seccomp | Layer::Privileges);
+            assert_eq!(level.word() == "refused", hopeless, "{level}");
+        }
+        assert_eq!(all_but(&[Layer::Landlock, Layer::Root]).level().word(), "refused");
+    }
+
+    #[test]
+    fn versions_meet_at_the_newest_both_speak_or_not_at_all() {
+        let range = |min, max| Versions { min, max };
+        assert_eq!(range(1, 3).common(range(2, 9)), Some(3));
+        assert_eq!(range(1, 1).common(range(2, 2)), None);
+        assert_eq!(range(4, 5).common(range(1, 4)), Some(4));
+    }
+
+    #[test]
+    fn a_registration_with_fields_from_the_future_is_read() {
+        #[derive(Serialize)]
+        struct Newer<'a> {
+            id: &'a str,
+            sdk: &'a str,
+            prompts: Vec<String>,
+            #[serde(with = "bytes")]
+            config_defaults: Vec<u8>,
+            colour: &'a str,
+        }
+        let newer = Newer { id: "x", sdk: "9", prompts: vec![], config_defaults: vec![1, 2], colour: "red" };
+        let read: Registration = pack::decode(&pack::encode(&newer).expect("encodes")).expect("decodes");
+        assert_eq!(read.config_defaults, [1, 2]);
+    }
+}

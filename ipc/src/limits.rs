@@ -1,0 +1,55 @@
+//! Every bound of the link in one place, with its reason. Bytes, unless the name says otherwise.
+
+use std::time::Duration;
+
+/// Largest frame after its length prefix, either way, before the two sides agree on less. A larger length ends the link
+/// before a byte of it is read.
+pub const MAX_FRAME: usize = 1024 * 1024;
+
+/// Largest header inside a frame. Headers name a method and carry a few numbers; 4 KiB is generous.
+pub const MAX_HEADER: usize = 4096;
+
+/// Longest method name.
+pub const MAX_METHOD: usize = 64;
+
+/// Calls a plugin may have open toward the node. The next one is refused with `RESOURCE_EXHAUSTED`.
+pub const MAX_CALLS_FROM_PLUGIN: usize = 64;
+
+/// Calls the node keeps open toward one plugin. More wait in that plugin's bounded queue.
+pub const MAX_CALLS_TO_PLUGIN: usize = 64;
+
+/// Messages that may wait for one plugin before new ones are dropped and counted.
+pub const PLUGIN_QUEUE: usize = 256;
+
+/// Default deadline of a message, an event and every other short call.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Default deadline of a request or a prompt line.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// No deadline is longer than this.
+pub const MAX_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How long the runner may take from its start until its walls stand.
+pub const CONFINE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the library's constructors and `register_plugin` may take together.
+pub const REGISTER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long `on_load` may take.
+pub const LOAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a plugin may go on after its call was cancelled before the runner is replaced.
+pub const CANCEL_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a stopping plugin may finish what it does.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Longest line of plugin output kept as one log line; the rest of the line is cut and said to be cut.
+pub const MAX_LOG_LINE: usize = 4096;
+
+/// Shared libraries one plugin may need beside those of the runner itself.
+pub const MAX_NEEDED_LIBRARIES: usize = 32;
+
+/// Largest plugin library (and largest needed library).
+pub const MAX_LIBRARY: u64 = 256 * 1024 * 1024;

@@ -1,0 +1,313 @@
+//! The admin socket: one JSON object per line in, one out. Only local users whom the file's mode lets in reach it; what is
+//! asked is checked all the same, and orders are recorded with the uid of whoever gave them.
+
+use crate::events::Emitter;
+use crate::network::Network;
+use crate::plugins::logs::Line;
+use crate::plugins::supervisor::{Handle, Policy, Status};
+use crate::plugins::Registry;
+use interprocess::local_socket::tokio::{prelude::*, Listener, Stream};
+use interprocess::local_socket::{prelude::*, GenericFilePath, ListenerOptions, Stream as BlockingStream};
+use interprocess::os::unix::local_socket::ListenerOptionsExt;
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
+use std::io::{BufRead, BufReader as BlockingReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+use thenodes::events::model::LogLevel;
+use thenodes::host::HostError;
+use thenodes_ipc::{limits, pack, Code};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+/// Longest question, bytes.
+const MAX_QUESTION: u64 = 64 * 1024;
+/// Connections at once.
+const MAX_CLIENTS: usize = 16;
+/// A client says something within this time or is hung up on.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "kebab-case")]
+pub enum Question {
+    /// The node in a few numbers.
+    Status,
+    /// Connected peers.
+    Peers,
+    /// All plugins.
+    PluginList,
+    /// One plugin in detail.
+    PluginStatus {
+        /// Which.
+        name: String,
+    },
+    /// The last lines of a plugin.
+    PluginLogs {
+        /// Which.
+        name: String,
+        /// How many.
+        lines: usize,
+    },
+    /// Start a plugin again, and wait until it is Ready or has failed.
+    PluginRestart {
+        /// Which.
+        name: String,
+    },
+    /// A line for a plugin's prompt.
+    Prompt {
+        /// Prefix of the prompt.
+        prefix: String,
+        /// The line.
+        line: String,
+    },
+}
+
+/// What answers questions: the admin socket's, and the prompt's.
+#[derive(Clone)]
+pub struct View {
+    network: Arc<Network>,
+    plugins: Arc<Registry>,
+    policy: Arc<Policy>,
+    events: Emitter,
+}
+
+impl View {
+    /// A view of these parts.
+    pub fn new(network: Arc<Network>, plugins: Arc<Registry>, policy: Arc<Policy>, events: Emitter) -> Self {
+        Self { network, plugins, policy, events }
+    }
+
+    fn plugin(&self, name: &str) -> Result<&Handle, HostError> {
+        self.plugins.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.plugins.all().map(|plugin| plugin.name.as_str()).collect();
+            HostError::new(Code::NotFound, format!("no plugin {name:?}; there are: {}", known.join(", ")))
+        })
+    }
+
+    /// True if some plugin has this prompt.
+    pub fn has_prompt(&self, prefix: &str) -> bool {
+        self.plugins.by_prompt(prefix, &self.policy).is_some()
+    }
+
+    /// Prompt prefixes of all plugins.
+    pub fn prompts(&self) -> Vec<String> {
+        let of = |plugin: &Handle| plugin.with_status(|s| s.registration.as_ref().map(|r| r.prompts.clone()));
+        self.plugins.all().filter_map(of).flatten().collect()
+    }
+
+    /// Passes a line to a plugin's prompt. `None`: the plugin does not know what to do with it.
+    pub async fn prompt(&self, prefix: &str, line: &str) -> Result<Option<String>, HostError> {
+        let plugin = self
+            .plugins
+            .by_prompt(prefix, &self.policy)
+            .ok_or_else(|| HostError::new(Code::NotFound, format!("no plugin has the prompt {prefix:?}")))?;
+        #[derive(Serialize)]
+        struct Args<'a> {
+            prefix: &'a str,
+            input: &'a str,
+        }
+        let body = pack::encode(&Args { prefix, input: line })
+            .map_err(|e| HostError::new(Code::InvalidInput, e.to_string()))?;
+        let answer = plugin.call("prompt", body.into(), limits::REQUEST_DEADLINE).await?;
+        pack::decode(&answer).map_err(|e| HostError::new(Code::Internal, format!("the plugin's answer: {e}")))
+    }
+
+    /// Answers a question. `who` is recorded with orders.
+    pub async fn answer(&self, question: Question, who: &str) -> Result<Value, HostError> {
+        match question {
+            Question::Status => Ok(json!({
+                "version": 1,
+                "node_id": self.network.local.node_id,
+                "realm": self.network.local.realm,
+                "port": self.network.local.port,
+                "encrypted": self.network.security.is_some(),
+                "peers": self.network.peers.list().len(),
+                "plugins": self.plugins.all().count(),
+                "rejected": self.plugins.rejected.len(),
+            })),
+            Question::Peers => Ok(json!({ "version": 1, "peers": self.network.peers.list() })),
+            Question::PluginList => Ok(json!({
+                "version": 1,
+                "plugins": self.plugins.all().map(brief).collect::<Vec<_>>(),
+                "rejected": self.plugins.rejected.iter()
+                    .map(|r| json!({ "path": r.path, "reason": r.reason })).collect::<Vec<_>>(),
+            })),
+            Question::PluginStatus { name } => Ok(json!({ "version": 1, "plugin": detailed(self.plugin(&name)?) })),
+            Question::PluginLogs { name, lines } => {
+                let (lines, dropped): (Vec<Line>, u64) = self.plugin(&name)?.logs.last(lines);
+                Ok(json!({ "version": 1, "name": name, "dropped": dropped, "lines": lines }))
+            }
+            Question::PluginRestart { name } => {
+                let plugin = self.plugin(&name)?;
+                let before = plugin.with_status(|status| status.starts);
+                self.events.plugin(LogLevel::Info, &name, "restart_asked", format!("by {who}"));
+                plugin.restart().await;
+                let settled = |status: &Status| {
+                    status.starts > before && !matches!(status.state.word(), "Loading" | "Initializing" | "Stopping")
+                };
+                let waited = timeout(Duration::from_secs(30), plugin.wait(settled)).await;
+                if waited.is_err() {
+                    return Err(HostError::new(Code::Timeout, format!("plugin {name} did not come up within 30 s")));
+                }
+                Ok(json!({ "version": 1, "plugin": detailed(plugin) }))
+            }
+            Question::Prompt { prefix, line } => {
+                Ok(json!({ "version": 1, "output": self.prompt(&prefix, &line).await? }))
+            }
+        }
+    }
+}
+
+fn brief(plugin: &Handle) -> Value {
+    let status = plugin.status();
+    json!({
+        "name": plugin.name,
+        "state": status.state.word(),
+        "level": status.level.as_ref().map(thenodes_ipc::launch::Level::word),
+        "missing": status.level.as_ref().map(|level| level.missing().to_vec()).unwrap_or_default(),
+        "pid": status.pid,
+        "generation": status.generation,
+        "starts": status.starts,
+        "last_death": status.last_death.as_ref().map(|cause| json!({ "cause": cause.word(), "text": cause.to_string() })),
+        "start_ms": status.last_start.map(|took| took.as_millis() as u64),
+        "recovered_ms": status.last_recovery.map(|took| took.as_millis() as u64),
+    })
+}
+
+fn detailed(plugin: &Handle) -> Value {
+    let mut value = brief(plugin);
+    let status = plugin.status();
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = &plugin.counters;
+    value["path"] = json!(plugin.image.path);
+    value["sha256"] = json!(plugin.image.sha256);
+    value["needed"] = json!(plugin.image.needed.iter().map(|(soname, _)| soname).collect::<Vec<_>>());
+    value["layers"] = json!(status.layers);
+    value["enforcement"] = json!({ "memory": "rlimit", "threads": "rlimit", "descriptors": "rlimit" });
+    value["id"] = json!(status.registration.as_ref().map(|r| r.id.clone()));
+    value["sdk"] = json!(status.registration.as_ref().map(|r| r.sdk.clone()));
+    value["prompts"] = json!(status.registration.as_ref().map(|r| r.prompts.clone()).unwrap_or_default());
+    value["counters"] = json!({
+        "answered": count(&counters.answered),
+        "failed": count(&counters.failed),
+        "panics": count(&counters.panics),
+        "timeouts": count(&counters.timeouts),
+        "requests": count(&counters.requests),
+        "denied": count(&counters.denied),
+        "ignored": count(&counters.ignored),
+        "dropped": count(&counters.dropped),
+    });
+    value
+}
+
+/// The listening side.
+pub struct Server {
+    task: JoinHandle<()>,
+    path: PathBuf,
+}
+
+impl Server {
+    /// Opens the socket, mode 0660. A socket that a dead node left is replaced; a living node's is not.
+    pub async fn start(path: &Path, view: View) -> Result<Server, String> {
+        let failed = |e: std::io::Error| format!("{}: {e}", path.display());
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            std::fs::create_dir_all(dir).map_err(failed)?;
+        }
+        let name = path.to_fs_name::<GenericFilePath>().map_err(failed)?;
+        if path.exists() {
+            if Stream::connect(name.borrow()).await.is_ok() {
+                return Err(format!("{}: another node answers there; give this one its own [node] state_dir", path.display()));
+            }
+            std::fs::remove_file(path).map_err(failed)?;
+        }
+        let listener = ListenerOptions::new().name(name).mode(0o660).create_tokio().map_err(failed)?;
+        Ok(Server { task: tokio::spawn(serve(listener, view)), path: path.into() })
+    }
+
+    /// Closes the socket and removes its file.
+    pub async fn stop(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn serve(listener: Listener, view: View) {
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let mut clients = JoinSet::new();
+    loop {
+        while clients.try_join_next().is_some() {}
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok(stream) => {
+                let view = view.clone();
+                clients.spawn(async move {
+                    let _place = place;
+                    client(stream, view).await;
+                });
+            }
+            Err(error) => {
+                tracing::error!("admin socket: {error}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn client(stream: Stream, view: View) {
+    let who = match stream.peer_creds() {
+        Ok(creds) => format!("uid {}", creds.euid().map_or_else(|| "?".into(), |uid| uid.to_string())),
+        Err(_) => "uid ?".into(),
+    };
+    let mut reader = BufReader::new(&stream);
+    loop {
+        let mut line = Vec::new();
+        let read = timeout(PATIENCE, (&mut reader).take(MAX_QUESTION).read_until(b'\n', &mut line)).await;
+        if !matches!(read, Ok(Ok(1..))) {
+            return;
+        }
+        let answer = match serde_json::from_slice::<Question>(&line) {
+            Ok(question) => view.answer(question, &who).await,
+            Err(error) => Err(HostError::new(Code::InvalidInput, format!("no question: {error}"))),
+        };
+        let value = answer.unwrap_or_else(|error| {
+            json!({ "version": 1, "error": { "code": error.code.as_str(), "message": error.message } })
+        });
+        let mut text = value.to_string().into_bytes();
+        text.push(b'\n');
+        let mut writer = &stream;
+        if !matches!(timeout(PATIENCE, writer.write_all(&text)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// Asks a running node; blocking, for the command line.
+pub fn ask(socket: &Path, question: &Question) -> Result<Value, HostError> {
+    let unavailable = |e: std::io::Error| {
+        let text = format!("{}: {e}; is the node running, and is this its socket (--socket)?", socket.display());
+        HostError::new(Code::Unavailable, text)
+    };
+    let name = socket.to_fs_name::<GenericFilePath>().map_err(unavailable)?;
+    let stream = BlockingStream::connect(name).map_err(unavailable)?;
+    stream.set_recv_timeout(Some(PATIENCE)).map_err(unavailable)?;
+    let mut text = serde_json::to_vec(question).map_err(|e| HostError::new(Code::Internal, e.to_string()))?;
+    text.push(b'\n');
+    (&stream).write_all(&text).map_err(unavailable)?;
+    let mut line = String::new();
+    BlockingReader::new((&stream).take(64 * 1024 * 1024)).read_line(&mut line).map_err(unavailable)?;
+    let value: Value =
+        serde_json::from_str(&line).map_err(|e| HostError::new(Code::Unavailable, format!("the node's answer: {e}")))?;
+    match value.get("error") {
+        None => Ok(value),
+        Some(error) => Err(HostError::new(
+            Code::parse(error["code"].as_str().unwrap_or("INTERNAL_ERROR")),
+            error["message"].as_str().unwrap_or_default(),
+        )),
+    }
+}

@@ -1,0 +1,500 @@
+//! The command line. Results go to standard output, everything else to standard error; `--json` prints one object with a
+//! `version`. Exit codes: 0 done, 1 failed, 2 wrong usage, 69 no node answers, 78 wrong configuration (docs/operating.md).
+
+use crate::admin::{ask, Question};
+use crate::config::{Config, ConfigError, Raw};
+use crate::node::{Node, StartError};
+use crate::plugins::logs::printable;
+use crate::security::pki;
+use crate::{doctor, prompt};
+use clap::{Args, Parser, Subcommand};
+use sd_notify::NotifyState;
+use serde_json::{json, Value};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use thenodes::host::HostError;
+use thenodes::realms::RealmInfo;
+use thenodes_ipc::Code;
+use tokio::signal::unix::{signal, SignalKind};
+
+/// Nobody answers on the admin socket.
+const EXIT_UNAVAILABLE: u8 = 69;
+/// The configuration is wrong; a service manager need not try again.
+const EXIT_CONFIG: u8 = 78;
+
+/// A peer-to-peer node that runs plugins it does not trust.
+#[derive(Debug, Parser)]
+#[command(name = "thenodes", version, about)]
+pub struct Cli {
+    /// Configuration file. A file that is named must exist; without this option ./config.toml is read if it exists.
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Admin socket of the running node, if not the configuration's.
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print one JSON object instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Run the node with an interactive prompt on standard input.
+    #[arg(long)]
+    prompt: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node (what happens without a command).
+    Run,
+    /// Ask the running node about itself.
+    Status,
+    /// List connected peers of the running node.
+    Peers,
+    /// Look at plugins of the running node and restart them.
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// Make and look at certificates.
+    #[command(subcommand)]
+    Cert(CertCommand),
+    /// Say whom to trust.
+    #[command(subcommand)]
+    Trust(TrustCommand),
+    /// Find out what this kernel can enforce, by doing it.
+    Doctor,
+}
+
+#[derive(Debug, Subcommand)]
+enum PluginCommand {
+    /// All plugins, their state and sandbox level.
+    List,
+    /// One plugin: every wall, counters, last death.
+    Status {
+        /// Name of the plugin.
+        name: String,
+    },
+    /// The last lines that a plugin printed, and what the node said about it.
+    Logs {
+        /// Name of the plugin.
+        name: String,
+        /// How many lines.
+        #[arg(short = 'n', long, default_value_t = 50)]
+        lines: usize,
+    },
+    /// Start a plugin again and wait until it is up. Nothing else of the node is touched.
+    Restart {
+        /// Name of the plugin.
+        name: String,
+    },
+    /// Pass one line to a plugin's prompt.
+    Prompt {
+        /// Prefix of the prompt.
+        prefix: String,
+        /// The line.
+        line: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CertCommand {
+    /// Make a self-signed certificate and its key.
+    New(CertNew),
+    /// Print the fingerprints of a PEM file (default: the node's own certificate).
+    Fingerprint {
+        /// The file.
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct CertNew {
+    /// Node id in the subject (default: the node's own).
+    #[arg(long)]
+    cn: Option<String>,
+    /// Realm in the subject (default: the configuration's).
+    #[arg(long)]
+    realm: Option<String>,
+    /// Days of validity.
+    #[arg(long, default_value_t = pki::DEFAULT_DAYS)]
+    days: u32,
+    /// Where to write the certificate (default: the configuration's).
+    #[arg(long)]
+    out_cert: Option<PathBuf>,
+    /// Where to write the key (default: the configuration's).
+    #[arg(long)]
+    out_key: Option<PathBuf>,
+    /// Replace files that exist.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum TrustCommand {
+    /// Trust a key: a fingerprint of 64 hex digits, or a PEM file.
+    Add {
+        /// Fingerprint or file.
+        what: String,
+    },
+    /// List trusted fingerprints.
+    List,
+}
+
+/// Why a command failed: exit code, stable code, text.
+struct Failure {
+    exit: u8,
+    code: String,
+    text: String,
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self { exit: EXIT_CONFIG, code: Code::ConfigError.to_string(), text: render(error) }
+    }
+}
+
+impl From<pki::PkiError> for Failure {
+    fn from(error: pki::PkiError) -> Self {
+        Self { exit: 1, code: Code::ConfigError.to_string(), text: error.to_string() }
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Self {
+        let exit = if error.code == Code::Unavailable { EXIT_UNAVAILABLE } else { 1 };
+        Self { exit, code: error.code.to_string(), text: error.message }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Config(error) => error.into(),
+            StartError::Pki(_) | StartError::Identity(_) => {
+                Self { exit: EXIT_CONFIG, code: Code::ConfigError.to_string(), text: error.to_string() }
+            }
+            other => Self { exit: 1, code: Code::Unavailable.to_string(), text: other.to_string() },
+        }
+    }
+}
+
+/// The error with file, line and the line itself.
+fn render(error: ConfigError) -> String {
+    let first = error.to_string();
+    let report = format!("{:?}", miette::Report::new(error));
+    format!("{first}\n{report}")
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            if json {
+                let error = json!({ "version": 1, "error": { "code": failure.code, "message": failure.text } });
+                eprintln!("{error}");
+            } else {
+                eprintln!("thenodes: {}: {}", failure.code, failure.text);
+            }
+            ExitCode::from(failure.exit)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let json = cli.json;
+    match &cli.command {
+        None | Some(Command::Run) => run(&cli),
+        Some(Command::Status) => show(&cli, &Question::Status, |value| {
+            format!("node {} on port {}, {} peers, {} plugins", text(&value["node_id"]), value["port"], value["peers"], value["plugins"])
+        }),
+        Some(Command::Peers) => show(&cli, &Question::Peers, |value| {
+            let line = |peer: &Value| format!("{:<40} {}", text(&peer["node_id"]), text(&peer["addr"]));
+            lines(value["peers"].as_array(), line, "no connected peers")
+        }),
+        Some(Command::Plugin(command)) => match command {
+            PluginCommand::List => show(&cli, &Question::PluginList, table),
+            PluginCommand::Status { name } => {
+                show(&cli, &Question::PluginStatus { name: name.clone() }, |value| details(&value["plugin"]))
+            }
+            PluginCommand::Logs { name, lines: count } => {
+                let question = Question::PluginLogs { name: name.clone(), lines: *count };
+                show(&cli, &question, |value| {
+                    let line = |line: &Value| {
+                        format!("{} [{}] {}: {}", line["at_ms"], text(&line["level"]), text(&line["source"]), text(&line["text"]))
+                    };
+                    let mut out = lines(value["lines"].as_array(), line, "(nothing)");
+                    if value["dropped"].as_u64().unwrap_or(0) > 0 {
+                        out.push_str(&format!("\n({} lines dropped: too many a second)", value["dropped"]));
+                    }
+                    out
+                })
+            }
+            PluginCommand::Restart { name } => {
+                show(&cli, &Question::PluginRestart { name: name.clone() }, |value| details(&value["plugin"]))
+            }
+            PluginCommand::Prompt { prefix, line } => {
+                let question = Question::Prompt { prefix: prefix.clone(), line: line.join(" ") };
+                show(&cli, &question, |value| match value["output"].as_str() {
+                    Some(output) => output.lines().map(|l| printable(l, 65_536)).collect::<Vec<_>>().join("\n"),
+                    None => "(unhandled)".into(),
+                })
+            }
+        },
+        Some(Command::Cert(CertCommand::New(new))) => cert_new(&cli, new),
+        Some(Command::Cert(CertCommand::Fingerprint { file })) => {
+            let file = match file {
+                Some(file) => file.clone(),
+                None => encryption(&cli)?.own_certificate,
+            };
+            let list = pki::fingerprints(&file)?;
+            print(json, &json!({ "version": 1, "fingerprints": list, "source": file }), || {
+                list.iter().map(|f| format!("Fingerprint (spki_sha256): {f}\nSource: {}", file.display())).collect::<Vec<_>>().join("\n")
+            });
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Trust(TrustCommand::Add { what })) => {
+            let encryption = encryption(&cli)?;
+            let dir = &encryption.trusted_dir;
+            let added = if PathBuf::from(what).is_file() {
+                pki::trust_file(dir, what.as_ref())?
+            } else {
+                pki::trust_fingerprint(dir, what)?;
+                vec![what.trim().to_ascii_lowercase()]
+            };
+            print(json, &json!({ "version": 1, "trusted": added, "dir": dir }), || {
+                format!("trusted from the next connection on:\n{}", added.join("\n"))
+            });
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Trust(TrustCommand::List)) => {
+            let set = pki::trusted(&encryption(&cli)?.trusted_dir)?;
+            print(json, &json!({ "version": 1, "trusted": set }), || set.iter().cloned().collect::<Vec<_>>().join("\n"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Doctor) => {
+            let config = config(&cli)?;
+            let (value, good) = runtime()?.block_on(doctor::examine(&config));
+            print(json, &value, || {
+                let mut out = format!("sandbox level: {} (required: {})\n", text(&value["level"]), text(&value["required"]));
+                if let Some(error) = value["error"].as_str() {
+                    out.push_str(error);
+                    out.push('\n');
+                }
+                out.push_str(&layers(&value["layers"]));
+                out
+            });
+            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}
+
+/// The file in force: the one that was named, or ./config.toml if there is one.
+fn raw(cli: &Cli) -> Result<Raw, ConfigError> {
+    match &cli.config {
+        Some(path) => Raw::load(path),
+        None if PathBuf::from("config.toml").exists() => Raw::load("config.toml".as_ref()),
+        None => Ok(Raw::default()),
+    }
+}
+
+fn config(cli: &Cli) -> Result<Config, Failure> {
+    Ok(raw(cli)?.validate()?)
+}
+
+fn encryption(cli: &Cli) -> Result<crate::config::Encryption, Failure> {
+    config(cli)?.encryption.ok_or_else(|| Failure {
+        exit: EXIT_CONFIG,
+        code: Code::ConfigError.to_string(),
+        text: "encryption is off in this configuration".into(),
+    })
+}
+
+fn cert_new(cli: &Cli, new: &CertNew) -> Result<ExitCode, Failure> {
+    let config = config(cli)?;
+    let paths = match (&new.out_cert, &new.out_key, config.encryption) {
+        (Some(cert), Some(key), _) => (cert.clone(), key.clone()),
+        (cert, key, Some(encryption)) => {
+            (cert.clone().unwrap_or(encryption.own_certificate), key.clone().unwrap_or(encryption.own_private_key))
+        }
+        (_, _, None) => {
+            let text = "encryption is off in this configuration: name --out-cert and --out-key".into();
+            return Err(Failure { exit: EXIT_CONFIG, code: Code::ConfigError.to_string(), text });
+        }
+    };
+    let realm = new.realm.as_ref().map_or(config.realm, |name| RealmInfo::new(name, "1"));
+    let cn = match &new.cn {
+        Some(cn) => cn.clone(),
+        None => crate::identity::resolve(&config.node).map_err(StartError::from)?.0,
+    };
+    let fingerprint = pki::make(&paths.0, &paths.1, &cn, &realm, new.days, new.force)?;
+    let value = json!({ "version": 1, "fingerprint": fingerprint, "certificate": paths.0, "key": paths.1 });
+    print(cli.json, &value, || {
+        format!("certificate: {}\nkey: {}\nspki_sha256: {fingerprint}", paths.0.display(), paths.1.display())
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Failure {
+        exit: 1,
+        code: Code::Internal.to_string(),
+        text: format!("starting the runtime: {e}"),
+    })
+}
+
+fn run(cli: &Cli) -> Result<ExitCode, Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("THENODES_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let raw = raw(cli)?;
+    runtime()?.block_on(async {
+        // From the first moment on: a signal during the start must not be lost.
+        let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+        let (mut term, mut interrupt) = signals.map_err(|e| Failure {
+            exit: 1,
+            code: Code::Internal.to_string(),
+            text: format!("listening for signals: {e}"),
+        })?;
+        let node = tokio::select! {
+            node = Node::start(raw) => node?,
+            _ = term.recv() => return Ok(ExitCode::SUCCESS),
+            _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+        };
+        println!("🟢 {} is running. {}", printable(&node.config.app_name, 64), node.summary());
+        for plugin in node.plugins.all() {
+            println!("🔌 Loaded plugin: {}", plugin.image.path.display());
+        }
+        tell_manager(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
+        let watchdog = tokio::spawn(watchdog());
+        let prompting = async {
+            if cli.prompt {
+                prompt::run(node.view(), node.config.clone()).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+            () = prompting => {}
+        }
+        tell_manager(&[NotifyState::Stopping]);
+        println!("🛑 shutting down");
+        tokio::select! {
+            () = node.shut_down() => {}
+            // Asked twice: now.
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        watchdog.abort();
+        Ok(ExitCode::SUCCESS)
+    })
+    // The prompt's thread may still wait for a line; leaving main ends it.
+}
+
+fn tell_manager(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!("telling the service manager: {error}");
+    }
+}
+
+/// Tells systemd that the runtime still runs tasks, three times per its deadline.
+async fn watchdog() {
+    let Some(deadline) = sd_notify::watchdog_enabled() else { return };
+    let mut beat = tokio::time::interval((deadline / 3).max(Duration::from_millis(10)));
+    loop {
+        beat.tick().await;
+        // Through the pool and back: a runtime whose workers are stuck does not get here.
+        if tokio::spawn(async {}).await.is_ok() {
+            tell_manager(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn show(cli: &Cli, question: &Question, people: impl FnOnce(&Value) -> String) -> Result<ExitCode, Failure> {
+    let socket = match &cli.socket {
+        Some(socket) => socket.clone(),
+        None => {
+            let config = config(cli)?;
+            // An operator's shell has no RUNTIME_DIRECTORY; the packaged service has its socket here.
+            let packaged = PathBuf::from("/run/thenodes/admin.sock");
+            if !config.admin_socket.exists() && packaged.exists() { packaged } else { config.admin_socket }
+        }
+    };
+    let value = ask(&socket, question)?;
+    print(cli.json, &value, || people(&value));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(json: bool, value: &Value, people: impl FnOnce() -> String) {
+    use std::io::Write;
+    let text = if json { value.to_string() } else { people() };
+    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => printable(text, 4096),
+        Value::Null => "-".into(),
+        other => other.to_string(),
+    }
+}
+
+fn lines(list: Option<&Vec<Value>>, line: impl Fn(&Value) -> String, none: &str) -> String {
+    match list {
+        Some(list) if !list.is_empty() => list.iter().map(line).collect::<Vec<_>>().join("\n"),
+        _ => none.into(),
+    }
+}
+
+/// The plugin list for people.
+pub(crate) fn table(value: &Value) -> String {
+    let line = |p: &Value| {
+        let mut line = format!(
+            "{:<20} {:<13} level={:<8} pid={:<8} starts={}",
+            text(&p["name"]),
+            text(&p["state"]),
+            text(&p["level"]),
+            text(&p["pid"]),
+            p["starts"]
+        );
+        if let Some(why) = p["last_death"]["text"].as_str() {
+            line.push_str(&format!("  last death: {}", printable(why, 300)));
+        }
+        line
+    };
+    let mut out = lines(value["plugins"].as_array(), line, "no plugins");
+    for rejected in value["rejected"].as_array().into_iter().flatten() {
+        out.push_str(&format!("\nrejected: {}", text(&rejected["reason"])));
+    }
+    out
+}
+
+fn layers(value: &Value) -> String {
+    let line = |layer: &Value| {
+        let mark = if layer["in_force"] == true { "in force" } else { "MISSING " };
+        format!("  {:<18} {mark}  {}", text(&layer["layer"]), text(&layer["detail"]))
+    };
+    lines(value.as_array(), line, "  (no report)")
+}
+
+fn details(plugin: &Value) -> String {
+    let mut out = format!(
+        "{}: {}\n  file      {}\n  sha256    {}\n  built by  {}\n  pid       {}   generation {}   starts {}\n  last death {}\nsandbox level {}\n",
+        text(&plugin["name"]),
+        text(&plugin["state"]),
+        text(&plugin["path"]),
+        text(&plugin["sha256"]),
+        text(&plugin["sdk"]),
+        text(&plugin["pid"]),
+        plugin["generation"],
+        plugin["starts"],
+        text(&plugin["last_death"]["text"]),
+        text(&plugin["level"]),
+    );
+    out.push_str(&layers(&plugin["layers"]));
+    out.push_str(&format!("\nlimits enforced by {}\ncounters {}", plugin["enforcement"], plugin["counters"]));
+    out
+}

@@ -1,0 +1,142 @@
+//! Events as JSON lines in a file that is rotated by size. A write that fails is tried again with the next event: a full
+//! disk costs events, which are counted, and not the log. Writes run on a blocking thread, off the runtime's workers.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use thenodes::events::model::LogEvent;
+use thenodes::events::LogSink;
+
+/// The file.
+pub struct JsonLines {
+    writer: Arc<Mutex<Writer>>,
+}
+
+struct Writer {
+    path: PathBuf,
+    max_bytes: u64,
+    keep: u32,
+    file: Option<(File, u64)>,
+    lost: u64,
+}
+
+impl JsonLines {
+    /// Opens the file and makes its directory. `keep` rotated files are kept as `<path>.1` (newest) and so on.
+    pub fn open(path: &Path, max_bytes: u64, keep: u32) -> io::Result<Self> {
+        let mut writer = Writer { path: path.into(), max_bytes, keep, file: None, lost: 0 };
+        writer.file()?;
+        Ok(Self { writer: Arc::new(Mutex::new(writer)) })
+    }
+
+    async fn work(&self, work: impl FnOnce(&mut Writer) + Send + 'static) {
+        let writer = self.writer.clone();
+        let done = tokio::task::spawn_blocking(move || work(&mut writer.lock().unwrap_or_else(PoisonError::into_inner)));
+        let _ = done.await;
+    }
+}
+
+impl Writer {
+    fn file(&mut self) -> io::Result<&mut (File, u64)> {
+        if self.file.is_none() {
+            if let Some(dir) = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+                fs::create_dir_all(dir)?;
+            }
+            let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
+            let size = file.metadata()?.len();
+            self.file = Some((file, size));
+        }
+        self.file.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn numbered(&self, number: u32) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".{number}"));
+        name.into()
+    }
+
+    fn rotate(&mut self) {
+        self.file = None;
+        for number in (1..self.keep).rev() {
+            let _ = fs::rename(self.numbered(number), self.numbered(number + 1));
+        }
+        let moved = match self.keep {
+            0 => fs::remove_file(&self.path),
+            _ => fs::rename(&self.path, self.numbered(1)),
+        };
+        if let Err(error) = moved {
+            // The file goes on growing; the next event tries again.
+            tracing::warn!("rotating {}: {error}", self.path.display());
+        }
+    }
+
+    fn write(&mut self, line: &[u8]) {
+        if self.file.as_ref().is_some_and(|(_, size)| *size > 0 && size + line.len() as u64 > self.max_bytes) {
+            self.rotate();
+        }
+        let written = self.file().and_then(|(file, size)| {
+            file.write_all(line)?;
+            *size += line.len() as u64;
+            Ok(())
+        });
+        match written {
+            Ok(()) if self.lost > 0 => {
+                tracing::warn!("{} events could not be written to {}", self.lost, self.path.display());
+                self.lost = 0;
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if self.lost == 0 {
+                    tracing::error!("writing events to {}: {error}", self.path.display());
+                }
+                self.lost += 1;
+                self.file = None; // opened anew with the next event
+            }
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl LogSink for JsonLines {
+    async fn handle(&self, event: &LogEvent) {
+        let Ok(mut line) = serde_json::to_vec(event) else { return };
+        line.push(b'\n');
+        self.work(move |writer| writer.write(&line)).await;
+    }
+
+    async fn flush(&self) {
+        self.work(|writer| {
+            if let Some((file, _)) = &writer.file {
+                let _ = file.sync_data();
+            }
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thenodes::events::model::{LogLevel, SystemEvent};
+
+    #[tokio::test]
+    async fn the_file_is_rotated_by_size_and_old_ones_leave() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sub/a.log");
+        let sink = JsonLines::open(&path, 2000, 2).expect("opens");
+        for n in 0..50 {
+            let meta = thenodes::events::meta("test", LogLevel::Info);
+            sink.handle(&LogEvent::System(SystemEvent { meta, action: format!("n{n}"), detail: None })).await;
+        }
+        let mut names: Vec<_> =
+            fs::read_dir(dir.path().join("sub")).expect("reads").flatten().map(|e| e.file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["a.log", "a.log.1", "a.log.2"]);
+        for name in names {
+            let text = fs::read_to_string(dir.path().join("sub").join(name)).expect("reads");
+            assert!(text.len() <= 2000);
+            assert!(text.lines().all(|line| serde_json::from_str::<LogEvent>(line).is_ok()));
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The node's event bus and its sinks. Emitting never waits: one bounded queue, one task, and what does not fit is counted
+//! and reported as soon as there is room.
+
+mod bus;
+mod console;
+mod jsonl;
+
+pub use bus::Bus;
+pub use console::Console;
+pub use jsonl::JsonLines;
+
+use thenodes::events::model::{
+    EventMeta, LogEvent, LogLevel, NetworkEvent, PluginEvent, SystemEvent,
+};
+use thenodes::events::EventHandle;
+
+/// Emits events of one component.
+#[derive(Debug, Clone)]
+pub struct Emitter {
+    handle: EventHandle,
+    component: &'static str,
+}
+
+impl Emitter {
+    /// An emitter for a component.
+    pub fn new(handle: EventHandle, component: &'static str) -> Self {
+        Self { handle, component }
+    }
+
+    /// The common part of an event.
+    pub fn meta(&self, level: LogLevel) -> EventMeta {
+        let mut meta = thenodes::events::meta(self.component, level);
+        meta.session_id = self.handle.session_id();
+        meta
+    }
+
+    /// Emits anything.
+    pub fn emit(&self, event: LogEvent) {
+        self.handle.emit(event);
+    }
+
+    /// Something on the network.
+    pub fn network(&self, level: LogLevel, action: &str, addr: Option<String>, detail: impl Into<Option<String>>) {
+        let (action, detail) = (action.to_owned(), detail.into());
+        self.emit(LogEvent::Network(NetworkEvent { meta: self.meta(level), action, addr, detail }));
+    }
+
+    /// Something about a plugin.
+    pub fn plugin(&self, level: LogLevel, plugin: &str, action: &str, detail: impl Into<Option<String>>) {
+        let (plugin, action, detail) = (plugin.to_owned(), action.to_owned(), detail.into());
+        self.emit(LogEvent::Plugin(PluginEvent { meta: self.meta(level), plugin, action, detail }));
+    }
+
+    /// Anything else.
+    pub fn system(&self, level: LogLevel, action: &str, detail: impl Into<Option<String>>) {
+        let (action, detail) = (action.to_owned(), detail.into());
+        self.emit(LogEvent::System(SystemEvent { meta: self.meta(level), action, detail }));
+    }
+}

@@ -1,0 +1,267 @@
+//! What a plugin's request does, once granted. Texts from plugins are hostile input like any other: a message is parsed, gets
+//! this node's id as its sender, and is written anew, so that no plugin can put a second line on a peer's wire or speak in
+//! another's name.
+
+use crate::events::Emitter;
+use crate::network::peers::{Line, Sent};
+use crate::network::wire::{self, MAX_LINE};
+use crate::network::Network;
+use crate::plugins::grants::{Permission, Witness};
+use crate::plugins::logs::printable;
+use crate::plugins::Registry;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use thenodes::events::model::{LogEvent, LogLevel};
+use thenodes::events::LogSink;
+use thenodes::host::{Host, HostError, Notice, Request, Response};
+use thenodes::network::message::{Message, MessageType};
+use thenodes::network::PeerSource;
+use thenodes_ipc::{pack, Code, PluginName};
+
+/// Events a second that one plugin may emit; more are dropped and reported once a second.
+const EVENTS_PER_SECOND: u32 = 50;
+/// Largest event of a plugin, bytes.
+const MAX_EVENT: usize = 4096;
+/// Most addresses in one answer.
+const MAX_SAMPLE: usize = 256;
+
+/// The node as its plugins use it; one for each plugin.
+pub struct NodeHost {
+    plugin: PluginName,
+    network: Arc<OnceLock<Arc<Network>>>,
+    events: Emitter,
+    forwarder: Arc<Forwarder>,
+    rate: Mutex<Rate>,
+}
+
+#[derive(Default)]
+struct Rate {
+    second: Option<Instant>,
+    count: u32,
+}
+
+impl NodeHost {
+    /// A host for one plugin. The network is known later than the plugins.
+    pub fn new(
+        plugin: PluginName,
+        network: Arc<OnceLock<Arc<Network>>>,
+        events: Emitter,
+        forwarder: Arc<Forwarder>,
+    ) -> Self {
+        Self { plugin, network, events, forwarder, rate: Mutex::default() }
+    }
+
+    fn network(&self) -> Result<&Arc<Network>, HostError> {
+        self.network.get().ok_or_else(|| HostError::new(Code::Unavailable, "the node is still starting"))
+    }
+
+    /// One line for the wire from a plugin's text.
+    fn line(&self, network: &Network, text: &str) -> Result<Line, HostError> {
+        let invalid = |what: String| HostError::new(Code::InvalidInput, what);
+        if text.len() > MAX_LINE {
+            return Err(invalid(format!("a message of {} bytes; at most {MAX_LINE}", text.len())));
+        }
+        let mut message: Message = serde_json::from_str(text).map_err(|e| invalid(format!("not a message: {e}")))?;
+        message.validate().map_err(|what| invalid(what.into()))?;
+        match message.msg_type {
+            // The words with which nodes speak to each other are not a plugin's.
+            MessageType::Hello { .. } | MessageType::Heartbeat | MessageType::Disconnect => {
+                return Err(invalid(format!("plugins do not send {}", message.msg_type.token())));
+            }
+            _ => {}
+        }
+        message.from.clone_from(&network.local.node_id);
+        let line = wire::encode(&message);
+        if line.len() > MAX_LINE {
+            return Err(invalid(format!("a message of {} bytes; at most {MAX_LINE}", line.len())));
+        }
+        Ok(line.into())
+    }
+
+    fn sent(sent: Sent, to: &str) -> Result<Response, HostError> {
+        match sent {
+            Sent::Queued => Ok(Response::Done(1)),
+            Sent::Unknown => Err(HostError::new(Code::NotFound, format!("no connected peer {to}"))),
+            Sent::Full => {
+                Err(HostError::new(Code::ResourceExhausted, format!("the queue of peer {to} is full; it reads too slowly")))
+            }
+        }
+    }
+
+    fn emit(&self, mut event: LogEvent) {
+        let refused = match &mut event {
+            LogEvent::System(_) => None,
+            LogEvent::Plugin(event) => {
+                event.plugin = self.plugin.to_string();
+                None
+            }
+            LogEvent::TrustDecision(_) | LogEvent::Promotion(_) | LogEvent::Network(_) => {
+                Some("only system and plugin events may come from a plugin")
+            }
+        };
+        let size = pack::encode(&event).map_or(usize::MAX, |bytes| bytes.len());
+        let refused = refused.or((size > MAX_EVENT).then_some("an event of more than 4096 bytes"));
+        {
+            let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            if rate.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
+                if rate.count > EVENTS_PER_SECOND {
+                    let detail = format!("{} events dropped", rate.count - EVENTS_PER_SECOND);
+                    self.events.plugin(LogLevel::Warn, self.plugin.as_str(), "events_dropped", detail);
+                }
+                *rate = Rate { second: Some(now), count: 0 };
+            }
+            rate.count = rate.count.saturating_add(1);
+            if rate.count > EVENTS_PER_SECOND {
+                return;
+            }
+        }
+        if let Some(why) = refused {
+            self.events.plugin(LogLevel::Warn, self.plugin.as_str(), "event_refused", why.to_owned());
+            return;
+        }
+        let session = self.events.meta(LogLevel::Info).session_id;
+        let meta = event.meta_mut();
+        meta.component = format!("plugin.{}:{}", self.plugin, printable(&meta.component, 64));
+        meta.session_id = session;
+        self.events.emit(event);
+    }
+}
+
+#[async_trait::async_trait]
+impl Host for NodeHost {
+    async fn call(&self, request: Request) -> Result<Response, HostError> {
+        let network = self.network()?;
+        match request {
+            Request::Broadcast { text } => {
+                let line = self.line(network, &text)?;
+                let (took, full) = network.peers.broadcast(&line);
+                if full > 0 {
+                    let detail = format!("broadcast: the queues of {full} peers are full");
+                    self.events.plugin(LogLevel::Warn, self.plugin.as_str(), "message_dropped", detail);
+                }
+                Ok(Response::Done(took))
+            }
+            Request::SendToNode { node_id, text } => {
+                let line = self.line(network, &text)?;
+                Self::sent(network.peers.send_to_id(&node_id, line), &printable(&node_id, 128))
+            }
+            Request::SendToAddr { addr, text } => {
+                let line = self.line(network, &text)?;
+                Self::sent(network.peers.send_to_addr(&addr, line), &addr.to_string())
+            }
+            Request::ListPeers {} => Ok(Response::Peers(network.peers.list())),
+            Request::FindPeer { node_id: Some(id), addr } => {
+                Ok(Response::Peer(network.peers.by_id(&id).filter(|peer| addr.is_none_or(|addr| peer.addr == addr))))
+            }
+            Request::FindPeer { node_id: None, addr: Some(addr) } => Ok(Response::Peer(network.peers.by_addr(&addr))),
+            Request::FindPeer { node_id: None, addr: None } => {
+                Err(HostError::new(Code::InvalidInput, "peers.find needs node_id or addr"))
+            }
+            Request::RelayStats {} | Request::RelayQueueCaps {} => {
+                Err(HostError::new(Code::NotImplemented, "this release relays nothing"))
+            }
+            // A plugin does not say where its knowledge comes from.
+            Request::StoreInsert { addr, source: _ } => {
+                network.store.insert(addr, PeerSource::Manual).await;
+                Ok(Response::Done(1))
+            }
+            Request::StoreSuccess { addr, node_id, capabilities } => {
+                let short = |text: &String| text.len() <= 128;
+                let node_id = node_id.filter(short);
+                let capabilities = capabilities.filter(|list| list.len() <= 64 && list.iter().all(short));
+                network.store.mark_success_with_meta(&addr, node_id, capabilities).await;
+                Ok(Response::Done(1))
+            }
+            Request::StoreFailure { addr } => {
+                network.store.mark_failure(&addr).await;
+                Ok(Response::Done(1))
+            }
+            Request::StoreSample { count, exclude } => {
+                let exclude: HashSet<SocketAddr> = exclude.into_iter().take(4096).collect();
+                let count = usize::try_from(count).unwrap_or(usize::MAX).min(MAX_SAMPLE);
+                Ok(Response::Addrs(network.store.sample(count, &exclude).await))
+            }
+            Request::StoreRecords {} => Ok(Response::Records(network.store.records().await)),
+        }
+    }
+
+    fn notify(&self, notice: Notice) {
+        match notice {
+            Notice::Emit(event) => self.emit(*event),
+            Notice::SubscribeEvents => self.forwarder.subscribe(&self.plugin),
+            Notice::Log(_) => {} // stays with the plugin's log book, see `plugins::supervisor`
+        }
+    }
+}
+
+/// A sink that passes the node's events on to the plugins that asked for them.
+#[derive(Default)]
+pub struct Forwarder {
+    subscribers: Mutex<HashSet<PluginName>>,
+    plugins: OnceLock<Arc<Registry>>,
+}
+
+impl Forwarder {
+    /// Names the plugins, once they exist.
+    pub fn set_plugins(&self, plugins: Arc<Registry>) {
+        let _ = self.plugins.set(plugins);
+    }
+
+    fn subscribe(&self, plugin: &PluginName) {
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).insert(plugin.clone());
+    }
+}
+
+#[async_trait::async_trait]
+impl LogSink for Forwarder {
+    async fn handle(&self, event: &LogEvent) {
+        let Some(plugins) = self.plugins.get() else { return };
+        let subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if subscribers.is_empty() {
+            return;
+        }
+        let Ok(body) = pack::encode(event) else { return };
+        let body: Arc<[u8]> = body.into();
+        for plugin in plugins.all().filter(|plugin| subscribers.contains(&plugin.name)) {
+            // Its own events do not come back: a plugin that logs what it hears would never stop.
+            if !event.meta().component.starts_with(&format!("plugin.{}:", plugin.name)) {
+                plugin.notify("event", body.clone());
+            }
+        }
+    }
+}
+
+/// Reports refusals, at most one a second for each plugin and permission.
+pub struct DenialReporter {
+    events: Emitter,
+    last: Mutex<HashMap<(PluginName, Permission), (Instant, u64)>>,
+}
+
+impl DenialReporter {
+    /// A reporter to these events.
+    pub fn new(events: Emitter) -> Self {
+        Self { events, last: Mutex::default() }
+    }
+}
+
+impl Witness for DenialReporter {
+    fn denied(&self, plugin: &PluginName, permission: Permission, method: &str) {
+        let now = Instant::now();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // Bounded: there are as many entries as plugins times permissions.
+        let entry = last.entry((plugin.clone(), permission)).or_insert((now - Duration::from_secs(1), 0));
+        entry.1 += 1;
+        if now.duration_since(entry.0) >= Duration::from_secs(1) {
+            let detail = format!(
+                "method={} count={}; \"{permission}\" in [plugins.defaults] permissions would allow it",
+                printable(method, 64),
+                entry.1
+            );
+            *entry = (now, 0);
+            self.events.plugin(LogLevel::Warn, plugin.as_str(), "permission_denied", detail);
+        }
+    }
+}

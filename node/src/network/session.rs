@@ -1,0 +1,331 @@
+//! One peer: greeting, then a read loop and a write loop until one of them ends. The id is held by the session and by
+//! nothing else, so whatever ends a session frees the id.
+
+use super::channel::{secure, Bytes, ChannelError};
+use super::handshake::{hello, judge, Refusal};
+use super::peers::{Direction, Place};
+use super::wire::{encode, LineDecoder, WireError, MAX_HELLO, MAX_LINE};
+use super::{Inbound, Network, HANDSHAKE_DEADLINE, PROBE_INTERVAL, SILENCE, WRITE_DEADLINE};
+use crate::plugins::logs::printable;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thenodes::events::model::LogLevel;
+use thenodes::host::PeerInfo;
+use thenodes::network::message::{Message, MessageType, Payload};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{timeout, timeout_at, MissedTickBehavior};
+
+/// Texts of HEARTBEAT messages, since 0.3.
+const PROBE: &str = "liveness_probe_v1";
+const ANSWER: &str = "liveness_response_v1";
+/// Invalid lines after which a peer is taken for something else than a node.
+const MAX_INVALID: u32 = 100;
+/// Bytes read at once.
+const READ: usize = 16 * 1024;
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The peer was never greeted.
+    Refused(GreetingError),
+    /// It was, and the session ended.
+    Ended {
+        /// Who it was.
+        peer: Arc<PeerInfo>,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Why a connection has no peer.
+#[derive(Debug, thiserror::Error)]
+pub enum GreetingError {
+    /// No channel.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// A check of HELLO.
+    #[error(transparent)]
+    Hello(#[from] Refusal),
+    /// The first line was no message.
+    #[error("before HELLO: {0}")]
+    Wire(#[from] WireError),
+    /// It closed.
+    #[error("the peer closed the connection before HELLO: {0}")]
+    Closed(String),
+    /// It took too long.
+    #[error("no HELLO within {} s", HANDSHAKE_DEADLINE.as_secs())]
+    Deadline,
+}
+
+impl GreetingError {
+    fn action(&self) -> &'static str {
+        match self {
+            GreetingError::Channel(ChannelError::Tls(_)) => "secure_channel_failed",
+            GreetingError::Channel(ChannelError::Untrusted { .. }) => "secure_channel_refused",
+            GreetingError::Hello(refusal) => refusal.action(),
+            GreetingError::Wire(_) => "message_invalid",
+            GreetingError::Closed(_) => "peer_closed_connection",
+            GreetingError::Deadline => "handshake_timeout",
+        }
+    }
+}
+
+/// Carries one connection from TCP to its end. `stranger` is dropped when the peer is known, or refused.
+pub async fn carry<S>(
+    network: &Network,
+    tcp: TcpStream,
+    addr: SocketAddr,
+    direction: Direction,
+    stranger: S,
+) -> Outcome {
+    let greeted = match timeout(HANDSHAKE_DEADLINE, greet(network, tcp, addr, direction)).await {
+        Ok(greeted) => greeted,
+        Err(_) => Err(GreetingError::Deadline),
+    };
+    drop(stranger);
+    let (stream, decoder, place) = match greeted {
+        Ok(greeted) => greeted,
+        Err(error) => {
+            let detail = printable(&error.to_string(), 500);
+            let level = match error {
+                GreetingError::Hello(Refusal::Duplicate(_)) => LogLevel::Debug,
+                _ => LogLevel::Warn,
+            };
+            let role = direction.word();
+            network.events.network(level, error.action(), Some(addr.to_string()), format!("{role}: {detail}"));
+            return Outcome::Refused(error);
+        }
+    };
+    let peer = place.info.clone();
+    let connected = format!("node_id={} direction={}", peer.node_id, direction.word());
+    network.events.network(LogLevel::Info, "app_handshake_success", Some(addr.to_string()), connected);
+    let why = run(network, stream, decoder, place).await;
+    let detail = format!("node_id={} reason={}", peer.node_id, printable(&why, 300));
+    network.events.network(LogLevel::Info, "peer_disconnected", Some(addr.to_string()), detail);
+    Outcome::Ended { peer, why }
+}
+
+type Greeted = (Box<dyn Bytes>, LineDecoder, Place);
+
+async fn greet(
+    network: &Network,
+    tcp: TcpStream,
+    addr: SocketAddr,
+    direction: Direction,
+) -> Result<Greeted, GreetingError> {
+    let closed = |e: std::io::Error| GreetingError::Closed(e.to_string());
+    let own = tcp.local_addr().map_err(closed)?;
+    let mut stream = secure(network, tcp, addr, direction).await?;
+    // The acceptor speaks first.
+    if direction == Direction::Inbound {
+        stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;
+        stream.flush().await.map_err(closed)?;
+    }
+    let mut decoder = LineDecoder::new(MAX_HELLO);
+    let mut buffer = vec![0; 4096];
+    let first = loop {
+        if let Some(message) = decoder.next()? {
+            break message;
+        }
+        match stream.read(&mut buffer).await {
+            Ok(0) => return Err(GreetingError::Closed("end of stream".into())),
+            Ok(count) => decoder.push(&buffer[..count]),
+            Err(error) => return Err(closed(error)),
+        }
+    };
+    let greeted = judge(&network.local, &first)?;
+    if direction == Direction::Outbound {
+        stream.write_all(&encode(&hello(&network.local, own, &first.from))).await.map_err(closed)?;
+        stream.flush().await.map_err(closed)?;
+    }
+    let info = PeerInfo { node_id: greeted.node_id, addr, capabilities: greeted.capabilities };
+    let place = network
+        .peers
+        .take(info, direction, Instant::now())
+        .map_err(|info| GreetingError::Hello(Refusal::Duplicate(info.node_id)))?;
+    decoder.set_max(MAX_LINE);
+    if direction == Direction::Outbound {
+        let (id, capabilities) = (place.info.node_id.clone(), place.info.capabilities.clone());
+        network.store.mark_success_with_meta(&addr, Some(id), Some(capabilities)).await;
+    } else if let Some(listens) = greeted.listen_addr.and_then(|text| text.parse::<SocketAddr>().ok()) {
+        // Where it listens is its own word: kept only if it speaks of the address it really has.
+        if listens.ip() == addr.ip() && listens.port() != 0 {
+            let (id, capabilities) = (place.info.node_id.clone(), place.info.capabilities.clone());
+            network.store.mark_success_with_meta(&listens, Some(id), Some(capabilities)).await;
+        }
+    }
+    Ok((stream, decoder, place))
+}
+
+/// Reads and writes until the end; says why it ended.
+async fn run(network: &Network, stream: Box<dyn Bytes>, decoder: LineDecoder, place: Place) -> String {
+    let (reader, writer) = tokio::io::split(stream);
+    let (heartbeat_in, heartbeats) = mpsc::channel(4);
+    let peer = place.info.clone();
+    let mut writing = std::pin::pin!(write(network, place, writer, heartbeats));
+    let reading = read(network, &peer, reader, decoder, heartbeat_in);
+    tokio::select! {
+        why = reading => {
+            // The writer sees the heartbeat channel close and says goodbye: close_notify frees the id at a TLS peer at once.
+            let _ = timeout(Duration::from_millis(500), &mut writing).await;
+            why
+        }
+        why = &mut writing => why,
+    }
+}
+
+async fn read(
+    network: &Network,
+    peer: &Arc<PeerInfo>,
+    mut reader: impl AsyncRead + Unpin,
+    mut decoder: LineDecoder,
+    answer: mpsc::Sender<Message>,
+) -> String {
+    let mut buffer = vec![0; READ];
+    let mut invalid = 0;
+    let mut answers_probes = false;
+    let mut heard = tokio::time::Instant::now();
+    let addr = || Some(peer.addr.to_string());
+    loop {
+        loop {
+            match decoder.next() {
+                Ok(None) => break,
+                Ok(Some(message)) => match sort(message, peer, network) {
+                    Sorted::Probe(reply) => drop(answer.try_send(reply)),
+                    Sorted::Alive => answers_probes = true,
+                    Sorted::Goodbye => return "the peer said DISCONNECT".into(),
+                    Sorted::Nothing => {}
+                    Sorted::Up(message) => {
+                        let inbound = Inbound { peer: peer.clone(), message };
+                        // Waiting here holds up this peer only.
+                        if network.up.send(inbound).await.is_err() {
+                            return "the node is shutting down".into();
+                        }
+                    }
+                },
+                Err(error) => {
+                    let detail = printable(&error.to_string(), 300);
+                    network.events.network(LogLevel::Warn, "message_invalid", addr(), detail.clone());
+                    invalid += 1;
+                    if error.is_fatal() {
+                        return detail;
+                    }
+                    if invalid >= MAX_INVALID {
+                        return format!("{invalid} invalid lines");
+                    }
+                }
+            }
+        }
+        let patience = if answers_probes { heard + SILENCE } else { tokio::time::Instant::now() + Duration::from_secs(86_400) };
+        match timeout_at(patience, reader.read(&mut buffer)).await {
+            Ok(Ok(0)) => return "the peer closed the connection".into(),
+            // An end without close_notify is how upstream ends; the operating system's word is enough.
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return "the peer closed the connection".into();
+            }
+            Ok(Err(error)) => return format!("reading: {error}"),
+            Ok(Ok(count)) => {
+                heard = tokio::time::Instant::now();
+                decoder.push(&buffer[..count]);
+            }
+            Err(_) => {
+                network.events.network(LogLevel::Warn, "peer_unresponsive", addr(), format!("node_id={}", peer.node_id));
+                return format!("silent for {} s", SILENCE.as_secs());
+            }
+        }
+    }
+}
+
+/// What a message of a greeted peer leads to.
+enum Sorted {
+    /// Answer with this.
+    Probe(Message),
+    /// It answered our probe, so its silence would mean something.
+    Alive,
+    /// It closes.
+    Goodbye,
+    /// Nothing for anybody.
+    Nothing,
+    /// For plugins.
+    Up(Message),
+}
+
+fn sort(mut message: Message, peer: &PeerInfo, network: &Network) -> Sorted {
+    match &message.msg_type {
+        MessageType::Heartbeat => match &message.payload {
+            // Only the peer itself is answered: a probe in another name would keep a dead id alive.
+            Some(Payload::Text(text)) if text == PROBE && message.from == peer.node_id => {
+                Sorted::Probe(heartbeat(network, &peer.node_id, ANSWER))
+            }
+            Some(Payload::Text(text)) if text == ANSWER && message.from == peer.node_id => Sorted::Alive,
+            Some(Payload::Text(text)) if text == PROBE || text == ANSWER => Sorted::Nothing,
+            _ => Sorted::Up(message),
+        },
+        MessageType::Hello { .. } => {
+            network.events.network(LogLevel::Debug, "duplicate_hello_ignored", Some(peer.addr.to_string()), None);
+            Sorted::Nothing
+        }
+        MessageType::Disconnect => Sorted::Goodbye,
+        MessageType::Text(_) | MessageType::Extension { .. } => {
+            // The envelope's `from` is a claim; the connection is a proof.
+            message.from.clone_from(&peer.node_id);
+            Sorted::Up(message)
+        }
+        _ => Sorted::Up(message),
+    }
+}
+
+fn heartbeat(network: &Network, to: &str, text: &str) -> Message {
+    let payload = Some(Payload::Text(text.into()));
+    Message::new(&network.local.node_id, to, MessageType::Heartbeat, payload, Some(network.local.realm.clone()))
+}
+
+async fn write(
+    network: &Network,
+    mut place: Place,
+    mut writer: impl AsyncWrite + Unpin,
+    mut heartbeats: mpsc::Receiver<Message>,
+) -> String {
+    let peer = place.info.clone();
+    // The first probe goes out at once: whoever answers it can be expected to answer the next ones.
+    let mut probes = tokio::time::interval(PROBE_INTERVAL);
+    probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let why = loop {
+        let line: super::peers::Line = tokio::select! {
+            biased;
+            asked = place.closing.wait_for(|close| *close) => match asked {
+                Ok(_) => break "closed by this node".to_owned(),
+                Err(_) => break "replaced by another connection".to_owned(),
+            },
+            reply = heartbeats.recv() => match reply {
+                Some(reply) => encode(&reply).into(),
+                None => break "the peer has gone".to_owned(),
+            },
+            _ = probes.tick() => encode(&heartbeat(network, &peer.node_id, PROBE)).into(),
+            line = place.queue.recv() => match line {
+                Some(line) => line,
+                None => break "closed by this node".to_owned(),
+            },
+        };
+        let write = async {
+            writer.write_all(&line).await?;
+            writer.flush().await
+        };
+        match timeout(WRITE_DEADLINE, write).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => break format!("writing: {error}"),
+            Err(_) => break format!("the peer took no data for {} s", WRITE_DEADLINE.as_secs()),
+        }
+    };
+    let goodbye = async {
+        let realm = Some(network.local.realm.clone());
+        let message = Message::new(&network.local.node_id, &peer.node_id, MessageType::Disconnect, None, realm);
+        writer.write_all(&encode(&message)).await?;
+        writer.shutdown().await
+    };
+    let _ = timeout(Duration::from_secs(1), goodbye).await;
+    why
+}

@@ -1,0 +1,306 @@
+//! A node from start to end: the only file that knows every part. Start and shutdown are written once, in order.
+
+use crate::admin;
+use crate::config::{Config, ConfigError, Raw};
+use crate::events::{Bus, Console, Emitter, JsonLines};
+use crate::host::api::{DenialReporter, Forwarder, NodeHost};
+use crate::host::inbound;
+use crate::identity;
+use crate::network::peers::PeerTable;
+use crate::network::{dialer, listener, Local, Network, INBOUND_QUEUE};
+use crate::plugins::grants::{Granted, Permission, Verdict};
+use crate::plugins::process::find_runner;
+use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
+use crate::plugins::Registry;
+use crate::security::{pki, tls::Tls};
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use thenodes::config::ConfigDefaults;
+use thenodes::events::model::LogLevel;
+use thenodes::events::LogSink;
+use thenodes::host::NodeInfo;
+use thenodes::network::PeerStore;
+use thenodes_ipc::pack;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+/// How long the start waits for plugins to register, and then to be Ready, before it goes on without the slow ones.
+const PLUGIN_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a shutdown waits for plugins.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Identity.
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Pki(#[from] pki::PkiError),
+    /// TLS.
+    #[error("TLS with the own certificate: {0}")]
+    Tls(#[from] rustls::Error),
+    /// Plugins as a whole.
+    #[error("plugins: {0}")]
+    Plugins(String),
+    /// The listening socket.
+    #[error("listening on {addr}: {source}; is another node running, or [port] taken?")]
+    Listen {
+        /// Address and port.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The event file.
+    #[error("event log {path}: {source}")]
+    EventLog {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The admin socket.
+    #[error("admin socket: {0}")]
+    Admin(String),
+}
+
+/// A running node.
+pub struct Node {
+    /// The configuration in force, plugin defaults included.
+    pub config: Config,
+    /// Network.
+    pub network: Arc<Network>,
+    /// Plugins.
+    pub plugins: Arc<Registry>,
+    /// How plugins are run.
+    pub policy: Arc<Policy>,
+    /// Address that it listens on.
+    pub listening: SocketAddr,
+    bus: Arc<Bus>,
+    events: Emitter,
+    network_tasks: JoinSet<()>,
+    admin: Option<admin::Server>,
+}
+
+impl Node {
+    /// Starts a node.
+    pub async fn start(mut raw: Raw) -> Result<Node, StartError> {
+        // 1. What plugins cannot change: where events go, and how plugins are run.
+        let early = raw.clone().validate()?;
+        let log = &early.logging;
+        let json = JsonLines::open(&log.json_path, log.json_max_bytes, log.json_rotate)
+            .map_err(|source| StartError::EventLog { path: log.json_path.display().to_string(), source })?;
+        let mut sinks: Vec<Arc<dyn LogSink>> = vec![Arc::new(json)];
+        if log.console {
+            sinks.push(Arc::new(Console));
+        }
+        let bus = Bus::start(sinks);
+        let events = Emitter::new(bus.handle(), "node");
+        for what in &early.without_effect {
+            events.system(LogLevel::Warn, "config_key_without_effect", what.clone());
+        }
+
+        // 2. Plugins come first: they may suggest configuration that the network needs.
+        let runner = find_runner(early.plugins.runner.as_deref()).map_err(StartError::Plugins)?;
+        let policy = Arc::new(Policy {
+            runner,
+            limits: early.plugins.limits,
+            required: early.plugins.required,
+            grants: early.plugins.grants.clone(),
+            uid_base: early.plugins.uid_base,
+        });
+        let network_later: Arc<OnceLock<Arc<Network>>> = Arc::default();
+        let (info_out, info) = watch::channel(None);
+        let forwarder = Arc::new(Forwarder::default());
+        let witness = Arc::new(DenialReporter::new(events.clone()));
+        let observer: Arc<dyn Observer> = Arc::new(PluginEvents(events.clone()));
+        let plugins = Registry::start(&early.plugins.dir, &policy, |name, slot| {
+            let host = NodeHost::new(name.clone(), network_later.clone(), events.clone(), forwarder.clone());
+            let granted = Granted::new(name.clone(), policy.grants.clone(), Arc::new(host), witness.clone());
+            Surroundings {
+                policy: policy.clone(),
+                host: Arc::new(granted),
+                observer: observer.clone(),
+                info: info.clone(),
+                slot,
+            }
+        });
+        let plugins = plugins.map_err(|e| StartError::Plugins(format!("{}: {e}", early.plugins.dir.display())))?;
+        let plugins = Arc::new(plugins);
+        for rejected in &plugins.rejected {
+            let name = rejected.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            events.plugin(LogLevel::Error, &name, "rejected", rejected.reason.clone());
+        }
+        forwarder.set_plugins(plugins.clone());
+        bus.add_sinks(vec![forwarder]);
+        plugins.wait_registered(PLUGIN_PATIENCE).await;
+        take_suggestions(&mut raw, &plugins, &policy, &events);
+
+        // 3. Who we are, and whom we trust.
+        let config = raw.validate()?;
+        let (node_id, source) = identity::resolve(&config.node)?;
+        events.system(LogLevel::Info, "identity_resolved", format!("node_id={node_id} source={source:?}"));
+        let security = match &config.encryption {
+            None => {
+                let text = "[encryption] enabled = false: everything on the wire is readable and nobody is authenticated";
+                events.system(LogLevel::Warn, "plaintext", text.to_owned());
+                None
+            }
+            Some(encryption) => {
+                if pki::ensure(encryption, &node_id, &config.realm)? {
+                    let path = encryption.own_certificate.display();
+                    events.system(LogLevel::Info, "certificate_created", format!("{path} for node {node_id}"));
+                }
+                let own = pki::load(encryption)?;
+                events.system(LogLevel::Info, "certificate_loaded", format!("fingerprint={}", own.fingerprint));
+                Some((Tls::new(&own, encryption.mtls)?, encryption.clone()))
+            }
+        };
+
+        // 4. The network, listening before anybody is dialed.
+        let addr = SocketAddr::new(config.bind_address, config.port);
+        let socket = listener::bind(addr).await.map_err(|source| StartError::Listen { addr, source })?;
+        let listening = socket.local_addr().map_err(|source| StartError::Listen { addr, source })?;
+        let (up, inbound) = mpsc::channel(INBOUND_QUEUE);
+        let config_flag =
+            config.file.as_ref().map_or_else(String::new, |file| format!("--config {} ", file.display()));
+        let network = Arc::new(Network {
+            local: Local {
+                node_id: node_id.clone(),
+                realm: config.realm.clone(),
+                node_type: config.node.node_type.clone(),
+                capabilities: config.capabilities.clone(),
+                port: listening.port(),
+                allowed_node_types: config.allowed_node_types.clone(),
+            },
+            peers: PeerTable::new(&node_id),
+            store: PeerStore::new(),
+            security,
+            events: Emitter::new(bus.handle(), "network"),
+            trust_command: format!("thenodes {config_flag}trust add"),
+            up,
+        });
+        let _ = network_later.set(network.clone());
+        events.network(LogLevel::Info, "listener_bind", Some(listening.to_string()), None);
+        let mut network_tasks = JoinSet::new();
+        network_tasks.spawn(listener::listen(network.clone(), socket));
+        network_tasks.spawn(inbound::distribute(inbound, plugins.clone(), policy.clone(), network.events.clone()));
+        for target in &config.bootstrap_nodes {
+            network_tasks.spawn(dialer::keep(network.clone(), target.clone()));
+        }
+
+        // 5. Plugins may now be told who the node is, and begin.
+        let info = NodeInfo {
+            plugin: String::new(),
+            node_id,
+            realm: config.realm.clone(),
+            node_type: config.node.node_type.clone(),
+            session_id: bus.handle().session_id().unwrap_or_default(),
+        };
+        info_out.send_replace(Some(Arc::new(info)));
+        plugins.wait_settled(PLUGIN_PATIENCE).await;
+
+        // 6. Operators.
+        let view = admin::View::new(network.clone(), plugins.clone(), policy.clone(), events.clone());
+        let admin = admin::Server::start(&config.admin_socket, view).await.map_err(StartError::Admin)?;
+        Ok(Node { config, network, plugins, policy, listening, bus, events, network_tasks, admin: Some(admin) })
+    }
+
+    /// One line about what is up, for the service manager and for people.
+    pub fn summary(&self) -> String {
+        let ready = self.plugins.all().filter(|p| p.with_status(|s| s.state.word() == "Ready")).count();
+        let all = self.plugins.all().count();
+        format!(
+            "node {} listens on {}, {ready} of {all} plugins ready, {} files rejected",
+            self.network.local.node_id,
+            self.listening,
+            self.plugins.rejected.len()
+        )
+    }
+
+    /// What the admin socket serves, for the prompt.
+    pub fn view(&self) -> admin::View {
+        admin::View::new(self.network.clone(), self.plugins.clone(), self.policy.clone(), self.events.clone())
+    }
+
+    /// Ends everything, in order.
+    pub async fn shut_down(mut self) {
+        self.events.system(LogLevel::Info, "shutting_down", None);
+        // No new orders and no new peers.
+        if let Some(admin) = self.admin.take() {
+            admin.stop().await;
+        }
+        // Plugins first: what they still want to say needs the peers.
+        self.plugins.stop(STOP_PATIENCE).await;
+        // Every peer hears DISCONNECT; sessions end by themselves.
+        self.network.peers.close_all();
+        let mut changes = self.network.peers.changes();
+        let gone = async {
+            while !self.network.peers.list().is_empty() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), gone).await;
+        self.network_tasks.shutdown().await;
+        // Last of all the log, so that it tells about all of the above.
+        self.events.system(LogLevel::Info, "stopped", None);
+        self.bus.stop().await;
+    }
+}
+
+/// Takes what plugins suggest, in the order of their names, and reports what became of it.
+fn take_suggestions(raw: &mut Raw, plugins: &Registry, policy: &Policy, events: &Emitter) {
+    let granted = matches!(policy.grants.holds(Permission::ConfigDefaults), Verdict::Granted);
+    for plugin in plugins.all() {
+        let Some(registration) = plugin.status().registration else { continue };
+        if registration.config_defaults.is_empty() {
+            continue;
+        }
+        let name = plugin.name.as_str();
+        if !granted {
+            events.plugin(LogLevel::Warn, name, "permission_denied", "config.defaults".to_owned());
+            continue;
+        }
+        let list: Vec<ConfigDefaults> = match pack::decode(&registration.config_defaults) {
+            Ok(list) => list,
+            Err(error) => {
+                events.plugin(LogLevel::Warn, name, "config_defaults_invalid", error.to_string());
+                continue;
+            }
+        };
+        for defaults in list {
+            let before = raw.clone();
+            let applied = raw.suggest(defaults);
+            // A suggestion that makes the configuration impossible must not keep the node from starting.
+            if let Err(error) = raw.clone().validate() {
+                *raw = before;
+                events.plugin(LogLevel::Warn, name, "config_defaults_invalid", error.to_string());
+                continue;
+            }
+            if !applied.taken.is_empty() {
+                let detail = format!("plugin={name} {}", applied.taken.join(","));
+                events.system(LogLevel::Info, "plugin_config_defaults_applied", detail);
+            }
+            for (key, why) in applied.refused {
+                events.plugin(LogLevel::Info, name, "config_default_refused", format!("{key}: {why}"));
+            }
+        }
+    }
+}
+
+/// Turns changes of plugins into events.
+struct PluginEvents(Emitter);
+
+impl Observer for PluginEvents {
+    fn changed(&self, change: Change) {
+        let level = if change.bad { LogLevel::Error } else { LogLevel::Info };
+        self.0.plugin(level, change.plugin.as_str(), change.action, change.detail);
+    }
+}

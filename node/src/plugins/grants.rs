@@ -1,0 +1,202 @@
+//! What a plugin may ask for: a pure judgement per request, and the wrapper around the node's `Host` that carries it out.
+//! Default deny: a request that no grant covers is refused by name, counted, and reported.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use thenodes::host::{Host, HostError, Notice, Request, Response};
+use thenodes_ipc::{Code, PluginName};
+
+/// A permission by its name in configuration and manifests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Permission {
+    /// Messages from peers reach the plugin.
+    MessageReceive,
+    /// The plugin sends messages to peers.
+    MessageSend,
+    /// The plugin has a prompt.
+    CommandRegister,
+    /// The plugin sees connected peers and known addresses.
+    PeersRead,
+    /// The plugin adds to the known addresses.
+    PeersWrite,
+    /// The plugin's events reach the node's sinks.
+    EventsEmit,
+    /// The plugin receives the node's events.
+    EventsSubscribe,
+    /// The plugin suggests configuration defaults.
+    ConfigDefaults,
+}
+
+impl Permission {
+    /// All of them.
+    pub const ALL: [Permission; 8] = [
+        Permission::MessageReceive,
+        Permission::MessageSend,
+        Permission::CommandRegister,
+        Permission::PeersRead,
+        Permission::PeersWrite,
+        Permission::EventsEmit,
+        Permission::EventsSubscribe,
+        Permission::ConfigDefaults,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Permission::MessageReceive => "message.receive",
+            Permission::MessageSend => "message.send",
+            Permission::CommandRegister => "command.register",
+            Permission::PeersRead => "peers.read",
+            Permission::PeersWrite => "peers.write",
+            Permission::EventsEmit => "events.emit",
+            Permission::EventsSubscribe => "events.subscribe",
+            Permission::ConfigDefaults => "config.defaults",
+        }
+    }
+
+    /// The permission of this name.
+    pub fn parse(name: &str) -> Option<Permission> {
+        Permission::ALL.into_iter().find(|permission| permission.name() == name)
+    }
+}
+
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What one plugin was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grants {
+    given: BTreeSet<Permission>,
+}
+
+/// A judgement. A request is carried out only behind [`Verdict::Granted`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// Go on.
+    Granted,
+    /// No: this one is missing.
+    Denied(Permission),
+}
+
+impl Grants {
+    /// These permissions and no others.
+    pub fn new(given: impl IntoIterator<Item = Permission>) -> Self {
+        Self { given: given.into_iter().collect() }
+    }
+
+    /// Judges one permission.
+    pub fn holds(&self, permission: Permission) -> Verdict {
+        if self.given.contains(&permission) {
+            Verdict::Granted
+        } else {
+            Verdict::Denied(permission)
+        }
+    }
+
+    /// Judges a request.
+    pub fn judge(&self, request: &Request) -> Verdict {
+        self.holds(match request {
+            Request::Broadcast { .. } | Request::SendToNode { .. } | Request::SendToAddr { .. } => {
+                Permission::MessageSend
+            }
+            Request::ListPeers {}
+            | Request::FindPeer { .. }
+            | Request::RelayStats {}
+            | Request::RelayQueueCaps {}
+            | Request::StoreSample { .. }
+            | Request::StoreRecords {} => Permission::PeersRead,
+            Request::StoreInsert { .. } | Request::StoreSuccess { .. } | Request::StoreFailure { .. } => {
+                Permission::PeersWrite
+            }
+        })
+    }
+
+    /// Judges a notice. A log line needs no grant.
+    pub fn judge_notice(&self, notice: &Notice) -> Verdict {
+        match notice {
+            Notice::Log(_) => Verdict::Granted,
+            Notice::Emit(_) => self.holds(Permission::EventsEmit),
+            Notice::SubscribeEvents => self.holds(Permission::EventsSubscribe),
+        }
+    }
+}
+
+/// Whoever hears about refusals.
+pub trait Witness: Send + Sync {
+    /// A plugin was refused.
+    fn denied(&self, plugin: &PluginName, permission: Permission, method: &str);
+}
+
+/// The node as one plugin may use it.
+pub struct Granted {
+    plugin: PluginName,
+    grants: Grants,
+    inner: Arc<dyn Host>,
+    witness: Arc<dyn Witness>,
+}
+
+impl Granted {
+    /// Puts the judgement in front of a host.
+    pub fn new(plugin: PluginName, grants: Grants, inner: Arc<dyn Host>, witness: Arc<dyn Witness>) -> Self {
+        Self { plugin, grants, inner, witness }
+    }
+
+    fn denied(&self, permission: Permission, method: &str) -> HostError {
+        self.witness.denied(&self.plugin, permission, method);
+        HostError::new(
+            Code::PermissionDenied,
+            format!(
+                "plugin {} has no permission {permission} for {method}; add \"{permission}\" to [plugins.defaults] permissions to allow it",
+                self.plugin
+            ),
+        )
+    }
+}
+
+#[async_trait::async_trait]
+impl Host for Granted {
+    async fn call(&self, request: Request) -> Result<Response, HostError> {
+        match self.grants.judge(&request) {
+            Verdict::Granted => self.inner.call(request).await,
+            Verdict::Denied(permission) => Err(self.denied(permission, request.method())),
+        }
+    }
+
+    fn notify(&self, notice: Notice) {
+        match self.grants.judge_notice(&notice) {
+            Verdict::Granted => self.inner.notify(notice),
+            Verdict::Denied(permission) => {
+                let _ = self.denied(permission, "a notice");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_grant_nothing_passes_and_each_grant_opens_only_its_own_door() {
+        let send = Request::Broadcast { text: "{}".into() };
+        assert_eq!(Grants::new([]).judge(&send), Verdict::Denied(Permission::MessageSend));
+        assert_eq!(Grants::new([Permission::MessageSend]).judge(&send), Verdict::Granted);
+        let reader = Grants::new([Permission::PeersRead]);
+        assert_eq!(reader.judge(&send), Verdict::Denied(Permission::MessageSend));
+        assert_eq!(reader.judge(&Request::ListPeers {}), Verdict::Granted);
+        assert_eq!(reader.judge_notice(&Notice::SubscribeEvents), Verdict::Denied(Permission::EventsSubscribe));
+    }
+
+    #[test]
+    fn every_permission_is_found_by_its_name() {
+        for permission in Permission::ALL {
+            assert_eq!(Permission::parse(permission.name()), Some(permission));
+        }
+        assert_eq!(Permission::parse("root"), None);
+    }
+}

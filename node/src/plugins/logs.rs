@@ -1,0 +1,176 @@
+//! What plugins print. Lines come through a pipe from a process that may print anything at any rate: each is cut, made safe
+//! for a terminal, rate-limited per plugin, and kept in a bounded book for `thenodes plugin logs`.
+
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use thenodes_ipc::{limits, PluginName};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Lines kept per plugin.
+pub const KEPT: usize = 256;
+/// Lines a second per plugin; more are dropped and counted.
+pub const PER_SECOND: u32 = 100;
+
+/// One line of a plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// Which process of the plugin.
+    pub generation: u32,
+    /// `error` to `trace`; stdout is `info`, stderr is `warn`.
+    pub level: String,
+    /// `stdout`, `stderr`, `node`, or the module of a `log` macro.
+    pub source: String,
+    /// The text, printable.
+    pub text: String,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    lines: VecDeque<Line>,
+    dropped: u64,
+    second: Option<Instant>,
+    in_second: u32,
+}
+
+/// The book of one plugin.
+#[derive(Debug)]
+pub struct LogBook {
+    plugin: PluginName,
+    book: Mutex<Book>,
+}
+
+impl LogBook {
+    /// An empty book.
+    pub fn new(plugin: PluginName) -> Self {
+        Self { plugin, book: Mutex::default() }
+    }
+
+    /// Takes one line, unless the plugin talks too fast.
+    pub fn add(&self, generation: u32, level: &str, source: &str, text: &str) {
+        let level = match level {
+            "error" | "warn" | "info" | "debug" | "trace" => level,
+            _ => "info",
+        };
+        let line = Line {
+            at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64),
+            generation,
+            level: level.into(),
+            source: printable(source, 128),
+            text: printable(text, limits::MAX_LOG_LINE),
+        };
+        {
+            let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            if book.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
+                book.second = Some(now);
+                book.in_second = 0;
+            }
+            book.in_second = book.in_second.saturating_add(1);
+            // The node's own lines are few and say why a plugin died: they always fit.
+            if book.in_second > PER_SECOND && source != "node" {
+                book.dropped += 1;
+                return;
+            }
+            if book.lines.len() >= KEPT {
+                book.lines.pop_front();
+            }
+            book.lines.push_back(line.clone());
+        }
+        let (plugin, source, text) = (self.plugin.as_str(), &line.source, &line.text);
+        match level {
+            "error" => tracing::error!(target: "plugin", plugin, source, "{text}"),
+            "warn" => tracing::warn!(target: "plugin", plugin, source, "{text}"),
+            "info" => tracing::info!(target: "plugin", plugin, source, "{text}"),
+            _ => tracing::debug!(target: "plugin", plugin, source, "{text}"),
+        }
+    }
+
+    /// The last `count` lines, oldest first, and how many were dropped since the start.
+    pub fn last(&self, count: usize) -> (Vec<Line>, u64) {
+        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let skip = book.lines.len().saturating_sub(count);
+        (book.lines.iter().skip(skip).cloned().collect(), book.dropped)
+    }
+}
+
+/// Makes text safe to print: control characters become visible, and the rest beyond `limit` bytes is cut and said to be.
+pub fn printable(text: &str, limit: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(limit));
+    for c in text.chars() {
+        if out.len() >= limit {
+            out.push_str("… (cut)");
+            break;
+        }
+        match c {
+            '\t' => out.push(' '),
+            // Control characters, and the ones that turn the direction of text around.
+            c if c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+                out.extend(c.escape_default());
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Reads a log pipe to its end, line by line, holding at most one line of [`limits::MAX_LOG_LINE`] bytes.
+pub async fn follow(mut pipe: impl AsyncRead + Unpin, mut take: impl FnMut(&str)) {
+    let mut line: Vec<u8> = Vec::new();
+    let mut buffer = vec![0; 8 * 1024];
+    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+        for piece in buffer[..count].split_inclusive(|byte| *byte == b'\n') {
+            let (text, ends) = match piece.split_last() {
+                Some((b'\n', text)) => (text, true),
+                _ => (piece, false),
+            };
+            // One byte more than fits tells `printable` that there was more.
+            let room = (limits::MAX_LOG_LINE + 1).saturating_sub(line.len());
+            line.extend_from_slice(&text[..text.len().min(room)]);
+            if ends {
+                take(&String::from_utf8_lossy(&line));
+                line.clear();
+            }
+        }
+    }
+    if !line.is_empty() {
+        take(&String::from_utf8_lossy(&line));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_cannot_touch_the_terminal_or_pose_as_two() {
+        assert_eq!(printable("a\u{1b}[31m\nb\u{202e}c\td", 100), "a\\u{1b}[31m\\nb\\u{202e}c d");
+        assert_eq!(printable("abcdef", 3), "abc… (cut)");
+    }
+
+    #[test]
+    fn a_flood_is_counted_and_the_nodes_own_line_still_fits() {
+        let book = LogBook::new(PluginName::new("x").expect("a name"));
+        for n in 0..1000 {
+            book.add(1, "info", "stdout", &format!("{n}"));
+        }
+        book.add(1, "error", "node", "why it died");
+        let (lines, dropped) = book.last(1000);
+        assert!(lines.len() <= KEPT && dropped >= 1000 - 2 * u64::from(PER_SECOND), "{dropped}");
+        assert_eq!(lines.last().map(|line| line.text.as_str()), Some("why it died"));
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_cut_and_holds_no_more_than_its_limit() {
+        let mut seen = Vec::new();
+        let endless = vec![b'x'; 1 << 20];
+        follow(&endless[..], |line| seen.push(line.len())).await;
+        assert_eq!(seen, [limits::MAX_LOG_LINE + 1]);
+        let mut seen = Vec::new();
+        follow(&b"one\ntwo\n\nthree"[..], |line| seen.push(line.to_owned())).await;
+        assert_eq!(seen, ["one", "two", "", "three"]);
+    }
+}

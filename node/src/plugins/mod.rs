@@ -1,0 +1,15 @@
+//! The plugin wing: files become images, images become confined processes, processes are supervised, and whatever comes
+//! back over their links is hostile input until door 2 ([`link`]) has read it and [`grants`] has judged it.
+//!
+//! This wing does not know the network: it sees the rest of the node only as the SDK's `Host` trait.
+
+pub mod grants;
+pub mod image;
+pub mod lifecycle;
+pub mod link;
+pub mod logs;
+pub mod process;
+pub mod registry;
+pub mod supervisor;
+
+pub use registry::Registry;

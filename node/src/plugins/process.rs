@@ -1,0 +1,119 @@
+//! Starts runner processes. Never by `fork` from the node (a large node pays for its page tables): the standard library's
+//! spawn without closures uses vfork-like `posix_spawn`. The runner gets a socket as standard input, two pipes, an empty
+//! environment, and nothing else; the library travels as sealed descriptors with the first frame.
+
+use super::image::{Image, Sealed};
+use interprocess::os::unix::uds_local_socket::tokio::Stream;
+use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags, UnixAddr};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use thenodes_ipc::launch::{Needed, NodeHello, ProcessLimits, Versions};
+use thenodes_ipc::{limits, pack, Frame, Generation, PluginName};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+
+/// A runner that was just started; it has `hello` and nothing else.
+pub struct Started {
+    /// The process; killed when dropped.
+    pub child: Child,
+    /// The node's end of the link.
+    pub stream: Stream,
+    /// Log pipes.
+    pub stdout: ChildStdout,
+    /// Log pipes.
+    pub stderr: ChildStderr,
+}
+
+/// Where the runner program is: beside the node's own, or where packages put it.
+pub fn find_runner(configured: Option<&Path>) -> Result<PathBuf, String> {
+    if let Some(path) = configured {
+        return if path.is_file() {
+            Ok(path.into())
+        } else {
+            Err(format!("[plugins] runner = {}: no such file", path.display()))
+        };
+    }
+    let name = "thenodes-runner";
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(name)));
+    // Test and benchmark programs live one directory below the binaries.
+    let above = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join(name)));
+    let candidates = [beside, above, Some(Path::new("/usr/libexec/thenodes").join(name)), Some(Path::new("/usr/bin").join(name))];
+    let found = candidates.iter().flatten().find(|path| path.is_file()).cloned();
+    found.ok_or_else(|| {
+        let places: Vec<_> = candidates.iter().flatten().map(|path| path.display().to_string()).collect();
+        format!("the runner program was not found; looked for {}. Build it, or set [plugins] runner", places.join(", "))
+    })
+}
+
+/// What a start needs.
+pub struct Order<'a> {
+    /// The runner program.
+    pub runner: &'a Path,
+    /// The plugin; `None` only measures the walls (`doctor`).
+    pub image: Option<&'a Image>,
+    /// Name in process lists.
+    pub plugin: PluginName,
+    /// Which start this is.
+    pub generation: Generation,
+    /// Limits.
+    pub limits: ProcessLimits,
+    /// Uid to become; set when the node is root.
+    pub run_as: Option<u32>,
+}
+
+/// Starts a runner and sends it `hello`.
+pub fn start(order: &Order<'_>) -> io::Result<Started> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut child = Command::new(order.runner)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let pipes = child.stdout.take().zip(child.stderr.take());
+    let (stdout, stderr) = pipes.ok_or_else(|| io::Error::other("the runner has no log pipes"))?;
+    send_hello(&ours, order)?;
+    ours.set_nonblocking(true)?;
+    let stream = Stream::try_from(OwnedFd::from(ours))?;
+    Ok(Started { child, stream, stdout, stderr })
+}
+
+fn send_hello(link: &UnixStream, order: &Order<'_>) -> io::Result<()> {
+    let files: Vec<&Sealed> = order
+        .image
+        .map(|image| std::iter::once(&image.library).chain(image.needed.iter().map(|(_, file)| file)).collect())
+        .unwrap_or_default();
+    let hello = NodeHello {
+        versions: Versions::OURS,
+        max_frame: limits::MAX_FRAME as u32,
+        node_pid: std::process::id() as i32,
+        plugin: order.plugin.clone(),
+        generation: order.generation,
+        run_as: order.run_as,
+        library_size: order.image.map_or(0, |image| image.library.size),
+        needed: order
+            .image
+            .map(|image| image.needed.iter().map(|(soname, _)| Needed { soname: soname.clone() }).collect())
+            .unwrap_or_default(),
+        limits: order.limits,
+    };
+    let body = pack::encode(&hello).map_err(io::Error::other)?;
+    let mut frame = Vec::new();
+    Frame::Launch { step: "hello", body: &body }
+        .encode(&mut frame, limits::MAX_FRAME)
+        .map_err(io::Error::other)?;
+    let fds: Vec<RawFd> = files.iter().map(|file| file.fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
+    // A few kilobytes into an empty socket buffer: cannot block. A short write would be a kernel defect.
+    let sent = sendmsg::<UnixAddr>(link.as_raw_fd(), &[IoSlice::new(&frame)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    if sent == frame.len() {
+        Ok(())
+    } else {
+        Err(io::Error::other("hello did not fit into the link"))
+    }
+}

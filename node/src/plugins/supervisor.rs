@@ -1,0 +1,637 @@
+//! One task per plugin: feeds [`lifecycle`](super::lifecycle), carries out its actions, and moves messages from the plugin's
+//! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
+
+use super::grants::{Grants, Permission, Verdict};
+use super::image::Image;
+use super::lifecycle::{Action, Cause, Event, Life, State};
+use super::link::{Caller, Counters, Ended, Greeting, Link};
+use super::logs::{follow, printable, LogBook};
+use super::process::{self, Order, Started};
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thenodes::host::{Host, HostError, LogLine, NodeInfo, Notice, Request, Response};
+use thenodes_ipc::launch::{Confinement, LayerReport, Level, ProcessLimits, Registration};
+use thenodes_ipc::{limits, pack, Code, Generation, PluginName};
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+/// Lowest level at which a plugin may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Required {
+    /// Every wall.
+    #[default]
+    Full,
+    /// Whatever the runner does not refuse by itself.
+    Reduced,
+}
+
+impl Required {
+    /// The word in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Required::Full => "full",
+            Required::Reduced => "reduced",
+        }
+    }
+
+    /// True if this level is enough.
+    pub fn accepts(self, level: &Level) -> bool {
+        match (self, level) {
+            (_, Level::Full) | (Required::Reduced, Level::Reduced(_)) => true,
+            (Required::Full, Level::Reduced(_)) | (_, Level::Refused(_)) => false,
+        }
+    }
+}
+
+/// How plugins of this node are run.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// The runner program.
+    pub runner: PathBuf,
+    /// Limits of each plugin.
+    pub limits: ProcessLimits,
+    /// Lowest level.
+    pub required: Required,
+    /// What each plugin is given.
+    pub grants: Grants,
+    /// First of the uids that a root node gives to its plugins.
+    pub uid_base: u32,
+}
+
+/// A change in a plugin's life, for the event log.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Which plugin.
+    pub plugin: PluginName,
+    /// A stable word: `ready`, `died`, `restarting`, `failed`, ...
+    pub action: &'static str,
+    /// For people.
+    pub detail: String,
+    /// True if somebody should look.
+    pub bad: bool,
+}
+
+/// Who hears about changes.
+pub trait Observer: Send + Sync + 'static {
+    /// Something changed.
+    fn changed(&self, change: Change);
+}
+
+/// What a plugin is doing, for status lists.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// State.
+    pub state: State,
+    /// Which process.
+    pub generation: Generation,
+    /// Pid of the runner's process tree in the node's namespace.
+    pub pid: Option<u32>,
+    /// The walls as measured.
+    pub level: Option<Level>,
+    /// The walls one by one.
+    pub layers: Vec<LayerReport>,
+    /// What the plugin said about itself.
+    pub registration: Option<Registration>,
+    /// Why the last process ended.
+    pub last_death: Option<Cause>,
+    /// Milliseconds from the last death being seen to Ready again.
+    pub last_recovery: Option<Duration>,
+    /// Milliseconds from start to Ready.
+    pub last_start: Option<Duration>,
+    /// Starts so far.
+    pub starts: u32,
+}
+
+/// What others may do with a plugin. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    /// Name.
+    pub name: PluginName,
+    /// The checked file.
+    pub image: Arc<Image>,
+    /// Its log.
+    pub logs: Arc<LogBook>,
+    /// Its counters.
+    pub counters: Arc<Counters>,
+    queue: mpsc::Sender<Arc<[u8]>>,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Status>,
+    caller: watch::Receiver<Option<Caller>>,
+}
+
+enum Command {
+    Restart,
+    Stop,
+}
+
+impl Handle {
+    /// Queues a message. Never waits: if the queue is full the message is dropped and counted.
+    pub fn deliver(&self, message: Arc<[u8]>) {
+        if self.queue.try_send(message).is_err() {
+            Counters::count(&self.counters.dropped);
+        }
+    }
+
+    /// Tells the plugin something without waiting.
+    pub fn notify(&self, method: &str, body: Arc<[u8]>) {
+        if let Some(caller) = self.caller.borrow().as_ref() {
+            if !caller.notify(method, body) {
+                Counters::count(&self.counters.dropped);
+            }
+        }
+    }
+
+    /// Calls the plugin. `UNAVAILABLE` with the state if it is not Ready.
+    pub async fn call(&self, method: &str, body: Arc<[u8]>, deadline: Duration) -> Result<Vec<u8>, HostError> {
+        let caller = self.caller.borrow().clone();
+        match caller {
+            Some(caller) => caller.call(method, body, deadline).await,
+            None => {
+                let status = self.status.borrow();
+                let mut text = format!("plugin {} is {}", self.name, status.state.word());
+                if let Some(cause) = &status.last_death {
+                    text.push_str(&format!("; last: {cause}"));
+                }
+                Err(HostError::new(Code::Unavailable, text))
+            }
+        }
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Looks at what it is doing, without a copy.
+    pub fn with_status<T>(&self, look: impl FnOnce(&Status) -> T) -> T {
+        look(&self.status.borrow())
+    }
+
+    /// Waits until the status satisfies a condition; `None` when the plugin's task has ended.
+    pub async fn wait(&self, condition: impl FnMut(&Status) -> bool) -> Option<Status> {
+        let mut status = self.status.clone();
+        let found = status.wait_for(condition).await.ok()?.clone();
+        Some(found)
+    }
+
+    /// Starts it again.
+    pub async fn restart(&self) {
+        let _ = self.commands.send(Command::Restart).await;
+    }
+
+    /// Ends it, orderly if it can.
+    pub async fn stop(&self) {
+        let _ = self.commands.send(Command::Stop).await;
+    }
+}
+
+/// What the supervisor waits for besides its own plugin.
+pub struct Surroundings {
+    /// How to run it.
+    pub policy: Arc<Policy>,
+    /// The node, already wrapped in this plugin's grants.
+    pub host: Arc<dyn Host>,
+    /// Who hears about changes.
+    pub observer: Arc<dyn Observer>,
+    /// What the plugin is told in `load`; known once the node has its identity.
+    pub info: watch::Receiver<Option<Arc<NodeInfo>>>,
+    /// A number among the plugins of this node, for the uid.
+    pub slot: u32,
+}
+
+/// Starts the task of one plugin. It runs until [`Handle::stop`] and all handles are gone.
+pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
+    let (queue_in, queue) = mpsc::channel(limits::PLUGIN_QUEUE);
+    let (commands_in, commands) = mpsc::channel(16);
+    let (life, actions) = Life::begin();
+    let (status_out, status) = watch::channel(Status {
+        state: life.state.clone(),
+        generation: Generation(1),
+        pid: None,
+        level: None,
+        layers: Vec::new(),
+        registration: None,
+        last_death: None,
+        last_recovery: None,
+        last_start: None,
+        starts: 1,
+    });
+    let (caller_out, caller) = watch::channel(None);
+    let handle = Handle {
+        name: image.name.clone(),
+        logs: Arc::new(LogBook::new(image.name.clone())),
+        counters: Arc::default(),
+        image,
+        queue: queue_in,
+        commands: commands_in,
+        status,
+        caller,
+    };
+    let supervisor = Supervisor {
+        name: handle.name.clone(),
+        image: handle.image.clone(),
+        logs: handle.logs.clone(),
+        counters: handle.counters.clone(),
+        around,
+        life,
+        status: status_out,
+        caller: caller_out,
+        queue,
+        commands,
+        commands_open: true,
+        died_at: None,
+    };
+    tokio::spawn(supervisor.run(actions));
+    handle
+}
+
+struct Supervisor {
+    name: PluginName,
+    image: Arc<Image>,
+    logs: Arc<LogBook>,
+    counters: Arc<Counters>,
+    around: Surroundings,
+    life: Life,
+    status: watch::Sender<Status>,
+    caller: watch::Sender<Option<Caller>>,
+    queue: mpsc::Receiver<Arc<[u8]>>,
+    commands: mpsc::Receiver<Command>,
+    commands_open: bool,
+    died_at: Option<Instant>,
+}
+
+impl Supervisor {
+    async fn run(mut self, mut actions: Vec<Action>) {
+        loop {
+            if actions.contains(&Action::Start) {
+                let cause = self.one_process().await;
+                actions = self.died(cause);
+                continue;
+            }
+            // No process now: wait for a timer or an order.
+            let timer = self.life.timer();
+            let event = tokio::select! {
+                () = sleep_until(timer) => Event::TimerFired,
+                command = self.commands.recv(), if self.commands_open => match command {
+                    Some(Command::Restart) => Event::Restart,
+                    Some(Command::Stop) => Event::Stop,
+                    None => return,
+                },
+            };
+            if matches!(event, Event::Restart) {
+                self.change("starting", "an operator asked".into(), false);
+            }
+            actions = self.step(event);
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Vec<Action> {
+        let (life, actions) = self.life.clone().on(event, Instant::now());
+        self.life = life;
+        let (state, starts) = (self.life.state.clone(), self.life.starts);
+        self.status.send_modify(|status| {
+            status.state = state;
+            status.starts = starts;
+        });
+        actions
+    }
+
+    fn died(&mut self, cause: Cause) -> Vec<Action> {
+        self.caller.send_replace(None);
+        let asked = self.life.state == State::Stopping;
+        let cause = if asked { Cause::Asked } else { cause };
+        let generation = self.status.borrow().generation;
+        if asked {
+            self.change("stopped", format!("generation {generation} ended"), false);
+        } else {
+            self.died_at = Some(Instant::now());
+            self.logs.add(generation.0, "error", "node", &format!("died: {cause}"));
+        }
+        self.status.send_modify(|status| {
+            status.pid = None;
+            if !asked {
+                status.last_death = Some(cause.clone());
+            }
+        });
+        // Chance only spreads restarts of many plugins; it needs no quality.
+        let jitter = (RandomState::new().hash_one(0u8) % 1000) as f64 / 1000.0;
+        let actions = self.step(Event::Died { cause: cause.clone(), jitter });
+        if !asked {
+            let next = match &self.life.state {
+                State::Backoff { until } => {
+                    format!("restart in {} ms", until.saturating_duration_since(Instant::now()).as_millis())
+                }
+                State::Failed { probe: Some(_) } => format!(
+                    "{} deaths in {} s: given up for now, one try in {} s; `thenodes plugin restart {}` tries at once",
+                    self.life.recent_deaths(),
+                    super::lifecycle::WINDOW.as_secs(),
+                    super::lifecycle::MAX_DELAY.as_secs(),
+                    self.name
+                ),
+                _ => format!("not restarted; mend it and `thenodes plugin restart {}`", self.name),
+            };
+            let action = if matches!(self.life.state, State::Failed { .. }) { "failed" } else { "died" };
+            let detail = format!("generation={generation} cause={} {cause}; {next}", cause.word());
+            self.change(action, detail, true);
+        }
+        actions
+    }
+
+    fn change(&self, action: &'static str, detail: String, bad: bool) {
+        self.around.observer.changed(Change { plugin: self.name.clone(), action, detail, bad });
+    }
+
+    /// One process from start to end. Nothing of it is left when this returns.
+    async fn one_process(&mut self) -> Cause {
+        let begun = Instant::now();
+        let generation = Generation(self.life.starts);
+        self.status.send_modify(|status| {
+            status.generation = generation;
+            status.level = None;
+            status.layers = Vec::new();
+        });
+        let policy = self.around.policy.clone();
+        let order = Order {
+            runner: &policy.runner,
+            image: Some(&self.image),
+            plugin: self.name.clone(),
+            generation,
+            limits: policy.limits,
+            run_as: run_as(policy.uid_base, self.around.slot),
+        };
+        let Started { child, stream, stdout, stderr } = match process::start(&order) {
+            Ok(started) => started,
+            Err(error) => return Cause::Spawn(error.to_string()),
+        };
+        self.status.send_modify(|status| status.pid = child.id());
+        let mut pipes = JoinSet::new();
+        let logs = self.logs.clone();
+        pipes.spawn(follow(stdout, move |line| logs.add(generation.0, "info", "stdout", line)));
+        let logs = self.logs.clone();
+        pipes.spawn(follow(stderr, move |line| logs.add(generation.0, "warn", "stderr", line)));
+
+        let greeting = Greeting::new(stream);
+        let ended = match self.start_up(greeting, generation).await {
+            Ok(link) => self.serve(link, generation, begun).await,
+            Err(ended) => ended,
+        };
+        // The link is closed now; an honest runner ends by itself, and the kernel ends the others.
+        let cause = end_process(child, ended).await;
+        // Pipes end with the last process of the tree; what was printed before the death is worth a moment.
+        let _ = tokio::time::timeout(Duration::from_millis(200), async { while pipes.join_next().await.is_some() {} }).await;
+        cause
+    }
+
+    /// From `hello` to a registered plugin, while orders to stop are heard.
+    async fn start_up(
+        &mut self,
+        mut greeting: Greeting,
+        generation: Generation,
+    ) -> Result<Link, Ended> {
+        let confinement = self.or_stop(greeting.confined()).await?;
+        let level = self.note_walls(&confinement);
+        let required = self.around.policy.required;
+        if !required.accepts(&level) {
+            return Err(Ended::Because(Cause::Level { level, required: required.word().into() }));
+        }
+        let registration = check_registration(self.or_stop(greeting.registered()).await?)
+            .map_err(|what| Ended::Because(Cause::Violation(what)))?;
+        self.status.send_modify(|status| status.registration = Some(registration));
+        self.step(Event::Registered);
+        let host = Arc::new(PluginHost {
+            inner: self.around.host.clone(),
+            logs: self.logs.clone(),
+            generation,
+        });
+        Ok(greeting.run(generation, host, self.counters.clone()))
+    }
+
+    /// Waits for a step of the start, or ends it when an operator says so.
+    async fn or_stop<T>(&mut self, step: impl std::future::Future<Output = Result<T, Ended>>) -> Result<T, Ended> {
+        let mut step = pin!(step);
+        loop {
+            tokio::select! {
+                done = &mut step => return done,
+                command = self.commands.recv(), if self.commands_open => {
+                    if self.take_order(command) {
+                        return Err(Ended::Because(Cause::Asked));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hears an order while a process lives; true if it has to end now.
+    fn take_order(&mut self, command: Option<Command>) -> bool {
+        let event = match command {
+            Some(Command::Restart) => Event::Restart,
+            Some(Command::Stop) => Event::Stop,
+            None => {
+                self.commands_open = false;
+                Event::Stop
+            }
+        };
+        self.step(event).contains(&Action::Stop)
+    }
+
+    fn note_walls(&self, confinement: &Confinement) -> Level {
+        let level = confinement.level();
+        self.status.send_modify(|status| {
+            status.level = Some(level.clone());
+            status.layers = confinement.layers.clone();
+            for layer in &mut status.layers {
+                layer.detail = printable(&layer.detail, 500);
+            }
+        });
+        level
+    }
+
+    /// `load`, then messages until the link ends or somebody wants it to.
+    async fn serve(&mut self, mut link: Link, generation: Generation, begun: Instant) -> Ended {
+        let caller = link.caller().clone();
+        // The node may still be finding out who it is; that wait is bounded by the node's own start.
+        let mut info = self.around.info.clone();
+        let known = async {
+            match info.wait_for(Option::is_some).await {
+                Ok(info) => info.clone(),
+                Err(_) => None,
+            }
+        };
+        let info = tokio::select! {
+            info = known => info,
+            ended = link.ended() => return ended,
+            command = self.commands.recv(), if self.commands_open => {
+                self.take_order(command);
+                return Ended::Because(Cause::Asked);
+            }
+        };
+        let Some(info) = info else { return Ended::Because(Cause::Asked) };
+        let mine = NodeInfo { plugin: self.name.to_string(), ..(*info).clone() };
+        let body: Arc<[u8]> = pack::encode(&mine).unwrap_or_default().into();
+        let load = caller.call("load", body, limits::LOAD_DEADLINE);
+        let loaded = tokio::select! {
+            loaded = load => loaded,
+            ended = link.ended() => return ended,
+        };
+        if let Err(error) = loaded {
+            return Ended::Because(match error.code {
+                Code::Timeout => Cause::Hang("on_load".into()),
+                // The process is gone: its wait status says why.
+                Code::PluginCrashed if !error.message.starts_with("panicked") => return Ended::Closed,
+                _ => Cause::Load(error.message),
+            });
+        }
+        self.step(Event::Loaded);
+        self.caller.send_replace(Some(caller.clone()));
+        let (took, recovered) = (begun.elapsed(), self.died_at.take().map(|at| at.elapsed()));
+        self.status.send_modify(|status| {
+            status.last_start = Some(took);
+            if recovered.is_some() {
+                status.last_recovery = recovered;
+            }
+        });
+        let level = self.status.borrow().level.clone();
+        let level = level.map_or_else(String::new, |level| level.to_string());
+        let mut detail = format!("generation={generation} level={level} start_ms={}", took.as_millis());
+        if let Some(recovered) = recovered {
+            detail.push_str(&format!(" recovered_ms={}", recovered.as_millis()));
+        }
+        self.change("ready", detail, false);
+        self.messages(&mut link, &caller).await
+    }
+
+    /// Moves messages in order, with many answers outstanding, and finds a plugin that no longer answers.
+    async fn messages(&mut self, link: &mut Link, caller: &Caller) -> Ended {
+        let mut answers: JoinSet<bool> = JoinSet::new();
+        // Half of the open calls: prompts and requests keep room beside messages.
+        let most = limits::MAX_CALLS_TO_PLUGIN / 2;
+        loop {
+            tokio::select! {
+                ended = link.ended() => return ended,
+                command = self.commands.recv(), if self.commands_open => {
+                    if self.take_order(command) {
+                        self.caller.send_replace(None);
+                        let stop = caller.call("stop", Arc::from([]), limits::STOP_DEADLINE);
+                        tokio::select! {
+                            _ = stop => {}
+                            _ = link.ended() => {}
+                        }
+                        return Ended::Because(Cause::Asked);
+                    }
+                }
+                Some(answered) = answers.join_next() => {
+                    if matches!(answered, Ok(false)) {
+                        return Ended::Because(Cause::Hang("on_message".into()));
+                    }
+                }
+                Some(message) = self.queue.recv(), if answers.len() < most => {
+                    if let Ok(sent) = caller.send("message", message, limits::CALL_DEADLINE).await {
+                        let (logs, generation) = (self.logs.clone(), self.status.borrow().generation);
+                        answers.spawn(async move {
+                            let now = tokio::time::Instant::now();
+                            // Deadline and grace in one: a message that is merely slow is still answered.
+                            match sent.answer(now + limits::CALL_DEADLINE + limits::CANCEL_GRACE).await {
+                                Ok(_) => true,
+                                Err(error) => {
+                                    logs.add(generation.0, "error", "node", &format!("on_message: {error}"));
+                                    error.code != Code::Timeout
+                                }
+                            }
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The node as the link shows it to one process: log lines stay here, everything else goes to the granted host.
+struct PluginHost {
+    inner: Arc<dyn Host>,
+    logs: Arc<LogBook>,
+    generation: Generation,
+}
+
+#[async_trait::async_trait]
+impl Host for PluginHost {
+    async fn call(&self, request: Request) -> Result<Response, HostError> {
+        self.inner.call(request).await
+    }
+
+    fn notify(&self, notice: Notice) {
+        match notice {
+            Notice::Log(LogLine { level, target, text }) => self.logs.add(self.generation.0, &level, &target, &text),
+            Notice::Emit(_) | Notice::SubscribeEvents => self.inner.notify(notice),
+        }
+    }
+}
+
+/// Uid of a plugin when the node is root: one per plugin, far from real users.
+pub fn run_as(base: u32, slot: u32) -> Option<u32> {
+    nix::unistd::getuid().is_root().then(|| base.saturating_add(slot))
+}
+
+/// Checks what a plugin says about itself.
+fn check_registration(mut registration: Registration) -> Result<Registration, String> {
+    if registration.prompts.len() > 16 || registration.extension_kinds.as_ref().is_some_and(|kinds| kinds.len() > 64) {
+        return Err("a registration with too many prompts or kinds".into());
+    }
+    let plain = |text: &str| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    if let Some(prompt) = registration.prompts.iter().find(|prompt| !plain(prompt)) {
+        return Err(format!("a prompt prefix {:?}; it has 1 to 64 printable characters and no space", printable(prompt, 64)));
+    }
+    if registration.config_defaults.len() > 64 * 1024 {
+        return Err("configuration defaults of more than 64 KiB".into());
+    }
+    registration.id = printable(&registration.id, 128);
+    registration.sdk = printable(&registration.sdk, 128);
+    Ok(registration)
+}
+
+/// Waits for the end of the process tree, or makes it, and finds the true cause.
+async fn end_process(mut child: Child, ended: Ended) -> Cause {
+    let grace = match ended {
+        Ended::Closed => Duration::from_secs(1), // the wait status follows the closed link at once
+        Ended::Because(Cause::Asked) => Duration::from_millis(500),
+        Ended::Because(_) => Duration::ZERO,
+    };
+    let status = match tokio::time::timeout(grace, child.wait()).await {
+        Ok(status) => status.ok(),
+        Err(_) => {
+            // The warden dies, the kernel kills the stub with it, and the namespace with the stub.
+            let _ = child.kill().await;
+            None
+        }
+    };
+    match (ended, status) {
+        (Ended::Because(cause), _) => cause,
+        (Ended::Closed, Some(status)) => cause_of(status),
+        (Ended::Closed, None) => Cause::Violation("closed the link and went on".into()),
+    }
+}
+
+fn cause_of(status: ExitStatus) -> Cause {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => Cause::Signal(signal),
+        (None, Some(code)) => Cause::Exit(code),
+        (None, None) => Cause::Exit(-1),
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The permission that lets messages reach a plugin; asked for each plugin before it is told anything.
+pub fn may_receive(grants: &Grants) -> bool {
+    matches!(grants.holds(Permission::MessageReceive), Verdict::Granted)
+}

@@ -1,0 +1,317 @@
+//! Own certificate and key, and the directories of certificates. Private keys are made with mode 0600 and refused if others
+//! may read them.
+
+use crate::config::Encryption;
+use crate::plugins::image::hex;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use thenodes::realms::RealmInfo;
+use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Validity of a certificate that we make, days. Trust goes by key; the date only bounds a forgotten one.
+pub const DEFAULT_DAYS: u32 = 3650;
+/// Largest certificate or key file that is read, bytes.
+const MAX_PEM: u64 = 1024 * 1024;
+
+/// Something about a key or certificate file.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A file.
+    #[error("{path}: {what}", path = path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// Making a certificate failed.
+    #[error("making a certificate: {0}")]
+    Make(String),
+}
+
+fn at(path: &Path, what: impl ToString) -> PkiError {
+    PkiError::File { path: path.into(), what: what.to_string() }
+}
+
+/// Own chain and key.
+pub struct Own {
+    /// Certificates, own first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Key.
+    pub key: PrivateKeyDer<'static>,
+    /// Fingerprint of the own certificate.
+    pub fingerprint: String,
+}
+
+/// What is known of a certificate, for a verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// SHA-256 of the SubjectPublicKeyInfo, lower-case hex. Of the whole certificate, if that cannot be parsed.
+    pub fingerprint: String,
+    /// Subject for people, if it can be parsed.
+    pub subject: Option<String>,
+    /// Validity, seconds since 1970, if it can be parsed.
+    pub valid: Option<(i64, i64)>,
+}
+
+/// Reads what a verdict needs from a certificate of a stranger.
+pub fn facts(certificate: &[u8]) -> CertificateFacts {
+    match X509Certificate::from_der(certificate) {
+        Ok((_, parsed)) => CertificateFacts {
+            fingerprint: hex(&Sha256::digest(parsed.tbs_certificate.subject_pki.raw)),
+            subject: Some(parsed.subject().to_string()),
+            valid: Some((parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp())),
+        },
+        Err(_) => CertificateFacts { fingerprint: hex(&Sha256::digest(certificate)), subject: None, valid: None },
+    }
+}
+
+/// Reads own certificate and key. Both must exist; see [`ensure`].
+pub fn load(encryption: &Encryption) -> Result<Own, PkiError> {
+    let (cert, key) = (&encryption.own_certificate, &encryption.own_private_key);
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(cert)?)
+        .collect::<Result<_, _>>()
+        .map_err(|e| at(cert, format!("no PEM certificate: {e}")))?;
+    let first = chain.first().ok_or_else(|| at(cert, "holds no PEM certificate"))?;
+    let fingerprint = facts(first).fingerprint;
+    let about = fs::metadata(key).map_err(|e| at(key, e))?;
+    let mode = about.permissions().mode() & 0o777;
+    // systemd gives credentials to a service as 0400 or 0440 below its own directory, which is private.
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| key.starts_with(dir));
+    if mode & 0o077 != 0 && !credential {
+        return Err(at(key, format!("mode {mode:04o}: others may read this private key; run chmod 600")));
+    }
+    let key_der = PrivateKeyDer::from_pem_slice(&read(key)?)
+        .map_err(|e| at(key, format!("no PEM private key (PKCS#8, PKCS#1 or SEC1): {e}")))?;
+    Ok(Own { chain, key: key_der, fingerprint })
+}
+
+/// Makes certificate and key if there are none. True if they were made. One without the other is an error: which of them
+/// is right, only the operator knows.
+pub fn ensure(encryption: &Encryption, node_id: &str, realm: &RealmInfo) -> Result<bool, PkiError> {
+    let (cert, key) = (&encryption.own_certificate, &encryption.own_private_key);
+    match (cert.exists(), key.exists()) {
+        (true, true) => Ok(false),
+        (true, false) => Err(at(key, format!("missing, but {} exists; restore the key or remove the certificate", cert.display()))),
+        (false, true) => Err(at(cert, format!("missing, but {} exists; restore the certificate or remove the key", key.display()))),
+        (false, false) => make(cert, key, node_id, realm, DEFAULT_DAYS, false).map(|_| true),
+    }
+}
+
+/// Makes a self-signed P-256 certificate: the node id as common name, the realm as organisation. Returns its fingerprint.
+pub fn make(cert: &Path, key: &Path, node_id: &str, realm: &RealmInfo, days: u32, force: bool) -> Result<String, PkiError> {
+    let failed = |e: rcgen::Error| PkiError::Make(e.to_string());
+    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let san = format!("realm-{}.thenodes", realm.canonical_code());
+    let mut params = rcgen::CertificateParams::new(vec![san]).map_err(failed)?;
+    let mut name = rcgen::DistinguishedName::new();
+    name.push(rcgen::DnType::CommonName, node_id);
+    name.push(rcgen::DnType::OrganizationName, realm.name.as_str());
+    params.distinguished_name = name;
+    params.extended_key_usages =
+        vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - Duration::hours(1); // clocks differ
+    params.not_after = now + Duration::days(i64::from(days));
+    let certificate = params.self_signed(&pair).map_err(failed)?;
+    // The key first: a certificate without its key would stop the next start.
+    write(key, pair.serialize_pem().as_bytes(), 0o600, force)?;
+    write(cert, certificate.pem().as_bytes(), 0o644, force)?;
+    Ok(facts(certificate.der()).fingerprint)
+}
+
+fn write(path: &Path, text: &[u8], mode: u32, force: bool) -> Result<(), PkiError> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
+    let mut file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(dir)
+        .map_err(|e| at(dir, e))?;
+    file.write_all(text).and_then(|()| file.as_file().sync_all()).map_err(|e| at(path, e))?;
+    let done = if force { file.persist(path).map(drop) } else { file.persist_noclobber(path).map(drop) };
+    done.map_err(|e| match e.error.kind() {
+        io::ErrorKind::AlreadyExists => at(path, "exists already; use --force to replace it"),
+        _ => at(path, e.error),
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
+    let about = fs::metadata(path).map_err(|e| at(path, e))?;
+    if !about.is_file() || about.len() > MAX_PEM {
+        return Err(at(path, format!("no file of at most {MAX_PEM} bytes")));
+    }
+    fs::read(path).map_err(|e| at(path, e))
+}
+
+/// Fingerprints that a directory trusts: of each certificate in each `*.pem`, and the names of `*.spki` files.
+///
+/// A directory that does not exist trusts nobody; a file that cannot be read is an error, because silence about it would
+/// look like a peer that was never trusted.
+pub fn trusted(dir: &Path) -> Result<BTreeSet<String>, PkiError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(at(dir, error)),
+    };
+    let mut set = BTreeSet::new();
+    for entry in entries {
+        let path = entry.map_err(|e| at(dir, e))?.path();
+        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+        match extension.as_deref() {
+            Some("pem") => {
+                for certificate in CertificateDer::pem_slice_iter(&read(&path)?) {
+                    set.insert(facts(&certificate.map_err(|e| at(&path, e))?).fingerprint);
+                }
+            }
+            Some("spki") => {
+                let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_ascii_lowercase();
+                if !is_fingerprint(&stem) {
+                    return Err(at(&path, "the file name is no fingerprint of 64 hex digits"));
+                }
+                set.insert(stem);
+            }
+            _ => {}
+        }
+    }
+    Ok(set)
+}
+
+/// 64 lower-case hex digits.
+pub fn is_fingerprint(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Trusts a key by its fingerprint: an empty file named after it. False if it was trusted already.
+pub fn trust_fingerprint(dir: &Path, fingerprint: &str) -> Result<bool, PkiError> {
+    let fingerprint = fingerprint.trim().to_ascii_lowercase();
+    if !is_fingerprint(&fingerprint) {
+        return Err(at(dir, format!("{fingerprint:?} is no fingerprint of 64 hex digits")));
+    }
+    if trusted(dir)?.contains(&fingerprint) {
+        return Ok(false);
+    }
+    fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
+    let path = dir.join(format!("{fingerprint}.spki"));
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path).map_err(|e| at(&path, e))?;
+    Ok(true)
+}
+
+/// Trusts the certificates of a PEM file by their fingerprints, which are returned.
+pub fn trust_file(dir: &Path, file: &Path) -> Result<Vec<String>, PkiError> {
+    let fingerprints = fingerprints(file)?;
+    for fingerprint in &fingerprints {
+        trust_fingerprint(dir, fingerprint)?;
+    }
+    Ok(fingerprints)
+}
+
+/// Fingerprints of the certificates of a PEM file.
+pub fn fingerprints(file: &Path) -> Result<Vec<String>, PkiError> {
+    let list: Vec<String> = CertificateDer::pem_slice_iter(&read(file)?)
+        .map(|certificate| Ok(facts(&certificate.map_err(|e| at(file, e))?).fingerprint))
+        .collect::<Result<_, PkiError>>()?;
+    if list.is_empty() {
+        return Err(at(file, "holds no PEM certificate"));
+    }
+    Ok(list)
+}
+
+/// Writes a peer's certificate to the observed directory, once per fingerprint. True if it was written now.
+pub fn observe(dir: &Path, fingerprint: &str, certificate: &[u8]) -> io::Result<bool> {
+    /// Certificates of strangers that are kept; more are not written.
+    const MOST: usize = 1000;
+    let path = dir.join(format!("{fingerprint}.pem"));
+    if path.exists() || fs::read_dir(dir).is_ok_and(|entries| entries.count() >= MOST) {
+        return Ok(false);
+    }
+    fs::create_dir_all(dir)?;
+    let text = pem::encode(&pem::Pem::new("CERTIFICATE", certificate));
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    match file.persist_noclobber(&path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e.error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn realm() -> RealmInfo {
+        RealmInfo::new("Test Realm", "1")
+    }
+
+    #[test]
+    fn a_certificate_names_node_and_realm_and_its_key_is_private() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cert, key) = (dir.path().join("own/cert.pem"), dir.path().join("own/key.pem"));
+        let fingerprint = make(&cert, &key, "node-a", &realm(), 1, false).expect("made");
+        assert_eq!(fs::metadata(&key).expect("a key").permissions().mode() & 0o777, 0o600);
+        let der = CertificateDer::from_pem_file(&cert).expect("PEM");
+        let facts = facts(&der);
+        assert_eq!(facts.fingerprint, fingerprint);
+        let subject = facts.subject.expect("a subject");
+        assert!(subject.contains("node-a") && subject.contains("Test Realm"), "{subject}");
+        assert!(make(&cert, &key, "node-a", &realm(), 1, false).is_err(), "never over an existing key");
+    }
+
+    #[test]
+    fn a_directory_trusts_certificates_and_fingerprints_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let trust = dir.path().join("trusted");
+        assert_eq!(trusted(&trust).expect("none"), BTreeSet::new());
+        let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
+        let fingerprint = make(&cert, &key, "n", &realm(), 1, false).expect("made");
+        assert_eq!(trust_file(&trust, &cert).expect("trusted"), std::slice::from_ref(&fingerprint));
+        assert!(!trust_fingerprint(&trust, &fingerprint).expect("again"));
+        fs::copy(&cert, trust.join("x.PEM")).expect("copied");
+        assert_eq!(trusted(&trust).expect("one"), BTreeSet::from([fingerprint]));
+        assert!(trust_fingerprint(&trust, "../../etc/passwd").is_err());
+        fs::write(trust.join("short.spki"), "").expect("written");
+        assert!(trusted(&trust).is_err(), "a file that means nothing is an error, not silence");
+    }
+
+    #[test]
+    fn an_observed_certificate_reads_back_as_itself() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
+        let fingerprint = make(&cert, &key, "n", &realm(), 1, false).expect("made");
+        let der = CertificateDer::from_pem_file(&cert).expect("PEM");
+        let observed = dir.path().join("observed");
+        assert!(observe(&observed, &fingerprint, &der).expect("written"));
+        assert!(!observe(&observed, &fingerprint, &der).expect("once"));
+        assert_eq!(fingerprints(&observed.join(format!("{fingerprint}.pem"))).expect("reads"), [fingerprint]);
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = crate::config::Raw::default().validate().expect("valid");
+        let mut encryption = config.encryption.expect("on");
+        encryption.own_certificate = dir.path().join("c.pem");
+        encryption.own_private_key = dir.path().join("k.pem");
+        assert!(ensure(&encryption, "n", &realm()).expect("made"));
+        assert!(load(&encryption).is_ok());
+        fs::set_permissions(&encryption.own_private_key, fs::Permissions::from_mode(0o644)).expect("chmod");
+        let error = load(&encryption).err().expect("refused").to_string();
+        assert!(error.contains("chmod 600"), "{error}");
+        fs::remove_file(&encryption.own_private_key).expect("removed");
+        assert!(ensure(&encryption, "n", &realm()).is_err(), "half a pair is never replaced silently");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic_the_certificate_reader(bytes: Vec<u8>) {
+            let _ = facts(&bytes);
+        }
+    }
+}

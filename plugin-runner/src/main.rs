@@ -1,0 +1,110 @@
+//! The runner: one process tree per plugin, built from the outside in, each step in its own room.
+//!
+//! ```text
+//! node ─ spawns ─> warden   reads `hello`, leaves the node's uid and namespaces        (this program, as it was exec'ed)
+//!                    └ stub     pid 1 of the new pid namespace: builds the empty root, reaps, tells the true cause of death
+//!                        └ runner  pid 2: puts up the remaining walls, measures them, reports; only then opens the library
+//! ```
+//!
+//! Each is a fork of the one before, so what was learned on the way travels as plain memory. Every process is
+//! single-threaded until the library is open: Landlock and most prctls bind only the calling thread.
+//! Warden and stub never map the library. The runner counts as hostile from the moment it does, our code in it included.
+
+mod confine;
+mod library;
+mod link;
+mod selftest;
+mod serve;
+mod stub;
+mod sys;
+mod warden;
+
+use confine::Walls;
+use link::{Link, Received};
+use std::process::ExitCode;
+use thenodes_ipc::launch::{Confinement, Refusal, Registration, RunnerHello, Step, Versions};
+use thenodes_ipc::limits;
+
+/// Wrong use: the runner is started by the node, not by people.
+const EXIT_USAGE: u8 = 64;
+/// A step before the library failed; the reason went over the link.
+const EXIT_REFUSED: u8 = 70;
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("--version") => {
+            println!("thenodes-runner {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some(_) => return usage(),
+        None => {}
+    }
+    let Ok(mut link) = Link::from_stdin() else { return usage() };
+    match run(&mut link) {
+        Ok(code) => code,
+        Err(refusal) => {
+            // The node may have gone; then nobody needs the reason.
+            let _ = link.send_step("refused", &refusal);
+            ExitCode::from(EXIT_REFUSED)
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("thenodes-runner is started by the node, which hands it a socket as standard input; see docs/protocol.md");
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// The order of confinement, a line per step.
+fn run(link: &mut Link) -> Result<ExitCode, Refusal> {
+    let Received { hello, files } = link.receive_hello().map_err(|e| refusal(Step::Hello, e))?;
+    let ours = RunnerHello {
+        versions: Versions::OURS,
+        max_frame: limits::MAX_FRAME as u32,
+        build: format!("thenodes-runner {}", env!("CARGO_PKG_VERSION")),
+    };
+    link.send_step("hello", &ours).map_err(|e| refusal(Step::Hello, e))?;
+    if hello.versions.common(Versions::OURS).is_none() {
+        return Err(refusal(Step::Hello, "no link protocol version in common with this node"));
+    }
+    link.set_cap(hello.max_frame as usize);
+
+    let mut walls = Walls::default();
+    let leash = match warden::detach(&hello, &mut walls).map_err(|e| refusal(Step::Confine, e))? {
+        warden::Role::Warden(watch) => {
+            drop(files);
+            return Ok(watch.until_the_end(link));
+        }
+        warden::Role::Stub(leash) => leash,
+    };
+    let root = confine::root::build(&hello, files, &mut walls);
+    match stub::split(leash, &root).map_err(|e| refusal(Step::Confine, e))? {
+        stub::Role::Stub(reaper) => reaper.until_the_end(link),
+        stub::Role::Runner => {}
+    }
+
+    confine::state::clean(link, &root, &mut walls).map_err(|e| refusal(Step::Confine, e))?;
+    confine::rlimits::set(&hello.limits, &mut walls);
+    confine::privileges::drop_all(&hello.plugin, &mut walls);
+    confine::landlock::restrict(&root, &mut walls);
+    selftest::before_the_filter(&hello, &root, &mut walls);
+    confine::seccomp::first_filter(&mut walls);
+    selftest::behind_the_filter(&mut walls);
+    let report = Confinement { layers: walls.report() };
+    link.send_step("confined", &report).map_err(|e| refusal(Step::Confine, e))?;
+    link.wait_for("proceed").map_err(|e| refusal(Step::Confine, e))?;
+    if hello.library_size == 0 {
+        return Ok(ExitCode::SUCCESS); // a probe: there is nothing to open
+    }
+
+    let opened = library::open(&root, &hello.needed).map_err(|e| refusal(Step::Open, e))?;
+    let plugin = opened.register().map_err(|e| refusal(Step::Register, e))?;
+    confine::seccomp::second_filter().map_err(|e| refusal(Step::Register, e))?;
+    let registration: Registration = plugin.describe().map_err(|e| refusal(Step::Register, e))?;
+    link.send_step("registered", &registration).map_err(|e| refusal(Step::Register, e))?;
+    Ok(serve::until_the_end(link, plugin, hello.generation))
+}
+
+fn refusal(step: Step, reason: impl ToString) -> Refusal {
+    Refusal { step, reason: reason.to_string() }
+}

@@ -1,0 +1,99 @@
+//! Tries what must fail, from inside, after the walls stand and before anything of the plugin is opened. Return codes of
+//! the steps are not believed: others have reported a sandbox that was not there.
+
+use crate::confine::{rlimits, root::Root, state, Walls};
+use crate::sys;
+use nix::errno::Errno;
+use nix::sys::resource::getrlimit;
+use nix::sys::signal::kill;
+use std::fs::File;
+use std::net::UdpSocket;
+use thenodes_ipc::launch::{Layer, NodeHello};
+
+/// Highest descriptor that is looked at; `RLIMIT_NOFILE` forbids higher ones anyway.
+const DESCRIPTORS: i32 = 4096;
+
+/// Everything that can be tried while system calls are still free.
+pub(crate) fn before_the_filter(hello: &NodeHello, root: &Root, walls: &mut Walls) {
+    namespaces(walls);
+    empty_root(walls);
+    clean_state(root, walls);
+    let mut held = true;
+    for (resource, name, value) in rlimits::table(&hello.limits) {
+        if getrlimit(resource) != Ok((value, value)) {
+            walls.hole(Layer::Rlimits, format!("{name} is not limited to {value}"));
+            held = false;
+        }
+    }
+    walls.test(Layer::Rlimits, "memory, threads, descriptors and files are limited", held);
+    privileges(walls);
+    let quiet = nix::sys::prctl::get_dumpable() == Ok(false);
+    walls.test(Layer::NotDumpable, "the process is not dumpable", quiet);
+    walls.test(
+        Layer::WriteXorExecute,
+        "writable executable memory is refused, at once and in turn",
+        sys::refuses_writable_code(),
+    );
+    landlock(walls);
+}
+
+/// What proves the filter itself: a call that any process may make now fails.
+pub(crate) fn behind_the_filter(walls: &mut Walls) {
+    let refused = nix::sys::utsname::uname().is_err_and(|e| e == Errno::EPERM);
+    walls.test(Layer::Seccomp, "uname, which any process may call, is refused by the filter", refused);
+}
+
+fn namespaces(walls: &mut Walls) {
+    // Stub and runner are the only processes of a new pid namespace.
+    walls.test(Layer::Namespaces, "own pid namespace (this is process 2)", std::process::id() == 2);
+    let name = nix::unistd::gethostname().ok();
+    walls.test(Layer::Namespaces, "own host name", name.is_some_and(|name| name == "plugin"));
+    // 192.0.2.0/24 is reserved for documentation: on no network is it a neighbour, and nothing is sent by connect.
+    let reaches = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.connect("192.0.2.1:9"));
+    let unreachable = matches!(reaches, Err(e) if e.raw_os_error() == Some(libc::ENETUNREACH));
+    walls.test(Layer::Namespaces, "no network is reachable", unreachable);
+    // In a child: if it works, the child has all capabilities in its new namespace, and they must not be ours.
+    let refused = sys::in_a_child(|| nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).is_err());
+    walls.test(Layer::Namespaces, "no further user namespace can be made", refused);
+}
+
+fn empty_root(walls: &mut Walls) {
+    let host_paths = ["/etc/passwd", "/etc", "/proc", "/proc/self/status", "/dev/null", "/sys", "/usr", "/home", "/tmp"];
+    for path in host_paths {
+        if std::fs::symlink_metadata(path).is_ok() {
+            walls.hole(Layer::Root, format!("{path} exists inside"));
+        }
+    }
+    // Landlock would refuse this too; statfs tells a read-only mount without trying to write.
+    let read_only = nix::sys::statvfs::statvfs("/").is_ok_and(|fs| fs.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
+    walls.test(Layer::Root, "the root is read-only and holds no path of the host", read_only);
+}
+
+fn clean_state(root: &Root, walls: &mut Walls) {
+    walls.test(Layer::CleanState, "the environment is empty", std::env::vars_os().next().is_none());
+    walls.test(Layer::CleanState, "there are no arguments", std::env::args_os().len() <= 1);
+    let expected = state::LINK_FD + root.kept.len() as i32;
+    let open = (0..DESCRIPTORS).filter(|fd| sys::is_open(*fd)).collect::<Vec<_>>();
+    let as_expected = open == (0..=expected).collect::<Vec<_>>();
+    walls.test(Layer::CleanState, "descriptors 0 to 3 are open and no others", as_expected);
+}
+
+fn privileges(walls: &mut Walls) {
+    let locked = nix::sys::prctl::get_no_new_privs() == Ok(true);
+    walls.test(Layer::Privileges, "no_new_privs is set", locked);
+    walls.test(Layer::Privileges, "no capability is held", sys::has_no_capabilities() == Ok(true));
+    let bounded = (0..64).all(|capability| {
+        !matches!(sys::prctl(libc::PR_CAPBSET_READ, [capability, 0, 0, 0]), Ok(set) if set != 0)
+    });
+    walls.test(Layer::Privileges, "the bounding set is empty", bounded);
+    walls.test(Layer::Privileges, "the uid is not root", !nix::unistd::getuid().is_root());
+}
+
+fn landlock(walls: &mut Walls) {
+    // The root directory exists and is readable by mode: only Landlock can refuse it.
+    let refused = matches!(File::open("/"), Err(e) if e.raw_os_error() == Some(libc::EACCES));
+    walls.test(Layer::Landlock, "reading the root directory is refused", refused);
+    // The stub has our uid and is visible: only the signal scope can refuse it.
+    let signal = kill(nix::unistd::getppid(), None);
+    walls.test(Layer::Landlock, "signalling the parent is refused", signal == Err(Errno::EPERM));
+}

@@ -1,0 +1,99 @@
+//! Process 1 of the plugin's pid namespace. It exists so that the plugin is not process 1: for that one the kernel turns
+//! `abort` into something else and ignores signals. It reaps, tells the warden the true status, and its end ends all.
+
+use crate::confine::root::Root;
+use crate::link::Link;
+use crate::sys;
+use crate::warden::Leash;
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
+use nix::unistd::{write, ForkResult, Pid};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// Who this process is after [`split`].
+pub(crate) enum Role {
+    Stub(Reaper),
+    Runner,
+}
+
+/// What the stub holds.
+pub(crate) struct Reaper {
+    leash: Leash,
+    runner: Pid,
+    runner_fd: OwnedFd,
+}
+
+/// Binds the stub's life to the warden's and forks the runner.
+pub(crate) fn split(leash: Leash, root: &Root) -> Result<Role, String> {
+    die_with_parent()?;
+    if hung_up(&leash)? {
+        return Err("the warden has gone".into());
+    }
+    let me = nix::unistd::getpid();
+    match sys::fork().map_err(|e| format!("forking the runner: {e}"))? {
+        ForkResult::Child => {
+            die_with_parent()?;
+            if nix::unistd::getppid() != me {
+                return Err("the stub has gone".into());
+            }
+            // Standard input is the link until now; from here on it is nothing.
+            root.keep_null(leash.null);
+            Ok(Role::Runner)
+        }
+        ForkResult::Parent { child } => {
+            let runner_fd = sys::pidfd_open(child).map_err(|e| format!("watching the runner: {e}"))?;
+            Ok(Role::Stub(Reaper { leash, runner: child, runner_fd }))
+        }
+    }
+}
+
+fn die_with_parent() -> Result<(), String> {
+    // Sound here: the parent has one thread, whose end is the parent's end.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| format!("PR_SET_PDEATHSIG: {e}"))
+}
+
+fn hung_up(leash: &Leash) -> Result<bool, String> {
+    let mut fds = [PollFd::new(leash.hangup.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).map_err(|e| format!("poll: {e}"))?;
+    Ok(fds[0].revents().is_some_and(|e| !e.is_empty()))
+}
+
+impl Reaper {
+    /// Waits for the runner's end or the warden's, and ends.
+    pub(crate) fn until_the_end(self, link: &Link) -> ! {
+        for fd in [link.raw_fd(), 1, 2, self.leash.null.as_raw_fd()] {
+            let _ = nix::unistd::close(fd);
+        }
+        loop {
+            let mut waiting = [
+                PollFd::new(self.leash.hangup.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.runner_fd.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut waiting, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => sys::exit_now(1),
+            }
+            if waiting[0].revents().is_some_and(|e| !e.is_empty()) {
+                sys::exit_now(1); // the kernel kills the namespace with its process 1
+            }
+            while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                match status {
+                    WaitStatus::StillAlive => break,
+                    WaitStatus::Exited(pid, code) if pid == self.runner => self.tell(code << 8),
+                    WaitStatus::Signaled(pid, signal, core) if pid == self.runner => {
+                        self.tell(signal as i32 | if core { 0x80 } else { 0 });
+                    }
+                    _ => {} // an orphan of the plugin; the filter allows none, but a stub reaps
+                }
+            }
+        }
+    }
+
+    /// Tells the warden the wait status and ends.
+    fn tell(&self, raw: i32) -> ! {
+        let _ = write(self.leash.verdict.as_fd(), &raw.to_ne_bytes());
+        sys::exit_now(0)
+    }
+}

@@ -1,0 +1,237 @@
+//! Everything a plugin may ask of its node, as data, and the one trait that answers it.
+//!
+//! A sandboxed plugin reaches [`Host`] through the link client of this crate; the node implements it; the node's grants
+//! are a wrapper around it. So a request is judged and served by the same code whoever asks. Requests that come over a
+//! link are hostile input: [`Request::decode`] is where their shape is checked, the node checks their meaning.
+
+use crate::events::model::LogEvent;
+use crate::network::peer_store::{PeerRecord, PeerSource};
+use crate::realms::RealmInfo;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use thenodes_ipc::{pack, Code};
+
+/// A connected peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerInfo {
+    /// Its node id, proved unique among our connections.
+    pub node_id: String,
+    /// Its socket address.
+    pub addr: SocketAddr,
+    /// What it announced.
+    pub capabilities: Vec<String>,
+}
+
+/// What a plugin is told about its node when it is loaded; it does not change while the node lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Name the node gave the plugin.
+    pub plugin: String,
+    /// Id of the node.
+    pub node_id: String,
+    /// Realm of the node.
+    pub realm: RealmInfo,
+    /// Type the node announces.
+    pub node_type: String,
+    /// Session of the node's event log.
+    pub session_id: String,
+}
+
+/// Why the node said no.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct HostError {
+    /// Stable code.
+    pub code: Code,
+    /// What was attempted, on what, and what to do.
+    pub message: String,
+}
+
+impl HostError {
+    /// An error with a message for people.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+macro_rules! requests {
+    ($($(#[$doc:meta])* $name:ident($method:literal) { $($field:ident: $ty:ty),* $(,)? },)*) => {
+        /// A question or a wish of a plugin. Each has an answer.
+        #[derive(Debug, Clone, PartialEq)]
+        #[allow(missing_docs)] // the fields are described by their names and by docs/protocol.md
+        pub enum Request {
+            $($(#[$doc])* $name { $($field: $ty),* },)*
+        }
+
+        impl Request {
+            /// Every method name, for documentation and tests.
+            pub const METHODS: &'static [&'static str] = &[$($method),*];
+
+            /// The word on the link.
+            pub fn method(&self) -> &'static str {
+                match self { $(Request::$name { .. } => $method,)* }
+            }
+
+            /// The arguments as they travel.
+            pub fn encode(&self) -> Result<Vec<u8>, HostError> {
+                match self {
+                    $(Request::$name { $($field),* } => {
+                        #[derive(Serialize)]
+                        struct Args<'a> { $($field: &'a $ty,)* #[serde(skip)] _lifetime: std::marker::PhantomData<&'a ()> }
+                        pack::encode(&Args { $($field,)* _lifetime: std::marker::PhantomData })
+                            .map_err(|e| HostError::new(Code::InvalidInput, format!("{}: {e}", $method)))
+                    })*
+                }
+            }
+
+            /// Reads a request from the link. An unknown method is `UNHANDLED`, a wrong shape is `INVALID_INPUT`.
+            pub fn decode(method: &str, body: &[u8]) -> Result<Request, HostError> {
+                match method {
+                    $($method => {
+                        #[derive(Deserialize)]
+                        struct Args { $($field: $ty,)* }
+                        let Args { $($field),* } = pack::decode(body)
+                            .map_err(|e| HostError::new(Code::InvalidInput, format!("{}: {e}", $method)))?;
+                        Ok(Request::$name { $($field),* })
+                    })*
+                    other => Err(HostError::new(Code::Unhandled, format!("the node has no method {other:?}"))),
+                }
+            }
+        }
+    };
+}
+
+requests! {
+    /// Send a message (JSON text) to every connected peer.
+    Broadcast("peers.broadcast") { text: String },
+    /// Send a message (JSON text) to one peer by node id.
+    SendToNode("peers.send_to_node") { node_id: String, text: String },
+    /// Send a message (JSON text) to one peer by address.
+    SendToAddr("peers.send_to_addr") { addr: SocketAddr, text: String },
+    /// The connected peers.
+    ListPeers("peers.list") {},
+    /// One connected peer, by id or by address.
+    FindPeer("peers.find") { node_id: Option<String>, addr: Option<SocketAddr> },
+    /// Messages waiting in relay queues and messages relayed so far.
+    RelayStats("relay.stats") {},
+    /// Bounds of the relay queues: per target, in all.
+    RelayQueueCaps("relay.queue_caps") {},
+    /// Remember an address.
+    StoreInsert("store.insert") { addr: SocketAddr, source: PeerSource },
+    /// Note that an address answered, and what it said of itself.
+    StoreSuccess("store.success") { addr: SocketAddr, node_id: Option<String>, capabilities: Option<Vec<String>> },
+    /// Note that an address did not answer.
+    StoreFailure("store.failure") { addr: SocketAddr },
+    /// Some random addresses besides these.
+    StoreSample("store.sample") { count: u32, exclude: Vec<SocketAddr> },
+    /// All that is known.
+    StoreRecords("store.records") {},
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// It is done; the number counts what it was done to (peers reached, entries made).
+    Done(u64),
+    /// Peers.
+    Peers(Vec<PeerInfo>),
+    /// One peer, if there is such a one.
+    Peer(Option<PeerInfo>),
+    /// Addresses.
+    Addrs(Vec<SocketAddr>),
+    /// Records of the peer store.
+    Records(Vec<PeerRecord>),
+    /// Two numbers.
+    Pair(u64, u64),
+}
+
+/// Something a plugin tells its node without waiting.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// A line from a `log` macro.
+    Log(LogLine),
+    /// An event for the node's sinks.
+    Emit(Box<LogEvent>),
+    /// Send me the node's events from now on.
+    SubscribeEvents,
+}
+
+/// A line of a plugin's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    /// Module that said it.
+    pub target: String,
+    /// The text.
+    pub text: String,
+}
+
+impl Notice {
+    /// The word on the link and the arguments.
+    pub fn encode(&self) -> Result<(&'static str, Vec<u8>), HostError> {
+        let bad = |e| HostError::new(Code::InvalidInput, format!("notice: {e}"));
+        Ok(match self {
+            Notice::Log(line) => ("log", pack::encode(line).map_err(bad)?),
+            Notice::Emit(event) => ("events.emit", pack::encode(event).map_err(bad)?),
+            Notice::SubscribeEvents => ("events.subscribe", Vec::new()),
+        })
+    }
+
+    /// Reads a notice from the link.
+    pub fn decode(method: &str, body: &[u8]) -> Result<Notice, HostError> {
+        let bad = |e| HostError::new(Code::InvalidInput, format!("{method}: {e}"));
+        match method {
+            "log" => Ok(Notice::Log(pack::decode(body).map_err(bad)?)),
+            "events.emit" => Ok(Notice::Emit(pack::decode(body).map_err(bad)?)),
+            "events.subscribe" => Ok(Notice::SubscribeEvents),
+            other => Err(HostError::new(Code::Unhandled, format!("the node has no notice {other:?}"))),
+        }
+    }
+}
+
+/// Whoever serves a plugin: the link client inside a sandboxed plugin, the node itself for an embedder's handler.
+#[async_trait::async_trait]
+pub trait Host: Send + Sync + 'static {
+    /// Asks and waits. Ends with the node's answer, or with `UNAVAILABLE` when there is no node any more.
+    async fn call(&self, request: Request) -> Result<Response, HostError>;
+
+    /// Tells without waiting. May block for a moment while the link is full; is lost when the link has ended.
+    fn notify(&self, notice: Notice);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_survives_the_link() {
+        let addr = "10.0.0.1:9".parse().expect("an address");
+        for request in [
+            Request::Broadcast { text: "{}".into() },
+            Request::SendToNode { node_id: "n".into(), text: "{}".into() },
+            Request::SendToAddr { addr, text: "{}".into() },
+            Request::ListPeers {},
+            Request::FindPeer { node_id: None, addr: Some(addr) },
+            Request::RelayStats {},
+            Request::RelayQueueCaps {},
+            Request::StoreInsert { addr, source: PeerSource::Manual },
+            Request::StoreSuccess { addr, node_id: Some("n".into()), capabilities: None },
+            Request::StoreFailure { addr },
+            Request::StoreSample { count: 3, exclude: vec![addr] },
+            Request::StoreRecords {},
+        ] {
+            let body = request.encode().expect("encodes");
+            assert_eq!(Request::decode(request.method(), &body), Ok(request));
+        }
+        assert_eq!(Request::METHODS.len(), 12);
+    }
+
+    #[test]
+    fn a_wrong_method_and_a_wrong_shape_have_their_own_codes() {
+        assert_eq!(Request::decode("root.please", &[]).map_err(|e| e.code), Err(Code::Unhandled));
+        assert_eq!(Request::decode("peers.broadcast", b"\x80").map_err(|e| e.code), Err(Code::InvalidInput));
+        assert_eq!(Notice::decode("log", &[0xc0]).map_err(|e| e.code), Err(Code::InvalidInput));
+    }
+}

@@ -1,0 +1,235 @@
+//! Known addresses. In the node this is the store itself, bounded at all times; in a plugin the same type asks the node.
+
+use crate::config::Config;
+use crate::host::{Host, Request, Response};
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Entries kept unless the configuration says otherwise. The entry that succeeded longest ago leaves first.
+pub const DEFAULT_MAX_ENTRIES: usize = 1024;
+
+/// Where an address comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PeerSource {
+    /// Configuration.
+    Bootstrap,
+    /// A handshake with that node.
+    Handshake,
+    /// Another peer's list.
+    Gossip,
+    /// A person or a plugin.
+    Manual,
+}
+
+/// What is known of an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRecord {
+    /// The address.
+    pub addr: SocketAddr,
+    /// Where it comes from.
+    pub source: PeerSource,
+    /// Attempts that failed since the last success.
+    pub failures: u32,
+    /// Last success, seconds since 1970.
+    pub last_success_epoch: Option<u64>,
+    /// Node id it gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<String>,
+    /// Capabilities it announced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Vec<String>>,
+}
+
+/// Handle to the known addresses. Cheap to clone; all clones see the same store.
+#[derive(Clone)]
+pub struct PeerStore {
+    inner: Inner,
+}
+
+#[derive(Clone)]
+enum Inner {
+    Local { records: Arc<Mutex<HashMap<SocketAddr, PeerRecord>>>, max_entries: usize },
+    Remote(Arc<dyn Host>),
+}
+
+impl fmt::Debug for PeerStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PeerStore")
+    }
+}
+
+impl Default for PeerStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PeerStore {
+    /// An empty store in this process.
+    pub fn new() -> Self {
+        Self::with_capacity(DEFAULT_MAX_ENTRIES)
+    }
+
+    /// An empty store in this process that never holds more than `max_entries`.
+    pub fn with_capacity(max_entries: usize) -> Self {
+        Self { inner: Inner::Local { records: Arc::default(), max_entries: max_entries.max(1) } }
+    }
+
+    /// The store of another process.
+    pub fn remote(host: Arc<dyn Host>) -> Self {
+        Self { inner: Inner::Remote(host) }
+    }
+
+    /// A store in this process that knows the bootstrap nodes of the configuration that are plain addresses.
+    pub async fn from_config(config: &Config) -> Self {
+        let store = Self::new();
+        for addr in config.bootstrap_nodes.iter().flatten().filter_map(|node| node.parse().ok()) {
+            store.insert(addr, PeerSource::Bootstrap).await;
+        }
+        store
+    }
+
+    /// Remembers an address; what is known of it stays.
+    pub async fn insert(&self, addr: SocketAddr, source: PeerSource) {
+        match &self.inner {
+            Inner::Local { .. } => self.update(addr, source, |_| {}),
+            Inner::Remote(host) => tell(host, Request::StoreInsert { addr, source }).await,
+        }
+    }
+
+    /// Remembers many.
+    pub async fn bulk_insert(&self, addrs: impl IntoIterator<Item = SocketAddr>, source: PeerSource) {
+        for addr in addrs {
+            self.insert(addr, source).await;
+        }
+    }
+
+    /// Notes that this address answered.
+    pub async fn mark_success(&self, addr: &SocketAddr) {
+        self.mark_success_with_meta(addr, None, None).await;
+    }
+
+    /// Notes that this address answered, and what it said of itself.
+    pub async fn mark_success_with_meta(
+        &self,
+        addr: &SocketAddr,
+        node_id: Option<String>,
+        capabilities: Option<Vec<String>>,
+    ) {
+        match &self.inner {
+            Inner::Local { .. } => self.update(*addr, PeerSource::Handshake, |record| {
+                record.failures = 0;
+                record.last_success_epoch =
+                    SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|t| t.as_secs());
+                record.node_id = node_id.or(record.node_id.take());
+                record.capabilities = capabilities.or(record.capabilities.take());
+            }),
+            Inner::Remote(host) => {
+                tell(host, Request::StoreSuccess { addr: *addr, node_id, capabilities }).await;
+            }
+        }
+    }
+
+    /// Notes that this address did not answer.
+    pub async fn mark_failure(&self, addr: &SocketAddr) {
+        match &self.inner {
+            Inner::Local { .. } => self.update(*addr, PeerSource::Manual, |record| {
+                record.failures = record.failures.saturating_add(1);
+            }),
+            Inner::Remote(host) => tell(host, Request::StoreFailure { addr: *addr }).await,
+        }
+    }
+
+    /// Up to `count` random addresses that are not in `exclude`.
+    pub async fn sample(&self, count: usize, exclude: &HashSet<SocketAddr>) -> Vec<SocketAddr> {
+        match &self.inner {
+            Inner::Local { records, .. } => {
+                let records = records.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut addrs: Vec<_> = records.keys().filter(|a| !exclude.contains(a)).copied().collect();
+                // A fresh hasher is a fresh random order, which is all a sample needs.
+                let order = RandomState::new();
+                addrs.sort_by_cached_key(|addr| order.hash_one(addr));
+                addrs.truncate(count);
+                addrs
+            }
+            Inner::Remote(host) => {
+                let count = u32::try_from(count).unwrap_or(u32::MAX);
+                let request = Request::StoreSample { count, exclude: exclude.iter().copied().collect() };
+                match host.call(request).await {
+                    Ok(Response::Addrs(addrs)) => addrs,
+                    _ => Vec::new(),
+                }
+            }
+        }
+    }
+
+    /// All known addresses.
+    pub async fn all(&self) -> Vec<SocketAddr> {
+        self.records().await.into_iter().map(|record| record.addr).collect()
+    }
+
+    /// All that is known, most recent success first.
+    pub async fn records(&self) -> Vec<PeerRecord> {
+        match &self.inner {
+            Inner::Local { records, .. } => {
+                let records = records.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut list: Vec<_> = records.values().cloned().collect();
+                list.sort_by_key(|r| (std::cmp::Reverse(r.last_success_epoch), r.addr));
+                list
+            }
+            Inner::Remote(host) => match host.call(Request::StoreRecords {}).await {
+                Ok(Response::Records(records)) => records,
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    /// Changes or makes one entry of a local store, dropping the stalest entry when a new one would pass the bound.
+    fn update(&self, addr: SocketAddr, source: PeerSource, change: impl FnOnce(&mut PeerRecord)) {
+        let Inner::Local { records, max_entries } = &self.inner else { return };
+        let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
+        if !records.contains_key(&addr) && records.len() >= *max_entries {
+            let stalest = records.values().min_by_key(|r| (r.last_success_epoch, r.addr)).map(|r| r.addr);
+            stalest.map(|addr| records.remove(&addr));
+        }
+        change(records.entry(addr).or_insert(PeerRecord {
+            addr,
+            source,
+            failures: 0,
+            last_success_epoch: None,
+            node_id: None,
+            capabilities: None,
+        }));
+    }
+}
+
+async fn tell(host: &Arc<dyn Host>, request: Request) {
+    if let Err(error) = host.call(request).await {
+        log::warn!("peer store: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_store_never_holds_more_than_its_bound_and_keeps_what_answered() {
+        let store = PeerStore::with_capacity(10);
+        let addr = |n: u16| SocketAddr::from(([10, 0, 0, 1], n));
+        store.insert(addr(1), PeerSource::Gossip).await;
+        store.mark_success_with_meta(&addr(1), Some("a".into()), None).await;
+        store.bulk_insert((2..100).map(addr), PeerSource::Gossip).await;
+        assert_eq!(store.all().await.len(), 10);
+        let first = &store.records().await[0];
+        assert_eq!((first.addr, first.node_id.as_deref()), (addr(1), Some("a")));
+        let exclude = HashSet::from([addr(1)]);
+        let sample = store.sample(5, &exclude).await;
+        assert!(sample.len() == 5 && !sample.contains(&addr(1)));
+    }
+}

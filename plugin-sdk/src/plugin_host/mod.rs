@@ -1,0 +1,169 @@
+//! The trait an author implements and the context each call brings.
+
+mod client;
+mod export;
+mod library;
+mod logger;
+
+use crate::config::ConfigDefaults;
+use crate::events::EventHandle;
+use crate::host::{Host, NodeInfo};
+use crate::network::message::Message;
+use crate::network::{PeerManager, PeerStore};
+use crate::realms::RealmInfo;
+use std::sync::Arc;
+
+pub use export::PluginRegistrarApi;
+
+/// Version of the table between host and plugin. Stays 1 while the table only grows.
+pub const PLUGIN_ABI_VERSION: u32 = thenodes_ipc::abi::ABI_VERSION;
+
+/// What a plugin does. Every method has a default; implement what you need.
+///
+/// All of it runs in the plugin's own process. `on_message` runs on one thread, one message after the other; async methods
+/// run on a small tokio runtime that the SDK brings, whose timers and `tokio::spawn` also work inside `on_message`.
+/// A panic in a method is that call's error, is counted by the node, and harms no other call.
+#[async_trait::async_trait]
+pub trait Plugin: Send + Sync + 'static {
+    /// A message for this node arrived. Deadline 5 s; blocking here delays this plugin's next message and nobody else.
+    fn on_message(&self, message: &Message, ctx: &PluginContext) {
+        let _ = (message, ctx);
+    }
+
+    /// A line typed at the node's prompt for this plugin. Deadline 30 s. `None` means "not mine".
+    async fn on_prompt(&self, input: &str, ctx: &PluginContext) -> Option<String> {
+        let _ = (input, ctx);
+        None
+    }
+
+    /// The word at the root prompt that enters this plugin's prompt.
+    fn prompt_prefix(&self) -> Option<&str> {
+        None
+    }
+
+    /// Defaults for keys the operator left out. Asked once, before the node opens its network.
+    fn early_config_defaults(&self) -> Option<ConfigDefaults> {
+        None
+    }
+
+    /// A name for lists and logs; the node knows the plugin by its file and shows this beside it.
+    fn plugin_id(&self) -> &str {
+        ""
+    }
+
+    /// Kinds of EXTENSION messages wanted; `None` is all. Other messages are not filtered.
+    fn subscribed_extension_kinds(&self) -> Option<&[&str]> {
+        None
+    }
+
+    /// Called once before the first message. An error stops the plugin with this text as the reason. Deadline 10 s.
+    async fn on_load(&self, ctx: &PluginContext) -> Result<(), String> {
+        let _ = ctx;
+        Ok(())
+    }
+
+    /// Called before an orderly stop. Deadline 2 s.
+    async fn on_stop(&self, ctx: &PluginContext) {
+        let _ = ctx;
+    }
+}
+
+/// What a call brings: ways to the node. Cheap to clone and to move into tasks.
+#[derive(Debug, Clone)]
+pub struct PluginContext {
+    /// The connected peers.
+    pub peer_manager: Arc<PeerManager>,
+    /// The known addresses.
+    pub peer_store: PeerStore,
+    /// Events.
+    pub events: EventHandle,
+    info: Arc<NodeInfo>,
+}
+
+impl PluginContext {
+    /// A context for this host; embedders make one for their own handlers.
+    pub fn new(host: Arc<dyn Host>, events: EventHandle, info: Arc<NodeInfo>) -> Self {
+        let peer_manager = Arc::new(PeerManager::new(host.clone()));
+        Self { peer_manager, peer_store: PeerStore::remote(host), events, info }
+    }
+
+    /// The connected peers.
+    pub fn peer_manager(&self) -> &Arc<PeerManager> {
+        &self.peer_manager
+    }
+
+    /// The known addresses.
+    pub fn peer_store(&self) -> &PeerStore {
+        &self.peer_store
+    }
+
+    /// Events.
+    pub fn events(&self) -> &EventHandle {
+        &self.events
+    }
+
+    /// Realm of the node.
+    pub fn realm(&self) -> Option<&RealmInfo> {
+        Some(&self.info.realm)
+    }
+
+    /// Id of the node.
+    pub fn node_id(&self) -> &str {
+        &self.info.node_id
+    }
+
+    /// Everything the node said of itself.
+    pub fn node_info(&self) -> &NodeInfo {
+        &self.info
+    }
+}
+
+/// Whoever collects plugins.
+pub trait PluginRegistrar {
+    /// Takes a plugin.
+    fn register_handler(&mut self, plugin: Box<dyn Plugin>);
+}
+
+/// Why a registration failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PluginApiError {
+    /// The host passed a null pointer.
+    #[error("the host passed a null registrar pointer")]
+    NullApi,
+    /// Host and plugin were built for different tables.
+    #[error("plugin ABI version {expected}, but the host has {received}; rebuild the plugin with the host's SDK")]
+    VersionMismatch {
+        /// The plugin's.
+        expected: u32,
+        /// The host's.
+        received: u32,
+    },
+    /// The host offers no way to register.
+    #[error("the host's registrar has no handler function")]
+    MissingHandler,
+    /// The host passed a null context.
+    #[error("the host's registrar has a null context")]
+    NullContext,
+    /// The host did not take the plugin.
+    #[error("the host refused the plugin (status {status})")]
+    Refused {
+        /// Its status; see `thenodes_plugin.h`.
+        status: i32,
+    },
+    /// The runtime inside the plugin could not be started.
+    #[error("the plugin's runtime could not start: {0}")]
+    Runtime(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_can_be_cloned_and_moved_anywhere() {
+        fn anywhere<T: Clone + Send + Sync + 'static>() {}
+        anywhere::<PluginContext>();
+        assert_eq!(PLUGIN_ABI_VERSION, 1);
+    }
+}

@@ -1,0 +1,52 @@
+//! Answers what it is told: a prompt line comes back, a TEXT message is answered to its sender as EXTENSION `echo`.
+
+use thenodes::network::message::{Message, MessageType, Payload};
+use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
+
+/// The plugin.
+pub struct Echo;
+
+#[async_trait::async_trait]
+impl Plugin for Echo {
+    fn on_message(&self, message: &Message, ctx: &PluginContext) {
+        let MessageType::Text(text) = &message.msg_type else { return };
+        let answer = Message::new(
+            ctx.node_id(),
+            &message.from,
+            MessageType::Extension { kind: "echo".into() },
+            Some(Payload::Text(text.clone())),
+            ctx.realm().cloned(),
+        );
+        let (peers, to) = (ctx.peer_manager.clone(), message.from.clone());
+        // Sending waits for the node; a task waits for it without holding up the next message.
+        tokio::spawn(async move {
+            if let Err(why) = peers.send_to_node_id(&to, answer.as_json()).await {
+                eprintln!("echo to {to}: {why}");
+            }
+        });
+    }
+
+    async fn on_prompt(&self, input: &str, _ctx: &PluginContext) -> Option<String> {
+        Some(input.to_owned())
+    }
+
+    fn prompt_prefix(&self) -> Option<&str> {
+        Some("echo")
+    }
+
+    fn plugin_id(&self) -> &str {
+        "echo"
+    }
+}
+
+/// Entry point; see `thenodes::plugin_host`.
+///
+/// # Safety
+/// Called by the runner with a registrar that lives for the call.
+#[no_mangle]
+pub unsafe extern "C" fn register_plugin(api: *const PluginRegistrarApi) {
+    let registered = PluginRegistrarApi::from_raw(api).and_then(|api| api.register_plugin(Box::new(Echo)));
+    if let Err(error) = registered {
+        eprintln!("echo: {error}");
+    }
+}

@@ -1,0 +1,134 @@
+//! A plugin that misbehaves on purpose.
+//!
+//! One build serves every test: the bytes of [`SWITCH`] are found in the finished library and overwritten with
+//! `PHASE:SIN`, and the sin happens in that phase: `constructor`, `register`, `load`, `message`, `thread`. Without a switch it is well
+//! behaved until its prompt (`hostile SIN`) says otherwise. [`sins`] holds the attacks; `hostile-control` runs the same ones
+//! outside any sandbox, where they must succeed, or the tests would prove nothing.
+
+pub mod sins;
+
+use std::ffi::c_void;
+use thenodes::network::message::{Message, MessageType};
+use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
+
+/// Marker of 16 bytes and 48 bytes to be overwritten.
+#[no_mangle]
+pub static SWITCH: [u8; 64] = *b"hostile-switch=none:none                                        ";
+
+/// The sin for this phase, if the switch names one.
+fn chosen(phase: &str) -> Option<String> {
+    // SAFETY: a static of our own; volatile, because its bytes are changed in the file where the compiler cannot see.
+    let bytes = unsafe { std::ptr::read_volatile(&SWITCH) };
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let (_, choice) = text.split_once('=')?;
+    let (at, sin) = choice.trim_end_matches([' ', '\0']).split_once(':')?;
+    (at == phase && sin != "none").then(|| sin.to_owned())
+}
+
+fn sin_in(phase: &str) {
+    if let Some(sin) = chosen(phase) {
+        eprintln!("{}", sins::commit(&sin));
+    }
+}
+
+extern "C" fn constructor() {
+    sin_in("constructor");
+}
+
+#[used]
+#[link_section = ".init_array"]
+static CONSTRUCTOR: extern "C" fn() = constructor;
+
+struct Hostile;
+
+#[async_trait::async_trait]
+impl Plugin for Hostile {
+    async fn on_load(&self, _ctx: &PluginContext) -> Result<(), String> {
+        sin_in("load");
+        if chosen("thread").is_some() {
+            std::thread::spawn(|| sin_in("thread"));
+        }
+        match chosen("refuse") {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+
+    fn on_message(&self, message: &Message, _ctx: &PluginContext) {
+        sin_in("message");
+        if let MessageType::Text(text) = &message.msg_type {
+            if let Some(sin) = text.strip_prefix("sin ") {
+                println!("{}", sins::commit(sin));
+            }
+        }
+    }
+
+    async fn on_prompt(&self, input: &str, ctx: &PluginContext) -> Option<String> {
+        match input {
+            // Everything a well-behaved plugin may do, beside the sins.
+            "good" => {
+                log::info!("a line from the log macros");
+                println!("a line on stdout");
+                eprintln!("a line on stderr");
+                let task = tokio::spawn(async {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    21 * 2
+                });
+                let peers = ctx.peer_manager.list_peers().await.len();
+                Some(format!("{} {peers}", task.await.ok()?))
+            }
+            "sleep" => {
+                std::future::pending::<()>().await;
+                None
+            }
+            sin => Some(sins::commit(sin)),
+        }
+    }
+
+    fn prompt_prefix(&self) -> Option<&str> {
+        Some("hostile")
+    }
+
+    fn plugin_id(&self) -> &str {
+        "hostile"
+    }
+}
+
+/// The registrar's first fields as C sees them, for registering wrongly.
+#[repr(C)]
+struct RawRegistrar {
+    abi_version: u32,
+    host_context: *mut c_void,
+    register_handler: Option<unsafe extern "C" fn(*mut c_void, *const c_void) -> i32>,
+}
+
+/// Entry point.
+///
+/// # Safety
+/// Called by the runner with a registrar that lives for the call.
+#[no_mangle]
+pub unsafe extern "C" fn register_plugin(api: *const PluginRegistrarApi) {
+    sin_in("register");
+    match chosen("abi").as_deref() {
+        Some("silent") => return,
+        Some(sin) => {
+            // SAFETY: the registrar begins with these fields; the table is as wrong as the sin wants it, but it is memory.
+            unsafe {
+                let raw = &*api.cast::<RawRegistrar>();
+                let version: usize = if sin == "version" { 99 } else { 1 };
+                let size: usize = if sin == "small" { 16 } else { 48 };
+                let table = [size, version, 0, 0, 0, 0];
+                if let Some(register) = raw.register_handler {
+                    let table = if sin == "null" { std::ptr::null() } else { table.as_ptr().cast() };
+                    eprintln!("registering wrongly gave status {}", register(raw.host_context, table));
+                }
+            }
+            return;
+        }
+        None => {}
+    }
+    let registered = PluginRegistrarApi::from_raw(api).and_then(|api| api.register_plugin(Box::new(Hostile)));
+    if let Err(error) = registered {
+        eprintln!("hostile: {error}");
+    }
+}
