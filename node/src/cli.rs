@@ -4,7 +4,7 @@
 use crate::admin::{ask, Question};
 use crate::config::{Config, ConfigError, Raw};
 use crate::node::{Node, StartError};
-use crate::plugins::logs::printable;
+use crate::text::printable;
 use crate::security::pki;
 use crate::{doctor, prompt};
 use clap::{Args, Parser, Subcommand};

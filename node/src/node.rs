@@ -1,14 +1,14 @@
 //! A node from start to end: the only file that knows every part. Start and shutdown are written once, in order.
 
 use crate::admin;
-use crate::config::{Config, ConfigError, Raw};
+use crate::config::{Config, ConfigError, Permission, Raw};
 use crate::events::{Bus, Console, Emitter, JsonLines};
 use crate::host::api::{DenialReporter, Forwarder, NodeHost};
 use crate::host::inbound;
 use crate::identity;
 use crate::network::peers::PeerTable;
 use crate::network::{dialer, listener, Local, Network, INBOUND_QUEUE};
-use crate::plugins::grants::{Granted, Permission, Verdict};
+use crate::plugins::grants::{Granted, Grants, Verdict};
 use crate::plugins::process::find_runner;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
 use crate::plugins::Registry;
@@ -111,7 +111,7 @@ impl Node {
             runner,
             limits: early.plugins.limits,
             required: early.plugins.required,
-            grants: early.plugins.grants.clone(),
+            grants: Grants::new(early.plugins.permissions.iter().copied()),
             uid_base: early.plugins.uid_base,
         });
         let network_later: Arc<OnceLock<Arc<Network>>> = Arc::default();

@@ -2,7 +2,7 @@
 //! input ends the node. What plugins answer is made printable before it is shown.
 
 use crate::admin::{Question, View};
-use crate::plugins::logs::printable;
+use crate::text::printable;
 use crate::security::pki;
 use crate::Config;
 use rustyline::error::ReadlineError;

@@ -2,14 +2,14 @@
 //! always wins over what plugins suggest; what nobody wrote has a default that is safe.
 
 mod error;
+mod policy;
 pub(crate) mod raw;
 
 pub use error::ConfigError;
+pub use policy::{Permission, Required};
 pub(crate) use raw::is_node_id;
 pub use raw::Raw;
 
-use crate::plugins::grants::{Grants, Permission};
-use crate::plugins::supervisor::Required;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use thenodes::config::ConfigDefaults;
@@ -112,7 +112,7 @@ pub struct Plugins {
     /// The runner program, if it is not beside the node's.
     pub runner: Option<PathBuf>,
     /// What plugins without a manifest are given.
-    pub grants: Grants,
+    pub permissions: Vec<Permission>,
     /// Limits of each.
     pub limits: ProcessLimits,
     /// Lowest sandbox level.

@@ -3,10 +3,8 @@
 
 use super::error::Origin;
 use super::{
-    Config, ConfigError, Encryption, Identity, Logging, Plugins, TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
+    Config, ConfigError, Encryption, Identity, Logging, Permission, Plugins, Required, TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
 };
-use crate::plugins::grants::{Grants, Permission};
-use crate::plugins::supervisor::Required;
 use serde::Deserialize;
 use serde_spanned::Spanned;
 use std::net::IpAddr;
@@ -504,7 +502,7 @@ impl Raw {
         Ok(Plugins {
             dir: plugins.dir.clone().unwrap_or_else(|| "plugins".into()),
             runner: plugins.runner.clone(),
-            grants: Grants::new(permissions),
+            permissions,
             limits: ProcessLimits {
                 memory: within(&limits.memory_mb, 128, 16, 65_536)? * 1024 * 1024,
                 threads: within(&limits.threads, 16, 4, 4096)?,

@@ -1,6 +1,6 @@
 //! Events as lines for people, in upstream's form, on standard output. Text from peers and plugins is made printable.
 
-use crate::plugins::logs::printable;
+use crate::text::printable;
 use std::io::Write;
 use thenodes::constants::ICON_PLACEHOLDER as INDENT;
 use thenodes::events::model::LogEvent;

@@ -3,7 +3,7 @@
 
 use crate::events::Emitter;
 use crate::network::Inbound;
-use crate::plugins::logs::printable;
+use crate::text::printable;
 use crate::plugins::supervisor::{may_receive, Policy};
 use crate::plugins::Registry;
 use std::sync::Arc;

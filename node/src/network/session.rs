@@ -6,7 +6,7 @@ use super::handshake::{hello, judge, Refusal};
 use super::peers::{Direction, Place};
 use super::wire::{encode, LineDecoder, WireError, MAX_HELLO, MAX_LINE};
 use super::{Inbound, Network, HANDSHAKE_DEADLINE, PROBE_INTERVAL, SILENCE, WRITE_DEADLINE};
-use crate::plugins::logs::printable;
+use crate::text::printable;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

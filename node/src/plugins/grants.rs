@@ -1,71 +1,11 @@
 //! What a plugin may ask for: a pure judgement per request, and the wrapper around the node's `Host` that carries it out.
 //! Default deny: a request that no grant covers is refused by name, counted, and reported.
 
+use crate::config::Permission;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 use thenodes::host::{Host, HostError, Notice, Request, Response};
 use thenodes_ipc::{Code, PluginName};
-
-/// A permission by its name in configuration and manifests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Permission {
-    /// Messages from peers reach the plugin.
-    MessageReceive,
-    /// The plugin sends messages to peers.
-    MessageSend,
-    /// The plugin has a prompt.
-    CommandRegister,
-    /// The plugin sees connected peers and known addresses.
-    PeersRead,
-    /// The plugin adds to the known addresses.
-    PeersWrite,
-    /// The plugin's events reach the node's sinks.
-    EventsEmit,
-    /// The plugin receives the node's events.
-    EventsSubscribe,
-    /// The plugin suggests configuration defaults.
-    ConfigDefaults,
-}
-
-impl Permission {
-    /// All of them.
-    pub const ALL: [Permission; 8] = [
-        Permission::MessageReceive,
-        Permission::MessageSend,
-        Permission::CommandRegister,
-        Permission::PeersRead,
-        Permission::PeersWrite,
-        Permission::EventsEmit,
-        Permission::EventsSubscribe,
-        Permission::ConfigDefaults,
-    ];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Permission::MessageReceive => "message.receive",
-            Permission::MessageSend => "message.send",
-            Permission::CommandRegister => "command.register",
-            Permission::PeersRead => "peers.read",
-            Permission::PeersWrite => "peers.write",
-            Permission::EventsEmit => "events.emit",
-            Permission::EventsSubscribe => "events.subscribe",
-            Permission::ConfigDefaults => "config.defaults",
-        }
-    }
-
-    /// The permission of this name.
-    pub fn parse(name: &str) -> Option<Permission> {
-        Permission::ALL.into_iter().find(|permission| permission.name() == name)
-    }
-}
-
-impl fmt::Display for Permission {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What one plugin was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,13 +130,5 @@ mod tests {
         assert_eq!(reader.judge(&send), Verdict::Denied(Permission::MessageSend));
         assert_eq!(reader.judge(&Request::ListPeers {}), Verdict::Granted);
         assert_eq!(reader.judge_notice(&Notice::SubscribeEvents), Verdict::Denied(Permission::EventsSubscribe));
-    }
-
-    #[test]
-    fn every_permission_is_found_by_its_name() {
-        for permission in Permission::ALL {
-            assert_eq!(Permission::parse(permission.name()), Some(permission));
-        }
-        assert_eq!(Permission::parse("root"), None);
     }
 }

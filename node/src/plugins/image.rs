@@ -1,6 +1,7 @@
 //! A plugin file becomes an image: read once, checked, and sealed in memory. What was checked is what will be loaded; the
 //! path is never opened again. The file comes from an author the node does not trust, so nothing here runs or maps it.
 
+use crate::text::hex;
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
 use nix::sys::memfd::{memfd_create, MFdFlags};
 use object::elf;
@@ -8,7 +9,6 @@ use object::read::elf::{Dyn, ElfFile64, FileHeader};
 use object::{Object, ObjectSymbol};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -144,14 +144,6 @@ pub fn libraries_of_program(path: &Path) -> Result<BTreeSet<String>, ImageError>
         gather(path, &soname, &mut seen, &mut Vec::new())?;
     }
     Ok(seen)
-}
-
-/// Lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn read_whole(path: &Path) -> Result<Vec<u8>, ImageError> {

@@ -81,7 +81,7 @@ impl Greeting {
                 }
                 Some(Frame::Launch { step: "refused", body }) => {
                     let refusal: Refusal = pack::decode(body).map_err(|e| violation(format!("refused: {e}")))?;
-                    let reason = super::logs::printable(&refusal.reason, 2000);
+                    let reason = crate::text::printable(&refusal.reason, 2000);
                     return Err(Ended::Because(Cause::Refused(refusal.step, reason)));
                 }
                 Some(Frame::Ignored) => continue,
@@ -444,7 +444,7 @@ impl Requests {
                     None => Ok(body.to_vec()),
                     Some(code) => {
                         let text = String::from_utf8_lossy(body);
-                        Err(HostError::new(code, super::logs::printable(&text, 4000)))
+                        Err(HostError::new(code, crate::text::printable(&text, 4000)))
                     }
                 };
                 match self.caller.finish(id) {

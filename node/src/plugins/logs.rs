@@ -1,6 +1,7 @@
 //! What plugins print. Lines come through a pipe from a process that may print anything at any rate: each is cut, made safe
 //! for a terminal, rate-limited per plugin, and kept in a bounded book for `thenodes plugin logs`.
 
+use crate::text::printable;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -97,26 +98,6 @@ impl LogBook {
     }
 }
 
-/// Makes text safe to print: control characters become visible, and the rest beyond `limit` bytes is cut and said to be.
-pub fn printable(text: &str, limit: usize) -> String {
-    let mut out = String::with_capacity(text.len().min(limit));
-    for c in text.chars() {
-        if out.len() >= limit {
-            out.push_str("… (cut)");
-            break;
-        }
-        match c {
-            '\t' => out.push(' '),
-            // Control characters, and the ones that turn the direction of text around.
-            c if c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
-                out.extend(c.escape_default());
-            }
-            c => out.push(c),
-        }
-    }
-    out
-}
-
 /// Reads a log pipe to its end, line by line, holding at most one line of [`limits::MAX_LOG_LINE`] bytes.
 pub async fn follow(mut pipe: impl AsyncRead + Unpin, mut take: impl FnMut(&str)) {
     let mut line: Vec<u8> = Vec::new();
@@ -144,12 +125,6 @@ pub async fn follow(mut pipe: impl AsyncRead + Unpin, mut take: impl FnMut(&str)
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_cannot_touch_the_terminal_or_pose_as_two() {
-        assert_eq!(printable("a\u{1b}[31m\nb\u{202e}c\td", 100), "a\\u{1b}[31m\\nb\\u{202e}c d");
-        assert_eq!(printable("abcdef", 3), "abc… (cut)");
-    }
 
     #[test]
     fn a_flood_is_counted_and_the_nodes_own_line_still_fits() {

@@ -1,10 +1,11 @@
 //! All plugins of a node: reads the directory, starts a supervisor per file, finds plugins by name and by prompt. A bad
 //! file is named and left out; the others start.
 
-use super::grants::{Permission, Verdict};
+use super::grants::Verdict;
 use super::image::{self, Image};
 use super::lifecycle::State;
 use super::supervisor::{self, Handle, Policy, Surroundings};
+use crate::config::Permission;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

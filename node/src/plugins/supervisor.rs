@@ -1,11 +1,13 @@
 //! One task per plugin: feeds [`lifecycle`](super::lifecycle), carries out its actions, and moves messages from the plugin's
 //! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
 
-use super::grants::{Grants, Permission, Verdict};
+use super::grants::{Grants, Verdict};
+use crate::config::{Permission, Required};
 use super::image::Image;
 use super::lifecycle::{Action, Cause, Event, Life, State};
 use super::link::{Caller, Counters, Ended, Greeting, Link};
-use super::logs::{follow, printable, LogBook};
+use super::logs::{follow, LogBook};
+use crate::text::printable;
 use super::process::{self, Order, Started};
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::process::ExitStatusExt;
@@ -20,34 +22,6 @@ use thenodes_ipc::{limits, pack, Code, Generation, PluginName};
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-
-/// Lowest level at which a plugin may run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Required {
-    /// Every wall.
-    #[default]
-    Full,
-    /// Whatever the runner does not refuse by itself.
-    Reduced,
-}
-
-impl Required {
-    /// The word in the configuration.
-    pub fn word(self) -> &'static str {
-        match self {
-            Required::Full => "full",
-            Required::Reduced => "reduced",
-        }
-    }
-
-    /// True if this level is enough.
-    pub fn accepts(self, level: &Level) -> bool {
-        match (self, level) {
-            (_, Level::Full) | (Required::Reduced, Level::Reduced(_)) => true,
-            (Required::Full, Level::Reduced(_)) | (_, Level::Refused(_)) => false,
-        }
-    }
-}
 
 /// How plugins of this node are run.
 #[derive(Debug, Clone)]

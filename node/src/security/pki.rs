@@ -2,7 +2,7 @@
 //! may read them.
 
 use crate::config::Encryption;
-use crate::plugins::image::hex;
+use crate::text::hex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};

@@ -15,17 +15,11 @@ const PR_MDWE_REFUSE_EXEC_GAIN: u64 = 1;
 
 /// Gives everything up, in the order in which each step is still allowed.
 pub(crate) fn drop_all(plugin: &PluginName, walls: &mut Walls) {
+    // Best effort, like the next step: outside a user namespace it needs CAP_SETPCAP, and a process that holds no capability
+    // and cannot gain one by exec (no_new_privs, below) has no use for a bounding set.
     for capability in 0..=LAST_CAPABILITY {
-        match sys::prctl(libc::PR_CAPBSET_READ, [capability, 0, 0, 0]) {
-            Ok(0) => {}
-            Ok(_) => {
-                let dropped = sys::prctl(libc::PR_CAPBSET_DROP, [capability, 0, 0, 0]);
-                walls.step(Layer::Privileges, "PR_CAPBSET_DROP", dropped);
-            }
-            Err(_) => break, // EINVAL: beyond the kernel's list
-        }
+        let _ = sys::prctl(libc::PR_CAPBSET_DROP, [capability, 0, 0, 0]);
     }
-    // Best effort: outside a user namespace it needs CAP_SETPCAP, and without capabilities it guards nothing.
     let _ = sys::prctl(libc::PR_SET_SECUREBITS, [LOCKED_SECUREBITS, 0, 0, 0]);
     let ambient = sys::prctl(libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0, 0, 0]);
     walls.step(Layer::Privileges, "PR_CAP_AMBIENT_CLEAR_ALL", ambient);

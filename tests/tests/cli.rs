@@ -1,0 +1,106 @@
+//! The command line: exit codes, JSON, errors that point, the prompt, and signals.
+
+use nix::sys::signal::Signal;
+use std::fs;
+use std::process::Command;
+use thenodes_tests::{bin_dir, Spec};
+
+fn run(dir: &std::path::Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(bin_dir().join("thenodes")).args(args).current_dir(dir).output().expect("runs");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_wrong_configuration_names_file_line_and_column_and_exits_78() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("c.toml"), "port = 1\nprot = 2\n").expect("written");
+    let (code, _, error) = run(dir.path(), &["--config", "c.toml"]);
+    assert_eq!(code, Some(78));
+    assert!(error.contains("c.toml:2:1") && error.contains("prot"), "{error}");
+    let (code, _, error) = run(dir.path(), &["--config", "missing.toml"]);
+    assert_eq!(code, Some(78));
+    assert!(error.contains("missing.toml"), "{error}");
+    let (code, _, error) = run(dir.path(), &["--config", "c.toml", "doctor", "--json"]);
+    assert_eq!(code, Some(78));
+    let value: serde_json::Value = serde_json::from_str(&error).expect("JSON");
+    assert_eq!(value["error"]["code"], "CONFIG_ERROR");
+}
+
+#[test]
+fn without_a_running_node_commands_say_so_and_exit_69() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (code, _, error) = run(dir.path(), &["plugin", "list", "--socket", "none.sock"]);
+    assert_eq!(code, Some(69), "{error}");
+    assert!(error.contains("UNAVAILABLE") && error.contains("none.sock"), "{error}");
+    assert_eq!(run(dir.path(), &["no-such-command"]).0, Some(2));
+}
+
+#[test]
+fn certificates_are_made_once_and_read_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (code, made, error) = run(dir.path(), &["cert", "new", "--cn", "n", "--realm", "R", "--json"]);
+    assert_eq!(code, Some(0), "{error}");
+    let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
+    let (_, read, _) = run(dir.path(), &["cert", "fingerprint", "--json"]);
+    let read: serde_json::Value = serde_json::from_str(&read).expect("JSON");
+    assert_eq!(read["fingerprints"][0], made["fingerprint"]);
+    assert_eq!(run(dir.path(), &["cert", "new"]).0, Some(1), "never over an existing key");
+    assert_eq!(run(dir.path(), &["cert", "new", "--force"]).0, Some(0));
+    let (code, _, error) = run(dir.path(), &["trust", "add", "../../etc"]);
+    assert_ne!(code, Some(0), "{error}");
+}
+
+#[test]
+fn two_nodes_do_not_share_a_state_directory_and_a_taken_port_is_named() {
+    let node = Spec::new("first").start();
+    let (code, _, error) = run(node.dir.path(), &["--config", "config.toml"]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("another node answers there"), "{error}");
+    let dir = Spec::new("second").top(&format!("port = {}", node.port)).lay_out();
+    let (code, _, error) = run(dir.path(), &["--config", "config.toml"]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains(&format!("127.0.0.1:{}", node.port)), "{error}");
+}
+
+#[test]
+fn the_prompt_works_with_piped_input() {
+    let mut spec = Spec::new("prompt").with("kvstore").with("echo");
+    spec.args.push("--prompt".into());
+    let mut node = spec.start();
+    for line in ["version", "peers", "kv", "put a 1", "get a", "what", "exit", "echo hello there", "nonsense", "exit", "y"] {
+        node.type_line(line);
+    }
+    for answer in ["protocol=1", "No connected peers.", "ok (0 peers)", "1", "Unhandled input", "hello there", "Unknown command or plugin: nonsense", "Exiting."] {
+        node.expect(answer);
+    }
+    assert!(node.wait().success());
+}
+
+#[test]
+fn the_end_of_the_input_ends_a_node_with_a_prompt() {
+    let mut spec = Spec::new("eof");
+    spec.args.push("--prompt".into());
+    let mut node = spec.start();
+    assert!(node.wait().success());
+}
+
+#[test]
+fn sigterm_and_sigint_end_a_node_in_order() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut node = Spec::new("signals").with("kvstore").start();
+        node.signal(signal);
+        let status = node.wait();
+        assert_eq!(status.code(), Some(0), "{signal}: {}", node.said.join("\n"));
+        assert!(!node.dir.path().join("data/admin.sock").exists());
+    }
+}
+
+#[test]
+fn a_plugin_may_suggest_configuration_and_the_operator_sees_it() {
+    let node = Spec::new("status").with("echo").start();
+    let status = node.json(&["status"]);
+    assert_eq!((status["node_id"].as_str(), status["plugins"].as_u64()), (Some("status"), Some(1)));
+    let text = String::from_utf8_lossy(&node.command(&["plugin", "list"]).stdout).into_owned();
+    assert!(text.contains("echo") && text.contains("Ready") && text.contains("level=full"), "{text}");
+}

@@ -1,0 +1,271 @@
+//! Peers: trust, handshake, messages, and what strangers may not do.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+use thenodes_tests::{Spec, TestNode, PATIENCE};
+
+fn bootstrap(node: &TestNode) -> String {
+    format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", node.port)
+}
+
+fn fingerprint(node: &TestNode) -> String {
+    node.json(&["cert", "fingerprint"])["fingerprints"][0].as_str().expect("a fingerprint").to_owned()
+}
+
+const HELLO: &str = r#"{"from":"m","to":"x","msg_type":{"HELLO":{"node_id":"ID"}},"realm":{"name":"Test","version":"1.0"}}"#;
+
+/// A hand-made peer in plaintext.
+struct Stranger {
+    stream: BufReader<TcpStream>,
+}
+
+impl Stranger {
+    fn connect(node: &TestNode) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", node.port)).expect("the node listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        let mut stranger = Self { stream: BufReader::new(stream) };
+        assert!(stranger.line().contains("HELLO"), "the acceptor speaks first");
+        stranger
+    }
+
+    fn greeted(node: &TestNode, id: &str) -> Self {
+        let mut stranger = Self::connect(node);
+        stranger.say(&HELLO.replace("ID", id));
+        stranger
+    }
+
+    fn say(&mut self, text: &str) {
+        self.stream.get_mut().write_all(format!("{text}\n").as_bytes()).expect("sent");
+    }
+
+    /// The next line, empty at the end.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        let _ = self.stream.read_line(&mut line);
+        line
+    }
+
+    /// True if the node closes now.
+    fn is_closed(&mut self) -> bool {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest).is_ok_and(|_| true)
+            || self.stream.get_ref().take_error().is_ok_and(|e| e.is_none())
+    }
+}
+
+#[test]
+fn two_nodes_with_mutual_tls_replicate_a_put_and_survive_a_crash() {
+    let mut a = Spec::encrypted("node-a").with("kvstore").start();
+    let spec_b = Spec::encrypted("node-b").with("kvstore").with("hostile").top(&bootstrap(&a));
+    // Not yet trusted: refused on both sides, and the refusal says what to do.
+    let mut b = spec_b.start();
+    let refused = b.expect("TRUST role=outbound decision=Reject reason=not-in-allowlist");
+    let fp_a = fingerprint(&a);
+    assert!(refused.contains(&format!("thenodes --config config.toml trust add {fp_a}")), "{refused}");
+    // What the refusals say, done.
+    assert!(b.command(&["trust", "add", &fp_a]).status.success());
+    assert!(a.command(&["trust", "add", &fingerprint(&b)]).status.success());
+    a.expect("TRUST role=inbound decision=Accept reason=present-in-allowlist");
+    a.expect("action=app_handshake_success");
+    b.expect("action=app_handshake_success");
+
+    assert_eq!(b.prompt("kv", "put colour blue").as_deref(), Ok("ok (1 peers)"));
+    a.expect("colour put by node-b");
+    assert_eq!(a.prompt("kv", "get colour").as_deref(), Ok("blue"));
+
+    // A plugin's death is not the peer's business.
+    let _ = b.prompt("hostile", "segv");
+    b.expect("name=hostile action=died");
+    b.expect("name=hostile action=ready detail=Some(\"generation=2");
+    assert_eq!(a.prompt("kv", "put size xl").as_deref(), Ok("ok (1 peers)"));
+    b.expect("size put by node-a");
+    let said = a.heard() + &b.heard();
+    assert!(!said.contains("peer_disconnected"), "{said}");
+    // The key that the first start made is private and names its node.
+    let key = a.dir.path().join("pki/own/key.pem");
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(key).expect("a key").permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn an_expired_certificate_is_refused_even_if_its_key_is_trusted() {
+    let mut a = Spec::encrypted("node-a").start();
+    let spec = Spec::encrypted("node-b").top(&bootstrap(&a));
+    let dir = spec.lay_out();
+    // A certificate of yesterday, with a key that node-a trusts.
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+    let mut params = rcgen::CertificateParams::new(vec![]).expect("params");
+    params.not_before = time::OffsetDateTime::now_utc() - time::Duration::days(3);
+    params.not_after = time::OffsetDateTime::now_utc() - time::Duration::days(1);
+    let certificate = params.self_signed(&key).expect("a certificate");
+    fs::create_dir_all(dir.path().join("pki/own")).expect("a directory");
+    fs::write(dir.path().join("pki/own/cert.pem"), certificate.pem()).expect("written");
+    let key_path = dir.path().join("pki/own/key.pem");
+    fs::write(&key_path, key.serialize_pem()).expect("written");
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(&key_path, fs::Permissions::from_mode(0o600)).expect("chmod");
+    let mut b = spec.start_in(dir);
+    assert!(a.command(&["trust", "add", &fingerprint(&b)]).status.success());
+    assert!(b.command(&["trust", "add", &fingerprint(&a)]).status.success());
+    a.expect("decision=Reject reason=time-invalid");
+    a.expect("action=secure_channel_refused");
+    assert!(a.json(&["peers"])["peers"].as_array().is_some_and(Vec::is_empty));
+    b.heard();
+}
+
+#[test]
+fn each_wrong_hello_is_refused_by_name() {
+    let mut node = Spec::new("door").more("[realm_access]\nallowed_node_types = [\"daemon\"]").start();
+    let hello = |id: &str, kind: &str, realm: &str| {
+        format!(r#"{{"from":"m","to":"x","msg_type":{{"HELLO":{{"node_id":"{id}","node_type":"{kind}"}}}},"realm":{realm}}}"#)
+    };
+    let test = r#"{"name":"Test","version":"1.0"}"#;
+    let cases = [
+        (hello("x", "daemon", "null"), "realm_missing"),
+        (hello("x", "daemon", r#"{"name":"Other","version":"1.0"}"#), "realm_mismatch"),
+        (hello("x", "daemon", r#"{"name":"Test","version":"2.0"}"#), "realm_mismatch"),
+        (hello("x", "admin", test), "peer_reject_node_type"),
+        (hello("door", "daemon", test), "peer_reject_self_id"),
+        (hello("", "daemon", test), "hello_bad_node_id"),
+        (hello("a b", "daemon", test), "hello_bad_node_id"),
+        (format!(r#"{{"from":"m","to":"x","msg_type":{{"TEXT":"hi"}},"realm":{test}}}"#), "unexpected_message"),
+        ("hello?".into(), "message_invalid"),
+        ("x".repeat(20_000), "message_invalid"),
+    ];
+    for (line, action) in cases {
+        let mut stranger = Stranger::connect(&node);
+        stranger.say(&line);
+        node.expect(&format!("action={action}"));
+        assert!(stranger.is_closed(), "{action}");
+    }
+    // The control: the same with nothing wrong is let in, once.
+    let mut first = Stranger::connect(&node);
+    first.say(&hello("peer", "daemon", test));
+    node.expect("action=app_handshake_success");
+    let mut second = Stranger::connect(&node);
+    second.say(&hello("peer", "daemon", test));
+    assert!(second.is_closed(), "the id is taken");
+    assert_eq!(node.json(&["peers"])["peers"][0]["node_id"], "peer");
+    drop(first);
+    node.expect("action=peer_disconnected");
+    let mut third = Stranger::connect(&node);
+    third.say(&hello("peer", "daemon", test));
+    node.expect("action=app_handshake_success");
+}
+
+#[test]
+fn a_stranger_that_says_nothing_is_hung_up_on() {
+    let mut node = Spec::new("silent").start();
+    let mut stranger = Stranger::connect(&node);
+    node.expect("action=handshake_timeout");
+    assert!(stranger.is_closed());
+}
+
+#[test]
+fn garbage_from_a_peer_costs_its_line_and_floods_cost_its_connection() {
+    let mut node = Spec::new("garbage").with("hostile").start();
+    let mut peer = Stranger::greeted(&node, "peer");
+    node.expect("action=app_handshake_success");
+    peer.say("this is no message");
+    node.expect("action=message_invalid");
+    peer.say(r#"{"from":"liar","to":"*","msg_type":{"TEXT":"still \u001b[31m here"},"realm":null}"#);
+    let seen = node.expect("action=message_text");
+    assert!(seen.contains("node_id=peer") && !seen.contains('\u{1b}'), "{seen}");
+    // Two hundred megabytes without an end.
+    let before = node.memory();
+    let block = vec![b'x'; 1 << 20];
+    let mut sent = 0;
+    while sent < 200 && peer.stream.get_mut().write_all(&block).is_ok() {
+        sent += 1;
+    }
+    let gone = node.expect("action=peer_disconnected");
+    assert!(gone.contains("a line of more than 1048576 bytes"), "{gone}");
+    let grown = node.memory().saturating_sub(before);
+    assert!(grown < 16 << 20, "the node grew by {grown} bytes");
+    // And with bytes that are no text.
+    let mut peer = Stranger::greeted(&node, "peer");
+    node.expect("action=app_handshake_success");
+    peer.stream.get_mut().write_all(b"\xff\xfe\xfd\n").expect("sent");
+    let gone = node.expect("action=peer_disconnected");
+    assert!(gone.contains("not UTF-8"), "{gone}");
+}
+
+#[test]
+fn a_peer_that_does_not_read_holds_nobody_up() {
+    let mut node = Spec::new("hub").with("kvstore").start();
+    let _deaf = Stranger::greeted(&node, "deaf");
+    node.expect("app_handshake_success");
+    let mut well = Stranger::greeted(&node, "well");
+    node.expect("app_handshake_success");
+    let value = "v".repeat(60_000);
+    for n in 0..400 {
+        let answer = node.prompt("kv", &format!("put k{n} {value}")).expect("answers");
+        assert!(answer.starts_with("ok"), "{answer}");
+        loop {
+            let line = well.line();
+            assert!(!line.is_empty(), "the reading peer is still served");
+            if line.contains(&format!("\"k{n}\"")) {
+                break;
+            }
+        }
+    }
+    assert!(node.memory() < 200 << 20);
+}
+
+#[test]
+fn heartbeats_are_answered_and_disconnect_is_understood() {
+    let mut node = Spec::new("heart").start();
+    let mut peer = Stranger::greeted(&node, "peer");
+    let probe = peer.line();
+    assert!(probe.contains("liveness_probe_v1") && probe.contains("\"from\":\"heart\""), "{probe}");
+    peer.say(r#"{"from":"peer","to":"heart","msg_type":"HEARTBEAT","payload":{"type":"Text","value":"liveness_probe_v1"},"realm":null}"#);
+    let answer = peer.line();
+    assert!(answer.contains("liveness_response_v1") && answer.contains("\"to\":\"peer\""), "{answer}");
+    peer.say(r#"{"from":"peer","to":"heart","msg_type":"DISCONNECT","payload":null,"realm":null}"#);
+    let gone = node.expect("action=peer_disconnected");
+    assert!(gone.contains("DISCONNECT"), "{gone}");
+}
+
+#[test]
+fn a_lost_bootstrap_node_is_dialed_again() {
+    let a = Spec::new("node-a").with("kvstore").start();
+    let port = a.port;
+    let mut b = Spec::new("node-b").with("kvstore").top(&bootstrap(&a)).start();
+    b.expect("app_handshake_success");
+    drop(a); // SIGKILL
+    b.expect("action=peer_disconnected");
+    b.expect("action=bootstrap_connect_failed");
+    let mut a = Spec::new("node-a").with("kvstore").top(&format!("port = {port}")).start();
+    a.expect("app_handshake_success");
+    b.expect("app_handshake_success");
+    assert_eq!(a.prompt("kv", "put x y").as_deref(), Ok("ok (1 peers)"));
+    b.expect("x put by node-a");
+}
+
+#[test]
+fn nodes_that_dial_each_other_keep_one_connection() {
+    let reserve = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = reserve.local_addr().expect("an address").port();
+    let mut a = Spec::new("node-a").top(&format!("bootstrap_nodes = [\"127.0.0.1:{port}\"]")).start();
+    drop(reserve);
+    let mut b = Spec::new("node-b").top(&format!("port = {port}\n{}", bootstrap(&a))).start();
+    a.expect("app_handshake_success");
+    b.expect("app_handshake_success");
+    for node in [&a, &b] {
+        assert_eq!(node.json(&["peers"])["peers"].as_array().map(Vec::len), Some(1));
+    }
+}
+
+#[test]
+fn many_strangers_from_one_address_do_not_shut_the_others_out() {
+    let mut node = Spec::new("crowd").start();
+    let peer = Stranger::greeted(&node, "early");
+    node.expect("app_handshake_success");
+    let crowd: Vec<TcpStream> = (0..40).filter_map(|_| TcpStream::connect(("127.0.0.1", node.port)).ok()).collect();
+    node.expect("action=too_many_handshakes");
+    assert_eq!(node.json(&["peers"])["peers"].as_array().map(Vec::len), Some(1), "the early peer stays");
+    drop(crowd);
+    let _ = peer.stream.get_ref().set_read_timeout(Some(Duration::from_millis(1)));
+}

@@ -1,0 +1,207 @@
+//! The life of plugins: what loads, what is refused and why, what a death costs, and what the node says about it.
+
+use std::fs;
+use std::time::Duration;
+use thenodes_tests::{all_gone, plugin, Spec};
+
+#[test]
+fn what_a_plugin_does_works_and_ends_where_it_belongs() {
+    let node = Spec::new("good").with("hostile").start();
+    // Inside: a task, a timer, and a request to the node in the middle of a call.
+    assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"));
+    let logs = node.logs("hostile").join("\n");
+    for line in ["info stdout: a line on stdout", "warn stderr: a line on stderr", "info hostile: a line from the log macros"] {
+        assert!(logs.contains(line), "{line:?} is missing in:\n{logs}");
+    }
+}
+
+#[test]
+fn bad_files_are_named_each_with_its_reason_and_the_others_start() {
+    let elf = fs::read(plugin("echo")).expect("built");
+    let mut other_machine = elf.clone();
+    other_machine[18] = 0xf3; // RISC-V
+    let mut no_symbol = elf.clone();
+    let entry = b"register_plugin\0";
+    while let Some(at) = no_symbol.windows(entry.len()).position(|w| w == entry) {
+        no_symbol[at] = b'X';
+    }
+    let mut node = Spec::new("files")
+        .with("echo")
+        .with_file("libtext.so", b"#!/bin/sh\n".to_vec())
+        .with_file("libriscv.so", other_machine)
+        .with_file("libnosymbol.so", no_symbol)
+        .with_file("libcut.so", elf[..elf.len() / 2].to_vec())
+        .with_file("lib bad name.so", elf.clone())
+        .with_hostile("abi-version", "abi:version")
+        .with_hostile("abi-small", "abi:small")
+        .with_hostile("abi-null", "abi:null")
+        .with_hostile("abi-silent", "abi:silent")
+        .with_hostile("unwilling", "refuse:not today")
+        .start();
+    assert_eq!(node.prompt("echo", "hi").as_deref(), Ok("hi"), "a bad neighbour stops nobody");
+    let list = node.json(&["plugin", "list"]);
+    let rejected = list["rejected"].to_string();
+    for reason in ["libtext.so: not an ELF file", "RISC-V", "no symbol register_plugin", "libcut.so", "makes no plugin name"] {
+        assert!(rejected.contains(reason), "{reason:?} is missing in {rejected}");
+    }
+    for (name, reason) in [
+        ("abi-version", "plugin ABI version 99; this runner speaks 1"),
+        ("abi-small", "a plugin table of 16 bytes"),
+        ("abi-null", "a null plugin table"),
+        ("abi-silent", "without registering a plugin"),
+        ("unwilling", "not today"),
+    ] {
+        let status = node.status(name);
+        assert_eq!(status["state"], "Failed", "{status}");
+        let text = status["last_death"]["text"].as_str().unwrap_or_default();
+        assert!(text.contains(reason), "{name}: {reason:?} is missing in {text:?}");
+    }
+    assert!(node.heard().contains("action=rejected"));
+}
+
+#[test]
+fn a_panic_is_its_own_calls_error_and_is_counted() {
+    let node = Spec::new("panic").with("hostile").start();
+    let error = node.prompt("hostile", "panic").expect_err("a panic");
+    assert!(error.starts_with("PLUGIN_CRASHED") && error.contains("a panic on purpose"), "{error}");
+    let status = node.status("hostile");
+    assert_eq!((status["state"].as_str(), status["starts"].as_u64()), (Some("Ready"), Some(1)), "no restart: {status}");
+    assert_eq!(status["counters"]["panics"], 1);
+    assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"));
+}
+
+#[test]
+fn each_death_is_named_and_the_plugin_is_back() {
+    for (sin, cause, text) in [
+        ("segv", "signal", "SIGSEGV"),
+        ("abort", "signal", "SIGABRT"),
+        ("exit0", "exit", "exit code 0"),
+        ("_exit0", "exit", "exit code 0"),
+        ("stack", "signal", "SIGSEGV"),
+        ("socket", "denied_syscall", "SIGSYS"),
+        ("frame-garbage", "protocol_violation", "cap is"),
+        ("frame-oversized", "protocol_violation", "a frame of 2097152 bytes"),
+        ("frame-empty", "protocol_violation", "a frame of 0 bytes"),
+        ("frame-truncated", "protocol_violation", "inside a frame"),
+        ("frame-unknown-reply", "protocol_violation", "never made"),
+        ("frame-again-registered", "protocol_violation", "registered after the start"),
+        ("call-flood", "protocol_violation", "of another generation"),
+    ] {
+        let mut node = Spec::new("deaths").with("echo").with("hostile").start();
+        let _ = node.prompt("hostile", sin);
+        let died = node.expect_where("death", |line| line.contains("name=hostile action=died"));
+        assert!(died.contains(&format!("cause={cause}")) && died.contains(text), "{sin}: {died}");
+        node.expect("name=hostile action=ready detail=Some(\"generation=2");
+        assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"), "{sin}");
+        let echo = node.status("echo");
+        assert_eq!(echo["starts"], 1, "{sin}: the neighbour was never touched");
+    }
+}
+
+#[test]
+fn five_deaths_open_the_breaker_and_an_operator_can_close_it() {
+    let mut node = Spec::new("breaker").with("hostile").start();
+    for generation in 1..=4 {
+        let _ = node.prompt("hostile", "segv");
+        node.expect(&format!("name=hostile action=died detail=Some(\"generation={generation} "));
+        node.expect(&format!("name=hostile action=ready detail=Some(\"generation={} ", generation + 1));
+    }
+    let _ = node.prompt("hostile", "segv");
+    let failed = node.expect("name=hostile action=failed");
+    assert!(failed.contains("5 deaths in 60 s") && failed.contains("thenodes plugin restart hostile"), "{failed}");
+    let error = node.prompt("hostile", "good").expect_err("it is down");
+    assert!(error.starts_with("NOT_FOUND") || error.starts_with("UNAVAILABLE"), "{error}");
+    let status = node.json(&["plugin", "restart", "hostile"]);
+    assert_eq!(status["plugin"]["state"], "Ready", "{status}");
+    assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"));
+}
+
+#[test]
+fn a_constructor_that_spins_is_stopped_at_its_deadline_and_delays_nobody() {
+    let mut node = Spec::new("spin").with("echo").with_hostile("spinner", "constructor:spin").start();
+    let died = node.said.iter().find(|line| line.contains("name=spinner action=died")).cloned();
+    let died = died.unwrap_or_else(|| node.expect("name=spinner action=died"));
+    assert!(died.contains("start_deadline") && died.contains("constructors and register_plugin"), "{died}");
+    assert_eq!(node.prompt("echo", "x").as_deref(), Ok("x"));
+}
+
+#[test]
+fn a_prompt_that_never_answers_ends_at_its_deadline_and_others_do_not_wait() {
+    let node = std::sync::Arc::new(Spec::new("slow").with("echo").with("hostile").start());
+    let sleeper = {
+        let node = node.clone();
+        std::thread::spawn(move || node.prompt("hostile", "sleep"))
+    };
+    // Both go through the same plugin while one call hangs.
+    assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"));
+    assert_eq!(node.prompt("echo", "x").as_deref(), Ok("x"));
+    let error = sleeper.join().expect("no panic").expect_err("it never answers");
+    assert!(error.starts_with("TIMEOUT"), "{error}");
+    assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"), "the cancelled call hit no later one");
+    assert_eq!(node.status("hostile")["starts"], 1);
+}
+
+#[test]
+fn a_flood_of_output_is_bounded_counted_and_harmless() {
+    let node = Spec::new("flood").with("echo").with("hostile").start();
+    let before = node.memory();
+    assert_eq!(node.prompt("hostile", "log-flood").as_deref(), Ok("flooded"));
+    assert_eq!(node.prompt("hostile", "log-nasty").as_deref(), Ok("said"));
+    assert_eq!(node.prompt("echo", "x").as_deref(), Ok("x"));
+    let grown = node.memory().saturating_sub(before);
+    assert!(grown < 32 * 1024 * 1024, "the node grew by {grown} bytes");
+    let value = node.json(&["plugin", "logs", "hostile"]);
+    assert!(value["dropped"].as_u64().is_some_and(|dropped| dropped > 100_000), "{}", value["dropped"]);
+    assert!(!value.to_string().contains('\u{1b}'), "no escape sequence reaches a terminal");
+}
+
+#[test]
+fn a_restart_on_request_touches_only_its_plugin() {
+    let node = Spec::new("restart").with("echo").with("kvstore").start();
+    let before = node.status("echo")["pid"].clone();
+    let answer = node.json(&["plugin", "restart", "echo"]);
+    assert_eq!((answer["plugin"]["state"].as_str(), answer["plugin"]["starts"].as_u64()), (Some("Ready"), Some(2)));
+    assert_ne!(node.status("echo")["pid"], before);
+    assert_eq!(node.status("kvstore")["starts"], 1);
+    assert_eq!(node.json(&["plugin", "restart", "nobody"])["error"]["code"], "NOT_FOUND");
+}
+
+#[test]
+fn an_operator_can_take_permissions_away() {
+    let mut node = Spec::new("grants")
+        .with("kvstore")
+        .with("hostile")
+        .more("[plugins.defaults]\npermissions = [\"command.register\", \"message.receive\"]")
+        .start();
+    let answer = node.prompt("kv", "put a 1").expect("the plugin lives");
+    assert!(answer.contains("PERMISSION_DENIED") && answer.contains("message.send"), "{answer}");
+    let denied = node.expect("action=permission_denied");
+    assert!(denied.contains("message.send"), "{denied}");
+    assert_eq!(node.status("kvstore")["counters"]["denied"], 1);
+}
+
+#[test]
+fn a_stopping_node_leaves_no_process_behind() {
+    let mut node = Spec::new("stop").with("echo").with("kvstore").with_hostile("stubborn", "thread:spin").start();
+    let pids = node.descendants();
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    let status = node.wait();
+    assert!(status.success(), "{status}: {}", node.said.join("\n"));
+    assert!(all_gone(&pids, Duration::from_secs(1)));
+    let events = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("an event log");
+    assert!(events.lines().last().is_some_and(|line| line.contains("\"stopped\"")), "the log ends with the end");
+}
+
+#[test]
+fn a_plugin_that_never_takes_a_message_delays_nobody_and_is_replaced() {
+    let mut a = Spec::new("deaf-a").with("echo").with_hostile("deaf", "message:hang").start();
+    let b = Spec::new("deaf-b").with("kvstore").top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port)).start();
+    a.expect("app_handshake_success");
+    assert!(b.prompt("kv", "put k v").expect("answers").starts_with("ok"));
+    a.expect("message_other");
+    assert_eq!(a.prompt("echo", "x").as_deref(), Ok("x"), "the other plugin does not wait");
+    let died = a.expect("name=deaf action=died");
+    assert!(died.contains("cause=hang") && died.contains("on_message"), "{died}");
+    a.expect("name=deaf action=ready detail=Some(\"generation=2");
+    assert_eq!(b.json(&["peers"])["peers"].as_array().map(Vec::len), Some(1), "the connection never dropped");
+}
