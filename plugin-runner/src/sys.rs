@@ -140,6 +140,17 @@ pub(crate) fn limit_malloc_arenas() {
     }
 }
 
+/// Gives memory faults their default action. Rust's runtime catches them to tell a stack overflow in its own threads; in a
+/// runner its handler would only hide the first SIGSEGV that comes from outside.
+pub(crate) fn default_faults() -> nix::Result<()> {
+    use nix::sys::signal::{signal, SigHandler};
+    for fault in [Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: the default action is no function of ours.
+        unsafe { signal(fault, SigHandler::SigDfl) }?;
+    }
+    Ok(())
+}
+
 /// Ends this process the way the plugin ended: the same signal, or the same exit code.
 pub(crate) fn die_as(status: nix::sys::wait::WaitStatus) -> ! {
     use nix::sys::wait::WaitStatus;

@@ -150,6 +150,7 @@ impl Spec {
         let mut node = self.spawn(dir);
         let line = node.expect("is running.");
         let listens = line.split("listens on ").nth(1).and_then(|rest| rest.split(',').next());
+        node.read = 0; // what was said before the banner may be waited for too
         node.port = listens.and_then(|addr| addr.rsplit(':').next()?.parse().ok()).expect("a port in the banner");
         node
     }
@@ -209,6 +210,13 @@ impl TestNode {
     #[track_caller]
     pub fn expect(&mut self, text: &str) -> String {
         self.expect_where(&format!("a line with {text:?}"), |line| line.contains(text))
+    }
+
+    /// Finds a line with this text, said already or still to come.
+    #[track_caller]
+    pub fn seen(&mut self, text: &str) -> String {
+        self.read = 0;
+        self.expect(text)
     }
 
     /// Waits for the next line that satisfies a condition.

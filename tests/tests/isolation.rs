@@ -198,8 +198,7 @@ fn at_a_reduced_level_the_walls_that_stand_still_hold() {
     }
     let mut node = spec.spawn_as(without_namespaces(dir.path(), "run"), dir);
     node.expect("is running.");
-    let ready = node.said.iter().find(|line| line.contains("name=echo action=ready")).cloned();
-    let ready = ready.unwrap_or_else(|| node.expect("name=echo action=ready"));
+    let ready = node.seen("name=echo action=ready");
     assert!(ready.contains("level=reduced (missing: namespaces, root)"), "{ready}");
     for sin in ["open", "create", "list-root", "proc", "socket", "exec"] {
         let plugin = format!("h-{sin}");

@@ -119,8 +119,7 @@ fn five_deaths_open_the_breaker_and_an_operator_can_close_it() {
 #[test]
 fn a_constructor_that_spins_is_stopped_at_its_deadline_and_delays_nobody() {
     let mut node = Spec::new("spin").with("echo").with_hostile("spinner", "constructor:spin").start();
-    let died = node.said.iter().find(|line| line.contains("name=spinner action=died")).cloned();
-    let died = died.unwrap_or_else(|| node.expect("name=spinner action=died"));
+    let died = node.seen("name=spinner action=died");
     assert!(died.contains("start_deadline") && died.contains("constructors and register_plugin"), "{died}");
     assert_eq!(node.prompt("echo", "x").as_deref(), Ok("x"));
 }
@@ -204,4 +203,55 @@ fn a_plugin_that_never_takes_a_message_delays_nobody_and_is_replaced() {
     assert!(died.contains("cause=hang") && died.contains("on_message"), "{died}");
     a.expect("name=deaf action=ready detail=Some(\"generation=2");
     assert_eq!(b.json(&["peers"])["peers"].as_array().map(Vec::len), Some(1), "the connection never dropped");
+}
+
+#[test]
+fn a_plugin_that_asks_the_node_inside_on_message_does_not_deadlock() {
+    let a = Spec::new("ask-a").with("hostile").start();
+    let mut b = Spec::new("ask-b").with("hostile").top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port)).start();
+    b.expect("app_handshake_success");
+    for _ in 0..20 {
+        assert_eq!(b.prompt("hostile", "say call back").as_deref(), Ok("1"));
+    }
+    let begun = std::time::Instant::now();
+    while a.logs("hostile").iter().filter(|line| line.contains("called back: [\"ask-b\"]")).count() < 20 {
+        assert!(begun.elapsed() < thenodes_tests::PATIENCE, "{}", a.logs("hostile").join("\n"));
+    }
+    assert_eq!(a.status("hostile")["counters"]["requests"], 20);
+}
+
+#[test]
+fn a_plugin_in_c_and_one_of_another_build_load_and_work() {
+    for name in ["hello", "other"] {
+        if !plugin(name).exists() {
+            return thenodes_tests::skip("a_plugin_in_c_and_one_of_another_build", "built by `cargo xtask test` only");
+        }
+    }
+    let mut a = Spec::new("c-a").with("hello").with("other").start();
+    assert_eq!(a.prompt("hello", "world").as_deref(), Ok("hello world, this is C"));
+    assert_eq!(a.prompt("echo", "other panic strategy").as_deref(), Ok("other panic strategy"));
+    assert_eq!(a.status("hello")["sdk"], "C, by hand");
+    // Messages reach it, and it asks the node for something.
+    let mut b = Spec::new("c-b").with("hostile").top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port)).start();
+    b.expect("app_handshake_success");
+    assert_eq!(b.prompt("hostile", "say hi").as_deref(), Ok("1"));
+    a.expect("c-b said hi");
+    let heard = b.expect("kind=hello.c");
+    assert!(heard.contains("node_id=c-a"), "{heard}");
+}
+
+#[test]
+fn a_plugin_may_suggest_what_the_operator_left_open() {
+    let mut node = Spec::new("suggest").with_hostile("suggesting", "defaults:all").start();
+    let applied = node.seen("plugin_config_defaults_applied");
+    assert!(applied.contains("app_name") && applied.contains("capabilities"), "{applied}");
+    node.seen("Suggested is running.");
+    for refused in [
+        "port: the operator has set it",
+        "realm: the operator has set it",
+        "encryption: security is the operator's alone",
+        "logging: paths are the operator's alone",
+    ] {
+        node.seen(refused);
+    }
 }

@@ -15,6 +15,7 @@ pub(crate) const LINK_FD: i32 = 3;
 pub(crate) fn clean(link: &mut Link, root: &Root, walls: &mut Walls) -> Result<(), String> {
     // A new session has no terminal, so no terminal can be written to by ioctl.
     walls.step(Layer::CleanState, "setsid", nix::unistd::setsid());
+    walls.step(Layer::CleanState, "default actions for memory faults", sys::default_faults());
     let placing = |e| format!("laying out descriptors: {e}");
     // First far away from everything, then into place, so that no step overwrites a source of a later one.
     let mut far = 200;

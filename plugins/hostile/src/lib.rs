@@ -8,8 +8,10 @@
 pub mod sins;
 
 use std::ffi::c_void;
+use thenodes::config::{ConfigDefaults, EncryptionConfig, LoggingConfig};
 use thenodes::network::message::{Message, MessageType};
 use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
+use thenodes::realms::RealmInfo;
 
 /// Marker of 16 bytes and 48 bytes to be overwritten.
 #[no_mangle]
@@ -54,9 +56,14 @@ impl Plugin for Hostile {
         }
     }
 
-    fn on_message(&self, message: &Message, _ctx: &PluginContext) {
+    fn on_message(&self, message: &Message, ctx: &PluginContext) {
         sin_in("message");
         if let MessageType::Text(text) = &message.msg_type {
+            if text == "call back" {
+                // A request to the node from inside a synchronous handler, waited for on the spot.
+                let peers = tokio::runtime::Handle::current().block_on(ctx.peer_manager.list_node_ids());
+                println!("called back: {peers:?}");
+            }
             if let Some(sin) = text.strip_prefix("sin ") {
                 println!("{}", sins::commit(sin));
             }
@@ -81,12 +88,31 @@ impl Plugin for Hostile {
                 std::future::pending::<()>().await;
                 None
             }
-            sin => Some(sins::commit(sin)),
+            input => match input.strip_prefix("say ") {
+                Some(text) => {
+                    let message = Message::new(ctx.node_id(), "*", MessageType::Text(text.into()), None, ctx.realm().cloned());
+                    ctx.peer_manager.try_broadcast(&message.as_json()).await.ok().map(|peers| peers.to_string())
+                }
+                None => Some(sins::commit(input)),
+            },
         }
     }
 
     fn prompt_prefix(&self) -> Option<&str> {
         Some("hostile")
+    }
+
+    fn early_config_defaults(&self) -> Option<ConfigDefaults> {
+        chosen("defaults")?;
+        Some(ConfigDefaults {
+            port: Some(1),
+            realm: Some(RealmInfo::new("taken over", "1")),
+            app_name: Some("Suggested".into()),
+            encryption: Some(EncryptionConfig::default()),
+            logging: Some(LoggingConfig { json_path: Some("/etc/hostile".into()), ..Default::default() }),
+            capabilities: Some(vec!["hostile".into()]),
+            ..Default::default()
+        })
     }
 
     fn plugin_id(&self) -> &str {

@@ -1,0 +1,99 @@
+//! The one door for developers. `cargo xtask check` runs what CI runs; `cargo xtask demo` shows the product.
+
+mod demo;
+mod header;
+mod test;
+
+use anyhow::{bail, Context, Result};
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Developer commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Everything that CI runs: format, lints, documentation, tests.
+    Check,
+    /// Build all and run every test; as root, the tests of built binaries also as an ordinary user.
+    Test {
+        /// Only test programs whose name contains this.
+        filter: Option<String>,
+    },
+    /// Two nodes, a replicated put, a crash, five attacks: the product in a minute.
+    Demo {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure against baselines in the same run; one JSON object per row.
+    Bench {
+        /// Rounds per row.
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+    },
+    /// Fuzz a door (frame, wire, hello) with a nightly compiler and cargo-fuzz.
+    Fuzz {
+        /// Which door.
+        target: String,
+        /// Seconds.
+        #[arg(default_value_t = 60)]
+        seconds: u64,
+    },
+    /// Write plugin-sdk/include/thenodes_plugin.h anew.
+    Header,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Task::Check => check(),
+        Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Demo { json } => demo::run(json),
+        Task::Bench { rounds } => {
+            run(cargo().args(["build", "--release", "--workspace"]))?;
+            let rounds = rounds.to_string();
+            run(cargo().args(["run", "--release", "-q", "-p", "thenodes-tests", "--features", "bench", "--bin", "bench", &rounds]))
+        }
+        Task::Fuzz { target, seconds } => {
+            let limit = format!("-max_total_time={seconds}");
+            // The nightly compiler by its own name: `cargo +nightly` works only through rustup's proxies.
+            let mut command = Command::new("cargo");
+            command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN");
+            run(command.args(["+nightly", "fuzz", "run", "--fuzz-dir", "tests/fuzz", &target, "--", &limit]).current_dir(root()))
+        }
+        Task::Header => header::write(),
+    }
+}
+
+fn check() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    run(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    test::run(None)
+}
+
+/// The workspace.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Cargo, in the workspace.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs a command and fails with its name.
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{:?} {:?}: {status}", command.get_program(), command.get_args().collect::<Vec<_>>());
+    }
+    Ok(())
+}

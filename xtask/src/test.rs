@@ -1,0 +1,169 @@
+//! Builds everything that tests need, runs every test, and, as root, runs the tests of built binaries once more as an
+//! ordinary user. Counts what passed, failed and was skipped; a skipped test says why on a line of its own.
+
+use crate::{cargo, header, root, run as execute};
+use anyhow::{bail, Context, Result};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The ordinary user: nobody, who owns nothing.
+const NOBODY: &str = "65534";
+/// What tests need beside their own program.
+const NEEDED: [&str; 3] = ["thenodes", "thenodes-runner", "hostile-control"];
+
+#[derive(Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: Vec<String>,
+}
+
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    header::check()?;
+    build()?;
+    let mut counts = Counts::default();
+    let mut broken = Vec::new();
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    if let Some(filter) = filter {
+        command.args(["--test", filter]);
+    }
+    if !counted(&mut command, &mut counts)? {
+        broken.push("as this user");
+    }
+    if nix::unistd::getuid().is_root() {
+        println!("\nThe same built binaries as an ordinary user (uid {NOBODY}):");
+        if !as_nobody(filter, &mut counts)? {
+            broken.push("as an ordinary user");
+        }
+    } else {
+        counts.skipped.push("SKIPPED the pass as another user: only root can become one".into());
+    }
+    println!();
+    for line in &counts.skipped {
+        println!("{line}");
+    }
+    println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped.len());
+    if broken.is_empty() {
+        Ok(())
+    } else {
+        bail!("tests failed {}", broken.join(" and "))
+    }
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+fn build() -> Result<()> {
+    execute(cargo().args(["build", "--workspace", "--all-targets"]))?;
+    let debug = target().join("debug");
+    // A plugin of another profile: other optimisation, other panic strategy, other dependency features.
+    execute(cargo().args(["build", "--profile", "other", "-p", "thenodes-plugin-echo"]))?;
+    fs::copy(target().join("other/libecho.so"), debug.join("libother.so")).context("the plugin of another profile")?;
+    // A plugin in C, against the generated header.
+    let cc = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let mut compile = Command::new(cc);
+    compile.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC"]);
+    compile.arg("-I").arg(root().join("plugin-sdk/include")).arg(root().join("plugins/hello-c/hello.c"));
+    execute(compile.arg("-o").arg(debug.join("libhello.so")))?;
+    // A real upstream node, from crates.io, in a world of its own.
+    execute(
+        cargo()
+            .args(["build", "--locked", "--manifest-path", "tests/upstream-peer/Cargo.toml", "--target-dir"])
+            .arg(target().join("upstream")),
+    )?;
+    fs::copy(target().join("upstream/debug/upstream-peer"), debug.join("upstream-peer")).context("the upstream peer")?;
+    if nix::unistd::getuid().is_root() {
+        let script = root().join("tests/systemd/rootfs.sh");
+        let made = Command::new("bash").arg(script).arg(target().join("systemd-rootfs")).status();
+        if !made.is_ok_and(|status| status.success()) {
+            println!("no root file system for the systemd test: that test will be skipped");
+        }
+    }
+    Ok(())
+}
+
+/// Runs a test command, passing its lines on and counting them. False if something failed.
+fn counted(command: &mut Command, counts: &mut Counts) -> Result<bool> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (sender, lines) = std::sync::mpsc::channel();
+    let stdout = child.stdout.take().context("piped")?;
+    let stderr = child.stderr.take().context("piped")?;
+    let other = sender.clone();
+    std::thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|line| other.send(line)));
+    for line in lines {
+        println!("{line}");
+        if let Some(result) = line.strip_prefix("test result: ") {
+            let number = |word: &str| {
+                let before = result.split(word).next().and_then(|text| text.trim().rsplit([' ', ';', '.']).next()?.parse().ok());
+                before.unwrap_or(0)
+            };
+            counts.passed += number(" passed");
+            counts.failed += number(" failed");
+        }
+        if line.starts_with("SKIPPED ") {
+            counts.skipped.push(line);
+        }
+    }
+    Ok(child.wait()?.success())
+}
+
+/// Copies what the tests of binaries need to a place that anybody may read, and runs them there as nobody.
+fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
+    let list = cargo()
+        .args(["test", "-p", "thenodes-tests", "--no-run", "--message-format=json"])
+        .stderr(Stdio::null())
+        .output()
+        .context("listing test programs")?;
+    let mut programs = Vec::new();
+    for line in String::from_utf8_lossy(&list.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+        let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
+        if let (Some(path), "test") = (message["executable"].as_str(), kind) {
+            programs.push((message["target"]["name"].as_str().unwrap_or_default().to_owned(), PathBuf::from(path)));
+        }
+    }
+    let dir = tempfile::Builder::new().prefix("thenodes-nobody").tempdir()?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    let debug = target().join("debug");
+    for name in NEEDED {
+        publish(&debug.join(name), dir.path())?;
+    }
+    for entry in fs::read_dir(&debug)?.flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "so") {
+            publish(&entry.path(), dir.path())?;
+        }
+    }
+    publish(&debug.join("upstream-peer"), dir.path())?;
+    let mut all_good = true;
+    for (name, path) in programs {
+        // The shape of the source needs the source, and systemd needs root; both ran above.
+        if matches!(name.as_str(), "house" | "systemd") || filter.is_some_and(|filter| filter != name) {
+            continue;
+        }
+        println!("     Running {name} as uid {NOBODY}");
+        publish(&path, dir.path())?;
+        let program = dir.path().join(path.file_name().unwrap_or_default());
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--inh-caps=-all"])
+            .arg(&program)
+            .env("THENODES_BIN_DIR", dir.path())
+            .env("HOME", "/nonexistent")
+            .current_dir("/");
+        all_good &= counted(&mut command, counts)?;
+    }
+    Ok(all_good)
+}
+
+fn publish(file: &Path, dir: &Path) -> Result<()> {
+    let to = dir.join(file.file_name().unwrap_or_default());
+    fs::copy(file, &to).with_context(|| format!("copying {}", file.display()))?;
+    fs::set_permissions(&to, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
