@@ -145,7 +145,8 @@ pub struct RegistrarApi {
     /// Passed back to `register_handler`.
     pub host_context: *mut c_void,
     /// Takes the plugin's table. [`OK`], [`WRONG_VERSION`] or [`INVALID`].
-    pub register_handler: Option<unsafe extern "C" fn(context: *mut c_void, plugin: *const PluginTable) -> i32>,
+    pub register_handler:
+        Option<unsafe extern "C" fn(context: *mut c_void, plugin: *const PluginTable) -> i32>,
     /// `reserved[0]` is the size of this struct as the runner knows it; the rest is zero.
     pub reserved: [usize; 4],
 }

@@ -315,7 +315,10 @@ mod tests {
             hex(&Frame::Reply { id, failed: Some(Code::Timeout), body: b"late" }),
             "0000002b002583a46b696e64a57265706c79a26964cf0000030000000009a4636f6465a754494d454f55546c617465"
         );
-        assert_eq!(hex(&Frame::Cancel { id }), "0000001b001982a46b696e64a663616e63656ca26964cf0000030000000009");
+        assert_eq!(
+            hex(&Frame::Cancel { id }),
+            "0000001b001982a46b696e64a663616e63656ca26964cf0000030000000009"
+        );
         assert_eq!(
             hex(&Frame::Notify { method: "log", body: b"" }),
             "0000001a001882a46b696e64a66e6f74696679a66d6574686f64a36c6f67"
@@ -368,7 +371,14 @@ mod tests {
     }
 
     fn any_frame() -> impl Strategy<Value = (u8, u64, u64, String, u32, Vec<u8>)> {
-        (0u8..4, 1u64.., any::<u64>(), "[a-z.]{1,64}", any::<u32>(), proptest::collection::vec(any::<u8>(), 0..3000))
+        (
+            0u8..4,
+            1u64..,
+            any::<u64>(),
+            "[a-z.]{1,64}",
+            any::<u32>(),
+            proptest::collection::vec(any::<u8>(), 0..3000),
+        )
     }
 
     proptest! {

@@ -10,7 +10,9 @@ pub struct PluginName(String);
 
 /// A name that breaks the rule of [`PluginName`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a plugin name has 1 to 64 characters of a-z, 0-9, '.', '_' and '-', and begins with a letter or digit")]
+#[error(
+    "a plugin name has 1 to 64 characters of a-z, 0-9, '.', '_' and '-', and begins with a letter or digit"
+)]
 pub struct BadPluginName;
 
 impl PluginName {
@@ -18,7 +20,8 @@ impl PluginName {
     pub fn new(name: impl Into<String>) -> Result<Self, BadPluginName> {
         let name = name.into();
         let first_ok = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        let rest_ok = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
+        let rest_ok =
+            name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
         if first_ok && rest_ok && name.len() <= 64 {
             Ok(Self(name))
         } else {

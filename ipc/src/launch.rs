@@ -296,11 +296,8 @@ mod tests {
     use crate::pack;
 
     fn all_but(missing: &[Layer]) -> Confinement {
-        let report = |layer: Layer| LayerReport {
-            layer,
-            in_force: !missing.contains(&layer),
-            detail: String::new(),
-        };
+        let report =
+            |layer: Layer| LayerReport { layer, in_force: !missing.contains(&layer), detail: String::new() };
         Confinement { layers: Layer::ALL.map(report).to_vec() }
     }
 

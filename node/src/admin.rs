@@ -137,7 +137,9 @@ impl View {
                 "rejected": self.plugins.rejected.iter()
                     .map(|r| json!({ "path": r.path, "reason": r.reason })).collect::<Vec<_>>(),
             })),
-            Question::PluginStatus { name } => Ok(json!({ "version": 1, "plugin": detailed(self.plugin(&name)?) })),
+            Question::PluginStatus { name } => {
+                Ok(json!({ "version": 1, "plugin": detailed(self.plugin(&name)?) }))
+            }
             Question::PluginLogs { name, lines } => {
                 let (lines, dropped): (Vec<Line>, u64) = self.plugin(&name)?.logs.last(lines);
                 Ok(json!({ "version": 1, "name": name, "dropped": dropped, "lines": lines }))
@@ -148,11 +150,15 @@ impl View {
                 self.events.plugin(LogLevel::Info, &name, "restart_asked", format!("by {who}"));
                 plugin.restart().await;
                 let settled = |status: &Status| {
-                    status.starts > before && !matches!(status.state.word(), "Loading" | "Initializing" | "Stopping")
+                    status.starts > before
+                        && !matches!(status.state.word(), "Loading" | "Initializing" | "Stopping")
                 };
                 let waited = timeout(Duration::from_secs(30), plugin.wait(settled)).await;
                 if waited.is_err() {
-                    return Err(HostError::new(Code::Timeout, format!("plugin {name} did not come up within 30 s")));
+                    return Err(HostError::new(
+                        Code::Timeout,
+                        format!("plugin {name} did not come up within 30 s"),
+                    ));
                 }
                 Ok(json!({ "version": 1, "plugin": detailed(plugin) }))
             }
@@ -221,7 +227,10 @@ impl Server {
         let name = path.to_fs_name::<GenericFilePath>().map_err(failed)?;
         if path.exists() {
             if Stream::connect(name.borrow()).await.is_ok() {
-                return Err(format!("{}: another node answers there; give this one its own [node] state_dir", path.display()));
+                return Err(format!(
+                    "{}: another node answers there; give this one its own [node] state_dir",
+                    path.display()
+                ));
             }
             std::fs::remove_file(path).map_err(failed)?;
         }
@@ -290,7 +299,8 @@ async fn client(stream: Stream, view: View) {
 /// Asks a running node; blocking, for the command line.
 pub fn ask(socket: &Path, question: &Question) -> Result<Value, HostError> {
     let unavailable = |e: std::io::Error| {
-        let text = format!("{}: {e}; is the node running, and is this its socket (--socket)?", socket.display());
+        let text =
+            format!("{}: {e}; is the node running, and is this its socket (--socket)?", socket.display());
         HostError::new(Code::Unavailable, text)
     };
     let name = socket.to_fs_name::<GenericFilePath>().map_err(unavailable)?;
@@ -301,8 +311,8 @@ pub fn ask(socket: &Path, question: &Question) -> Result<Value, HostError> {
     (&stream).write_all(&text).map_err(unavailable)?;
     let mut line = String::new();
     BlockingReader::new((&stream).take(64 * 1024 * 1024)).read_line(&mut line).map_err(unavailable)?;
-    let value: Value =
-        serde_json::from_str(&line).map_err(|e| HostError::new(Code::Unavailable, format!("the node's answer: {e}")))?;
+    let value: Value = serde_json::from_str(&line)
+        .map_err(|e| HostError::new(Code::Unavailable, format!("the node's answer: {e}")))?;
     match value.get("error") {
         None => Ok(value),
         Some(error) => Err(HostError::new(

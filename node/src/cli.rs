@@ -4,8 +4,8 @@
 use crate::admin::{ask, Question};
 use crate::config::{Config, ConfigError, Raw};
 use crate::node::{Node, StartError};
-use crate::text::printable;
 use crate::security::pki;
+use crate::text::printable;
 use crate::{doctor, prompt};
 use clap::{Args, Parser, Subcommand};
 use sd_notify::NotifyState;
@@ -192,7 +192,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             if json {
-                let error = json!({ "version": 1, "error": { "code": failure.code, "message": failure.text } });
+                let error =
+                    json!({ "version": 1, "error": { "code": failure.code, "message": failure.text } });
                 eprintln!("{error}");
             } else {
                 eprintln!("thenodes: {}: {}", failure.code, failure.text);
@@ -207,7 +208,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     match &cli.command {
         None | Some(Command::Run) => run(&cli),
         Some(Command::Status) => show(&cli, &Question::Status, |value| {
-            format!("node {} on port {}, {} peers, {} plugins", text(&value["node_id"]), value["port"], value["peers"], value["plugins"])
+            format!(
+                "node {} on port {}, {} peers, {} plugins",
+                text(&value["node_id"]),
+                value["port"],
+                value["peers"],
+                value["plugins"]
+            )
         }),
         Some(Command::Peers) => show(&cli, &Question::Peers, |value| {
             let line = |peer: &Value| format!("{:<40} {}", text(&peer["node_id"]), text(&peer["addr"]));
@@ -222,7 +229,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
                 let question = Question::PluginLogs { name: name.clone(), lines: *count };
                 show(&cli, &question, |value| {
                     let line = |line: &Value| {
-                        format!("{} [{}] {}: {}", line["at_ms"], text(&line["level"]), text(&line["source"]), text(&line["text"]))
+                        format!(
+                            "{} [{}] {}: {}",
+                            line["at_ms"],
+                            text(&line["level"]),
+                            text(&line["source"]),
+                            text(&line["text"])
+                        )
                     };
                     let mut out = lines(value["lines"].as_array(), line, "(nothing)");
                     if value["dropped"].as_u64().unwrap_or(0) > 0 {
@@ -237,7 +250,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             PluginCommand::Prompt { prefix, line } => {
                 let question = Question::Prompt { prefix: prefix.clone(), line: line.join(" ") };
                 show(&cli, &question, |value| match value["output"].as_str() {
-                    Some(output) => output.lines().map(|l| printable(l, 65_536)).collect::<Vec<_>>().join("\n"),
+                    Some(output) => {
+                        output.lines().map(|l| printable(l, 65_536)).collect::<Vec<_>>().join("\n")
+                    }
                     None => "(unhandled)".into(),
                 })
             }
@@ -250,7 +265,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             };
             let list = pki::fingerprints(&file)?;
             print(json, &json!({ "version": 1, "fingerprints": list, "source": file }), || {
-                list.iter().map(|f| format!("Fingerprint (spki_sha256): {f}\nSource: {}", file.display())).collect::<Vec<_>>().join("\n")
+                list.iter()
+                    .map(|f| format!("Fingerprint (spki_sha256): {f}\nSource: {}", file.display()))
+                    .collect::<Vec<_>>()
+                    .join("\n")
             });
             Ok(ExitCode::SUCCESS)
         }
@@ -270,14 +288,20 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Some(Command::Trust(TrustCommand::List)) => {
             let set = pki::trusted(&encryption(&cli)?.trusted_dir)?;
-            print(json, &json!({ "version": 1, "trusted": set }), || set.iter().cloned().collect::<Vec<_>>().join("\n"));
+            print(json, &json!({ "version": 1, "trusted": set }), || {
+                set.iter().cloned().collect::<Vec<_>>().join("\n")
+            });
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Doctor) => {
             let config = config(&cli)?;
             let (value, good) = runtime()?.block_on(doctor::examine(&config));
             print(json, &value, || {
-                let mut out = format!("sandbox level: {} (required: {})\n", text(&value["level"]), text(&value["required"]));
+                let mut out = format!(
+                    "sandbox level: {} (required: {})\n",
+                    text(&value["level"]),
+                    text(&value["required"])
+                );
                 if let Some(error) = value["error"].as_str() {
                     out.push_str(error);
                     out.push('\n');
@@ -315,9 +339,10 @@ fn cert_new(cli: &Cli, new: &CertNew) -> Result<ExitCode, Failure> {
     let config = config(cli)?;
     let paths = match (&new.out_cert, &new.out_key, config.encryption) {
         (Some(cert), Some(key), _) => (cert.clone(), key.clone()),
-        (cert, key, Some(encryption)) => {
-            (cert.clone().unwrap_or(encryption.own_certificate), key.clone().unwrap_or(encryption.own_private_key))
-        }
+        (cert, key, Some(encryption)) => (
+            cert.clone().unwrap_or(encryption.own_certificate),
+            key.clone().unwrap_or(encryption.own_private_key),
+        ),
         (_, _, None) => {
             let text = "encryption is off in this configuration: name --out-cert and --out-key".into();
             return Err(Failure { exit: EXIT_CONFIG, code: Code::ConfigError.to_string(), text });
@@ -351,7 +376,8 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let raw = raw(cli)?;
     runtime()?.block_on(async {
         // From the first moment on: a signal during the start must not be lost.
-        let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+        let signals =
+            signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
         let (mut term, mut interrupt) = signals.map_err(|e| Failure {
             exit: 1,
             code: Code::Internal.to_string(),
@@ -420,7 +446,11 @@ fn show(cli: &Cli, question: &Question, people: impl FnOnce(&Value) -> String) -
             let config = config(cli)?;
             // An operator's shell has no RUNTIME_DIRECTORY; the packaged service has its socket here.
             let packaged = PathBuf::from("/run/thenodes/admin.sock");
-            if !config.admin_socket.exists() && packaged.exists() { packaged } else { config.admin_socket }
+            if !config.admin_socket.exists() && packaged.exists() {
+                packaged
+            } else {
+                config.admin_socket
+            }
         }
     };
     let value = ask(&socket, question)?;

@@ -72,7 +72,13 @@ mod tests {
     use super::*;
 
     fn identity(dir: &Path, allow_ephemeral: bool) -> Identity {
-        Identity { id: None, state_dir: dir.into(), id_file: "node_id".into(), allow_ephemeral, node_type: "daemon".into() }
+        Identity {
+            id: None,
+            state_dir: dir.into(),
+            id_file: "node_id".into(),
+            allow_ephemeral,
+            node_type: "daemon".into(),
+        }
     }
 
     #[test]

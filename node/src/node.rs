@@ -130,7 +130,8 @@ impl Node {
                 slot,
             }
         });
-        let plugins = plugins.map_err(|e| StartError::Plugins(format!("{}: {e}", early.plugins.dir.display())))?;
+        let plugins =
+            plugins.map_err(|e| StartError::Plugins(format!("{}: {e}", early.plugins.dir.display())))?;
         let plugins = Arc::new(plugins);
         for rejected in &plugins.rejected {
             let name = rejected.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -154,10 +155,18 @@ impl Node {
             Some(encryption) => {
                 if pki::ensure(encryption, &node_id, &config.realm)? {
                     let path = encryption.own_certificate.display();
-                    events.system(LogLevel::Info, "certificate_created", format!("{path} for node {node_id}"));
+                    events.system(
+                        LogLevel::Info,
+                        "certificate_created",
+                        format!("{path} for node {node_id}"),
+                    );
                 }
                 let own = pki::load(encryption)?;
-                events.system(LogLevel::Info, "certificate_loaded", format!("fingerprint={}", own.fingerprint));
+                events.system(
+                    LogLevel::Info,
+                    "certificate_loaded",
+                    format!("fingerprint={}", own.fingerprint),
+                );
                 Some((Tls::new(&own, encryption.mtls)?, encryption.clone()))
             }
         };
@@ -189,7 +198,12 @@ impl Node {
         events.network(LogLevel::Info, "listener_bind", Some(listening.to_string()), None);
         let mut network_tasks = JoinSet::new();
         network_tasks.spawn(listener::listen(network.clone(), socket));
-        network_tasks.spawn(inbound::distribute(inbound, plugins.clone(), policy.clone(), network.events.clone()));
+        network_tasks.spawn(inbound::distribute(
+            inbound,
+            plugins.clone(),
+            policy.clone(),
+            network.events.clone(),
+        ));
         for target in &config.bootstrap_nodes {
             network_tasks.spawn(dialer::keep(network.clone(), target.clone()));
         }
@@ -208,7 +222,17 @@ impl Node {
         // 6. Operators.
         let view = admin::View::new(network.clone(), plugins.clone(), policy.clone(), events.clone());
         let admin = admin::Server::start(&config.admin_socket, view).await.map_err(StartError::Admin)?;
-        Ok(Node { config, network, plugins, policy, listening, bus, events, network_tasks, admin: Some(admin) })
+        Ok(Node {
+            config,
+            network,
+            plugins,
+            policy,
+            listening,
+            bus,
+            events,
+            network_tasks,
+            admin: Some(admin),
+        })
     }
 
     /// One line about what is up, for the service manager and for people.

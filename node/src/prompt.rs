@@ -2,8 +2,8 @@
 //! input ends the node. What plugins answer is made printable before it is shown.
 
 use crate::admin::{Question, View};
-use crate::text::printable;
 use crate::security::pki;
+use crate::text::printable;
 use crate::Config;
 use rustyline::error::ReadlineError;
 use std::io::Write;
@@ -145,7 +145,9 @@ async fn at_root(view: &View, config: &Config, line: &str) -> String {
 }
 
 fn trust(config: &Config, words: &[&str]) -> String {
-    let Some(encryption) = &config.encryption else { return "encryption is off: nobody is trusted or refused".into() };
+    let Some(encryption) = &config.encryption else {
+        return "encryption is off: nobody is trusted or refused".into();
+    };
     let list = |set: Result<std::collections::BTreeSet<String>, pki::PkiError>| match set {
         Ok(set) if set.is_empty() => "(none)".to_owned(),
         Ok(set) => set.into_iter().collect::<Vec<_>>().join("\n"),
@@ -158,11 +160,13 @@ fn trust(config: &Config, words: &[&str]) -> String {
         },
         ["trusted", "list"] => list(pki::trusted(&encryption.trusted_dir)),
         ["observed", "list"] => list(pki::trusted(&encryption.observed_dir)),
-        ["promote" | "add", fingerprint] => match pki::trust_fingerprint(&encryption.trusted_dir, fingerprint) {
-            Ok(true) => format!("✅ {fingerprint} is trusted from the next connection on"),
-            Ok(false) => format!("ℹ️ Nothing to do: {fingerprint} is trusted already"),
-            Err(error) => format!("⚠️ {error}"),
-        },
+        ["promote" | "add", fingerprint] => {
+            match pki::trust_fingerprint(&encryption.trusted_dir, fingerprint) {
+                Ok(true) => format!("✅ {fingerprint} is trusted from the next connection on"),
+                Ok(false) => format!("ℹ️ Nothing to do: {fingerprint} is trusted already"),
+                Err(error) => format!("⚠️ {error}"),
+            }
+        }
         _ => "trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT".into(),
     }
 }

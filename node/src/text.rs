@@ -13,7 +13,9 @@ pub fn printable(text: &str, limit: usize) -> String {
         match c {
             '\t' => out.push(' '),
             // Control characters, and the ones that turn the direction of text around.
-            c if c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+            c if c.is_control()
+                || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
+            {
                 out.extend(c.escape_default());
             }
             c => out.push(c),

@@ -33,7 +33,8 @@ pub(crate) fn open(root: &Root, needed: &[Needed]) -> Result<Opened, String> {
     for (path, needed) in root.needed.iter().zip(needed) {
         // SAFETY: constructors of this library run confined, like everything after this line.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
-        let library = library.map_err(|e| format!("opening {}, which the plugin needs: {}", needed.soname, whole(&e)))?;
+        let library = library
+            .map_err(|e| format!("opening {}, which the plugin needs: {}", needed.soname, whole(&e)))?;
         std::mem::forget(library); // stays for the life of the process
     }
     // SAFETY: as above: the walls stand, and what is opened here may do what they let it.
@@ -42,7 +43,10 @@ pub(crate) fn open(root: &Root, needed: &[Needed]) -> Result<Opened, String> {
     // SAFETY: the symbol has this type by contract; a library that lies about it only harms itself.
     let entry = unsafe { library.get::<Entry>(abi::ENTRY_SYMBOL.as_bytes()) };
     let entry = entry.map_err(|_| {
-        format!("no symbol {}: is it a plugin? It needs `#[no_mangle] pub unsafe extern \"C\" fn`", abi::ENTRY_SYMBOL)
+        format!(
+            "no symbol {}: is it a plugin? It needs `#[no_mangle] pub unsafe extern \"C\" fn`",
+            abi::ENTRY_SYMBOL
+        )
     })?;
     std::mem::forget(library); // never unloaded: its threads and tables live until the process ends
     Ok(Opened { entry })
@@ -96,7 +100,8 @@ unsafe extern "C" fn register_handler(context: *mut c_void, plugin: *const Plugi
         return abi::WRONG_VERSION;
     }
     if size < offset_of!(PluginTable, receive) + size_of::<usize>() {
-        registrar.outcome = Some(Err(format!("a plugin table of {size} bytes is too small for ABI version {version}")));
+        registrar.outcome =
+            Some(Err(format!("a plugin table of {size} bytes is too small for ABI version {version}")));
         return abi::INVALID;
     }
     if matches!(registrar.outcome, Some(Ok(_))) {
@@ -170,14 +175,17 @@ fn bytes<'a>(bytes: Bytes, limit: usize) -> Result<&'a [u8], String> {
 }
 
 fn text(value: Bytes, limit: usize) -> Result<String, String> {
-    String::from_utf8(bytes(value, limit)?.to_vec()).map_err(|_| "the plugin describes itself in no UTF-8".into())
+    String::from_utf8(bytes(value, limit)?.to_vec())
+        .map_err(|_| "the plugin describes itself in no UTF-8".into())
 }
 
 fn words(value: Bytes) -> Result<Vec<String>, String> {
     let words: Vec<String> =
         text(value, MAX_WORD * MAX_WORDS)?.lines().filter(|w| !w.is_empty()).map(str::to_owned).collect();
     if words.len() > MAX_WORDS || words.iter().any(|word| word.len() > MAX_WORD) {
-        return Err(format!("the plugin names more than {MAX_WORDS} words, or one longer than {MAX_WORD} bytes"));
+        return Err(format!(
+            "the plugin names more than {MAX_WORDS} words, or one longer than {MAX_WORD} bytes"
+        ));
     }
     Ok(words)
 }

@@ -64,8 +64,9 @@ impl Link {
                 let mut space = nix::cmsg_space!([RawFd; limits::MAX_NEEDED_LIBRARIES + 1]);
                 let mut parts = [IoSliceMut::new(&mut buffer)];
                 let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-                let message = recvmsg::<UnixAddr>(self.stream.as_raw_fd(), &mut parts, Some(&mut space), flags)
-                    .map_err(|e| format!("reading hello: {e}"))?;
+                let message =
+                    recvmsg::<UnixAddr>(self.stream.as_raw_fd(), &mut parts, Some(&mut space), flags)
+                        .map_err(|e| format!("reading hello: {e}"))?;
                 for control in message.cmsgs().map_err(|e| format!("reading hello: {e}"))? {
                     if let ControlMessageOwned::ScmRights(fds) = control {
                         files.extend(fds.into_iter().filter_map(sys::adopt));
@@ -86,7 +87,10 @@ impl Link {
                         _ => 1 + hello.needed.len(),
                     };
                     if files.len() != expected {
-                        return Err(format!("hello came with {} descriptors instead of {expected}", files.len()));
+                        return Err(format!(
+                            "hello came with {} descriptors instead of {expected}",
+                            files.len()
+                        ));
                     }
                     self.stream.set_read_timeout(None).map_err(|e| e.to_string())?;
                     return Ok(Received { hello, files });

@@ -58,14 +58,16 @@ fn namespaces(walls: &mut Walls) {
 }
 
 fn empty_root(walls: &mut Walls) {
-    let host_paths = ["/etc/passwd", "/etc", "/proc", "/proc/self/status", "/dev/null", "/sys", "/usr", "/home", "/tmp"];
+    let host_paths =
+        ["/etc/passwd", "/etc", "/proc", "/proc/self/status", "/dev/null", "/sys", "/usr", "/home", "/tmp"];
     for path in host_paths {
         if std::fs::symlink_metadata(path).is_ok() {
             walls.hole(Layer::Root, format!("{path} exists inside"));
         }
     }
     // Landlock would refuse this too; statfs tells a read-only mount without trying to write.
-    let read_only = nix::sys::statvfs::statvfs("/").is_ok_and(|fs| fs.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
+    let read_only = nix::sys::statvfs::statvfs("/")
+        .is_ok_and(|fs| fs.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
     walls.test(Layer::Root, "the root is read-only and holds no path of the host", read_only);
 }
 

@@ -8,7 +8,8 @@ pub fn to_kebab_ascii_strict(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     let mut separate = false;
     for c in name.chars() {
-        let latin = matches!(u32::from(c), 0xC0..=0x24F | 0x1E00..=0x1EFF | 0x2C60..=0x2C7F | 0xA720..=0xA7FF);
+        let latin =
+            matches!(u32::from(c), 0xC0..=0x24F | 0x1E00..=0x1EFF | 0x2C60..=0x2C7F | 0xA720..=0xA7FF);
         let piece = match c {
             'ü' | 'Ü' => "ue",
             c if latin => deunicode::deunicode_char(c).unwrap_or(""),

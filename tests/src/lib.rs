@@ -151,7 +151,8 @@ impl Spec {
         let line = node.expect("is running.");
         let listens = line.split("listens on ").nth(1).and_then(|rest| rest.split(',').next());
         node.read = 0; // what was said before the banner may be waited for too
-        node.port = listens.and_then(|addr| addr.rsplit(':').next()?.parse().ok()).expect("a port in the banner");
+        node.port =
+            listens.and_then(|addr| addr.rsplit(':').next()?.parse().ok()).expect("a port in the banner");
         node
     }
 
@@ -230,10 +231,19 @@ impl TestNode {
                     return self.said[self.read - 1].clone();
                 }
             }
-            match self.lines.get_mut().expect("no panic").recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .lines
+                .get_mut()
+                .expect("no panic")
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => self.said.push(line),
-                Err(RecvTimeoutError::Timeout) => panic!("no {what} within {PATIENCE:?}; the node said:\n{}", self.said.join("\n")),
-                Err(RecvTimeoutError::Disconnected) => panic!("no {what}, and the node has ended; it said:\n{}", self.said.join("\n")),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("no {what} within {PATIENCE:?}; the node said:\n{}", self.said.join("\n"))
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("no {what}, and the node has ended; it said:\n{}", self.said.join("\n"))
+                }
             }
         }
     }
@@ -261,7 +271,8 @@ impl TestNode {
     pub fn json(&self, args: &[&str]) -> Value {
         let output = self.command(&[args, &["--json"]].concat());
         let text = if output.status.success() { output.stdout } else { output.stderr };
-        serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {}", String::from_utf8_lossy(&text)))
+        serde_json::from_slice(&text)
+            .unwrap_or_else(|e| panic!("{args:?}: {e}: {}", String::from_utf8_lossy(&text)))
     }
 
     /// What a plugin answers at its prompt: `Ok(text)`, or `Err(code)`.
@@ -320,10 +331,17 @@ impl TestNode {
         drop(self.child.stdin.take());
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.lines.get_mut().expect("no panic").recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .lines
+                .get_mut()
+                .expect("no panic")
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => self.said.push(line),
                 Err(RecvTimeoutError::Disconnected) => return self.child.wait().expect("a child"),
-                Err(RecvTimeoutError::Timeout) => panic!("the node did not end; it said:\n{}", self.said.join("\n")),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("the node did not end; it said:\n{}", self.said.join("\n"))
+                }
             }
         }
     }
@@ -340,7 +358,9 @@ impl Drop for TestNode {
 pub fn descendants(root: u32) -> Vec<u32> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc").expect("a /proc").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         // The name in parentheses may hold anything; the parent's pid is the second word after its end.
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
@@ -365,7 +385,8 @@ pub fn all_gone(pids: &[u32], patience: Duration) -> bool {
     loop {
         let alive = |pid: &u32| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next().map(str::to_owned));
+            let state =
+                stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next().map(str::to_owned));
             state.is_some_and(|state| state != "Z" && state != "X")
         };
         if !pids.iter().any(alive) {

@@ -8,8 +8,8 @@ UNIT=thenodes.service
 
 plugins() { ns /usr/bin/thenodes plugin list --json 2>&1; }
 
-# "state" and "level" of the same plugin: no brace between them.
-plugin_ready() { [[ $(plugins) =~ \"state\":\"Ready\"[^{}]*\"level\":\"full\" ]]; }
+# "level" and "state" of the same plugin, in the order of the JSON keys: no brace between them.
+plugin_ready() { [[ $(plugins) =~ \"level\":\"full\"[^{}]*\"state\":\"Ready\" ]]; }
 
 # Every process of the unit, also in the control groups that the node has made.
 processes() {

@@ -68,10 +68,31 @@ fn the_prompt_works_with_piped_input() {
     let mut spec = Spec::new("prompt").with("kvstore").with("echo");
     spec.args.push("--prompt".into());
     let mut node = spec.start();
-    for line in ["version", "peers", "kv", "put a 1", "get a", "what", "exit", "echo hello there", "nonsense", "exit", "y"] {
+    for line in [
+        "version",
+        "peers",
+        "kv",
+        "put a 1",
+        "get a",
+        "what",
+        "exit",
+        "echo hello there",
+        "nonsense",
+        "exit",
+        "y",
+    ] {
         node.type_line(line);
     }
-    for answer in ["protocol=1", "No connected peers.", "ok (0 peers)", "1", "Unhandled input", "hello there", "Unknown command or plugin: nonsense", "Exiting."] {
+    for answer in [
+        "protocol=1",
+        "No connected peers.",
+        "ok (0 peers)",
+        "1",
+        "Unhandled input",
+        "hello there",
+        "Unknown command or plugin: nonsense",
+        "Exiting.",
+    ] {
         node.expect(answer);
     }
     assert!(node.wait().success());

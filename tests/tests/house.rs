@@ -13,11 +13,21 @@ fn root() -> PathBuf {
 #[test]
 fn crates_know_only_whom_the_design_lets_them_know() {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let Ok(output) = Command::new(cargo).args(["metadata", "--format-version", "1", "--no-deps"]).current_dir(root()).output() else {
-        return thenodes_tests::skip("crates_know_only_whom_the_design_lets_them_know", "no cargo for this user");
+    let Ok(output) = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--no-deps"])
+        .current_dir(root())
+        .output()
+    else {
+        return thenodes_tests::skip(
+            "crates_know_only_whom_the_design_lets_them_know",
+            "no cargo for this user",
+        );
     };
     if !output.status.success() {
-        return thenodes_tests::skip("crates_know_only_whom_the_design_lets_them_know", "cargo metadata failed for this user");
+        return thenodes_tests::skip(
+            "crates_know_only_whom_the_design_lets_them_know",
+            "cargo metadata failed for this user",
+        );
     }
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let mut arrows = BTreeSet::new();
@@ -39,7 +49,10 @@ fn crates_know_only_whom_the_design_lets_them_know() {
         ("thenodes-plugin-sdk", "thenodes-ipc"),
     ];
     assert_eq!(found, allowed.map(|(from, to)| (from.to_owned(), to.to_owned())));
-    for (from, to) in arrows.iter().filter(|(from, _)| from.starts_with("thenodes-plugin-") && !product.contains(&from.as_str())) {
+    for (from, to) in arrows
+        .iter()
+        .filter(|(from, _)| from.starts_with("thenodes-plugin-") && !product.contains(&from.as_str()))
+    {
         assert_eq!(to, "thenodes-plugin-sdk", "{from} is an author's crate and sees only the SDK");
     }
 }
@@ -57,7 +70,12 @@ fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
 
 #[test]
 fn unsafe_stands_only_in_its_rooms_and_each_block_argues() {
-    let rooms = ["plugin-runner/src/sys.rs", "plugin-runner/src/library.rs", "plugin-runner/src/serve.rs", "plugin-sdk/src/plugin_host/export.rs"];
+    let rooms = [
+        "plugin-runner/src/sys.rs",
+        "plugin-runner/src/library.rs",
+        "plugin-runner/src/serve.rs",
+        "plugin-sdk/src/plugin_host/export.rs",
+    ];
     let mut files = Vec::new();
     for part in ["ipc/src", "node/src", "plugin-runner/src", "plugin-sdk/src"] {
         rust_files(&root().join(part), &mut files);
@@ -81,7 +99,15 @@ fn unsafe_stands_only_in_its_rooms_and_each_block_argues() {
 
 #[test]
 fn the_wings_of_the_node_do_not_know_each_other() {
-    for (wing, other) in [("network", "crate::plugins"), ("plugins", "crate::network"), ("plugins", "crate::host"), ("network", "crate::host"), ("events", "crate::plugins"), ("security", "crate::plugins"), ("config", "crate::plugins")] {
+    for (wing, other) in [
+        ("network", "crate::plugins"),
+        ("plugins", "crate::network"),
+        ("plugins", "crate::host"),
+        ("network", "crate::host"),
+        ("events", "crate::plugins"),
+        ("security", "crate::plugins"),
+        ("config", "crate::plugins"),
+    ] {
         let mut files = Vec::new();
         rust_files(&root().join("node/src").join(wing), &mut files);
         for path in files {

@@ -41,8 +41,14 @@ fn every_attack_in(phase: &str) {
             tried.push((*sin, fair));
         } else {
             // Environment and descriptors of the control come from this test; they are always there.
-            assert!(!matches!(*sin, "environment" | "open" | "socket" | "fork" | "exec" | "descriptors"), "{sin}: {answer}");
-            skip(&format!("isolation {phase} {sin}"), &format!("without walls it does not work here either: {}", answer.trim()));
+            assert!(
+                !matches!(*sin, "environment" | "open" | "socket" | "fork" | "exec" | "descriptors"),
+                "{sin}: {answer}"
+            );
+            skip(
+                &format!("isolation {phase} {sin}"),
+                &format!("without walls it does not work here either: {}", answer.trim()),
+            );
         }
     }
     // The control got through: its connections wait here and are no news.
@@ -173,7 +179,8 @@ fn below_the_required_level_a_plugin_is_refused_and_what_is_missing_is_named() {
     let Ok(output) = without_namespaces(dir.path(), "doctor --json").output() else {
         return skip(name, "no unshare program");
     };
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     let Some(doctor) = text.lines().find(|line| line.starts_with('{')) else {
         return skip(name, &format!("no such world can be made here: {text}"));
     };
@@ -181,7 +188,10 @@ fn below_the_required_level_a_plugin_is_refused_and_what_is_missing_is_named() {
     let spec = Spec::new("refused").with("echo");
     let mut node = spec.spawn_as(without_namespaces(dir.path(), "run"), dir);
     let failed = node.expect("name=echo action=failed");
-    assert!(failed.contains("missing: namespaces, root") && failed.contains("required = \\\"full\\\""), "{failed}");
+    assert!(
+        failed.contains("missing: namespaces, root") && failed.contains("required = \\\"full\\\""),
+        "{failed}"
+    );
 }
 
 #[test]

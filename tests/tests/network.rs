@@ -14,7 +14,8 @@ fn fingerprint(node: &TestNode) -> String {
     node.json(&["cert", "fingerprint"])["fingerprints"][0].as_str().expect("a fingerprint").to_owned()
 }
 
-const HELLO: &str = r#"{"from":"m","to":"x","msg_type":{"HELLO":{"node_id":"ID"}},"realm":{"name":"Test","version":"1.0"}}"#;
+const HELLO: &str =
+    r#"{"from":"m","to":"x","msg_type":{"HELLO":{"node_id":"ID"}},"realm":{"name":"Test","version":"1.0"}}"#;
 
 /// A hand-made peer in plaintext.
 struct Stranger {
@@ -119,7 +120,9 @@ fn an_expired_certificate_is_refused_even_if_its_key_is_trusted() {
 fn each_wrong_hello_is_refused_by_name() {
     let mut node = Spec::new("door").more("[realm_access]\nallowed_node_types = [\"daemon\"]").start();
     let hello = |id: &str, kind: &str, realm: &str| {
-        format!(r#"{{"from":"m","to":"x","msg_type":{{"HELLO":{{"node_id":"{id}","node_type":"{kind}"}}}},"realm":{realm}}}"#)
+        format!(
+            r#"{{"from":"m","to":"x","msg_type":{{"HELLO":{{"node_id":"{id}","node_type":"{kind}"}}}},"realm":{realm}}}"#
+        )
     };
     let test = r#"{"name":"Test","version":"1.0"}"#;
     let cases = [
@@ -130,7 +133,10 @@ fn each_wrong_hello_is_refused_by_name() {
         (hello("door", "daemon", test), "peer_reject_self_id"),
         (hello("", "daemon", test), "hello_bad_node_id"),
         (hello("a b", "daemon", test), "hello_bad_node_id"),
-        (format!(r#"{{"from":"m","to":"x","msg_type":{{"TEXT":"hi"}},"realm":{test}}}"#), "unexpected_message"),
+        (
+            format!(r#"{{"from":"m","to":"x","msg_type":{{"TEXT":"hi"}},"realm":{test}}}"#),
+            "unexpected_message",
+        ),
         ("hello?".into(), "message_invalid"),
         ("x".repeat(20_000), "message_invalid"),
     ];
@@ -263,7 +269,8 @@ fn many_strangers_from_one_address_do_not_shut_the_others_out() {
     let mut node = Spec::new("crowd").start();
     let peer = Stranger::greeted(&node, "early");
     node.expect("app_handshake_success");
-    let crowd: Vec<TcpStream> = (0..40).filter_map(|_| TcpStream::connect(("127.0.0.1", node.port)).ok()).collect();
+    let crowd: Vec<TcpStream> =
+        (0..40).filter_map(|_| TcpStream::connect(("127.0.0.1", node.port)).ok()).collect();
     node.expect("action=too_many_handshakes");
     assert_eq!(node.json(&["peers"])["peers"].as_array().map(Vec::len), Some(1), "the early peer stays");
     drop(crowd);

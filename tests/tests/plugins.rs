@@ -10,7 +10,11 @@ fn what_a_plugin_does_works_and_ends_where_it_belongs() {
     // Inside: a task, a timer, and a request to the node in the middle of a call.
     assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"));
     let logs = node.logs("hostile").join("\n");
-    for line in ["info stdout: a line on stdout", "warn stderr: a line on stderr", "info hostile: a line from the log macros"] {
+    for line in [
+        "info stdout: a line on stdout",
+        "warn stderr: a line on stderr",
+        "info hostile: a line from the log macros",
+    ] {
         assert!(logs.contains(line), "{line:?} is missing in:\n{logs}");
     }
 }
@@ -41,7 +45,13 @@ fn bad_files_are_named_each_with_its_reason_and_the_others_start() {
     assert_eq!(node.prompt("echo", "hi").as_deref(), Ok("hi"), "a bad neighbour stops nobody");
     let list = node.json(&["plugin", "list"]);
     let rejected = list["rejected"].to_string();
-    for reason in ["libtext.so: not an ELF file", "RISC-V", "no symbol register_plugin", "libcut.so", "makes no plugin name"] {
+    for reason in [
+        "libtext.so: not an ELF file",
+        "RISC-V",
+        "no symbol register_plugin",
+        "libcut.so",
+        "makes no plugin name",
+    ] {
         assert!(rejected.contains(reason), "{reason:?} is missing in {rejected}");
     }
     for (name, reason) in [
@@ -65,7 +75,11 @@ fn a_panic_is_its_own_calls_error_and_is_counted() {
     let error = node.prompt("hostile", "panic").expect_err("a panic");
     assert!(error.starts_with("PLUGIN_CRASHED") && error.contains("a panic on purpose"), "{error}");
     let status = node.status("hostile");
-    assert_eq!((status["state"].as_str(), status["starts"].as_u64()), (Some("Ready"), Some(1)), "no restart: {status}");
+    assert_eq!(
+        (status["state"].as_str(), status["starts"].as_u64()),
+        (Some("Ready"), Some(1)),
+        "no restart: {status}"
+    );
     assert_eq!(status["counters"]["panics"], 1);
     assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"));
 }
@@ -108,7 +122,10 @@ fn five_deaths_open_the_breaker_and_an_operator_can_close_it() {
     }
     let _ = node.prompt("hostile", "segv");
     let failed = node.expect("name=hostile action=failed");
-    assert!(failed.contains("5 deaths in 60 s") && failed.contains("thenodes plugin restart hostile"), "{failed}");
+    assert!(
+        failed.contains("5 deaths in 60 s") && failed.contains("thenodes plugin restart hostile"),
+        "{failed}"
+    );
     let error = node.prompt("hostile", "good").expect_err("it is down");
     assert!(error.starts_with("NOT_FOUND") || error.starts_with("UNAVAILABLE"), "{error}");
     let status = node.json(&["plugin", "restart", "hostile"]);
@@ -159,7 +176,10 @@ fn a_restart_on_request_touches_only_its_plugin() {
     let node = Spec::new("restart").with("echo").with("kvstore").start();
     let before = node.status("echo")["pid"].clone();
     let answer = node.json(&["plugin", "restart", "echo"]);
-    assert_eq!((answer["plugin"]["state"].as_str(), answer["plugin"]["starts"].as_u64()), (Some("Ready"), Some(2)));
+    assert_eq!(
+        (answer["plugin"]["state"].as_str(), answer["plugin"]["starts"].as_u64()),
+        (Some("Ready"), Some(2))
+    );
     assert_ne!(node.status("echo")["pid"], before);
     assert_eq!(node.status("kvstore")["starts"], 1);
     assert_eq!(node.json(&["plugin", "restart", "nobody"])["error"]["code"], "NOT_FOUND");
@@ -181,20 +201,27 @@ fn an_operator_can_take_permissions_away() {
 
 #[test]
 fn a_stopping_node_leaves_no_process_behind() {
-    let mut node = Spec::new("stop").with("echo").with("kvstore").with_hostile("stubborn", "thread:spin").start();
+    let mut node =
+        Spec::new("stop").with("echo").with("kvstore").with_hostile("stubborn", "thread:spin").start();
     let pids = node.descendants();
     node.signal(nix::sys::signal::Signal::SIGTERM);
     let status = node.wait();
     assert!(status.success(), "{status}: {}", node.said.join("\n"));
     assert!(all_gone(&pids, Duration::from_secs(1)));
     let events = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("an event log");
-    assert!(events.lines().last().is_some_and(|line| line.contains("\"stopped\"")), "the log ends with the end");
+    assert!(
+        events.lines().last().is_some_and(|line| line.contains("\"stopped\"")),
+        "the log ends with the end"
+    );
 }
 
 #[test]
 fn a_plugin_that_never_takes_a_message_delays_nobody_and_is_replaced() {
     let mut a = Spec::new("deaf-a").with("echo").with_hostile("deaf", "message:hang").start();
-    let b = Spec::new("deaf-b").with("kvstore").top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port)).start();
+    let b = Spec::new("deaf-b")
+        .with("kvstore")
+        .top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port))
+        .start();
     a.expect("app_handshake_success");
     assert!(b.prompt("kv", "put k v").expect("answers").starts_with("ok"));
     a.expect("message_other");
@@ -208,7 +235,10 @@ fn a_plugin_that_never_takes_a_message_delays_nobody_and_is_replaced() {
 #[test]
 fn a_plugin_that_asks_the_node_inside_on_message_does_not_deadlock() {
     let a = Spec::new("ask-a").with("hostile").start();
-    let mut b = Spec::new("ask-b").with("hostile").top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port)).start();
+    let mut b = Spec::new("ask-b")
+        .with("hostile")
+        .top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port))
+        .start();
     b.expect("app_handshake_success");
     for _ in 0..20 {
         assert_eq!(b.prompt("hostile", "say call back").as_deref(), Ok("1"));
@@ -224,7 +254,10 @@ fn a_plugin_that_asks_the_node_inside_on_message_does_not_deadlock() {
 fn a_plugin_in_c_and_one_of_another_build_load_and_work() {
     for name in ["hello", "other"] {
         if !plugin(name).exists() {
-            return thenodes_tests::skip("a_plugin_in_c_and_one_of_another_build", "built by `cargo xtask test` only");
+            return thenodes_tests::skip(
+                "a_plugin_in_c_and_one_of_another_build",
+                "built by `cargo xtask test` only",
+            );
         }
     }
     let mut a = Spec::new("c-a").with("hello").with("other").start();
@@ -232,7 +265,10 @@ fn a_plugin_in_c_and_one_of_another_build_load_and_work() {
     assert_eq!(a.prompt("echo", "other panic strategy").as_deref(), Ok("other panic strategy"));
     assert_eq!(a.status("hello")["sdk"], "C, by hand");
     // Messages reach it, and it asks the node for something.
-    let mut b = Spec::new("c-b").with("hostile").top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port)).start();
+    let mut b = Spec::new("c-b")
+        .with("hostile")
+        .top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port))
+        .start();
     b.expect("app_handshake_success");
     assert_eq!(b.prompt("hostile", "say hi").as_deref(), Ok("1"));
     a.expect("c-b said hi");

@@ -28,7 +28,8 @@ fn free_port() -> u16 {
 /// Lays out a directory for an upstream node.
 fn lay_out(port: u16, bootstrap: Option<u16>, tls: bool) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
-    let bootstrap = bootstrap.map_or_else(String::new, |port| format!("bootstrap_nodes = [\"127.0.0.1:{port}\"]\n"));
+    let bootstrap =
+        bootstrap.map_or_else(String::new, |port| format!("bootstrap_nodes = [\"127.0.0.1:{port}\"]\n"));
     let mut text = format!(
         "port = {port}\n{bootstrap}[realm]\nname = \"Test\"\nversion = \"1.0\"\n[node]\nid = \"upstream\"\nstate_dir = \"data\"\n[logging]\njson_path = \"events.jsonl\"\ndisable_console = true\n[discovery]\nenabled = false\n"
     );
@@ -36,7 +37,18 @@ fn lay_out(port: u16, bootstrap: Option<u16>, tls: bool) -> tempfile::TempDir {
         text += "[encryption]\nenabled = true\nmtls = true\nbackend = \"tls\"\n[encryption.paths]\nown_certificate = \"pki/own/cert.pem\"\nown_private_key = \"pki/own/key.pem\"\ntrusted_cert_dir = \"pki/trusted\"\n[encryption.trust_policy]\nmode = \"allowlist\"\naccept_self_signed = true\n";
         fs::create_dir_all(dir.path().join("pki/trusted")).expect("a directory");
         let made = Command::new(bin_dir().join("thenodes"))
-            .args(["cert", "new", "--cn", "upstream", "--realm", "Test", "--out-cert", "pki/own/cert.pem", "--out-key", "pki/own/key.pem"])
+            .args([
+                "cert",
+                "new",
+                "--cn",
+                "upstream",
+                "--realm",
+                "Test",
+                "--out-cert",
+                "pki/own/cert.pem",
+                "--out-key",
+                "pki/own/key.pem",
+            ])
             .current_dir(dir.path())
             .status();
         assert!(made.is_ok_and(|status| status.success()), "a certificate for upstream");
@@ -59,7 +71,9 @@ impl Upstream {
             .expect("the upstream peer starts; it is built by `cargo xtask test`");
         let stdout = child.stdout.take().expect("piped");
         let (sender, lines) = channel();
-        std::thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
         let mut upstream = Self { child, lines, dir };
         upstream.expect("\"ready\":true");
         upstream

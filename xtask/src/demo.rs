@@ -52,7 +52,8 @@ impl Node {
     }
 
     fn configure(&self, bootstrap: Option<u16>) -> Result<()> {
-        let bootstrap = bootstrap.map_or_else(String::new, |port| format!("bootstrap_nodes = [\"127.0.0.1:{port}\"]\n"));
+        let bootstrap =
+            bootstrap.map_or_else(String::new, |port| format!("bootstrap_nodes = [\"127.0.0.1:{port}\"]\n"));
         let text = format!(
             "port = 0\nbind_address = \"127.0.0.1\"\n{bootstrap}\n[realm]\nname = \"demo\"\nversion = \"1\"\n\n[node]\nid = \"{}\"\n",
             self.name
@@ -67,7 +68,8 @@ impl Node {
             .current_dir(self.dir.path())
             .output()?;
         let text = if output.status.success() { &output.stdout } else { &output.stderr };
-        serde_json::from_slice(text).with_context(|| format!("{}: {args:?}: {}", self.name, String::from_utf8_lossy(text)))
+        serde_json::from_slice(text)
+            .with_context(|| format!("{}: {args:?}: {}", self.name, String::from_utf8_lossy(text)))
     }
 
     fn start(&mut self) -> Result<u16> {
@@ -84,7 +86,8 @@ impl Node {
         let mut lines = BufReader::new(stdout).lines();
         for line in lines.by_ref().map_while(Result::ok) {
             if let Some(rest) = line.split("listens on ").nth(1) {
-                let port = rest.split([',', ' ']).next().and_then(|addr| addr.rsplit(':').next()?.parse().ok());
+                let port =
+                    rest.split([',', ' ']).next().and_then(|addr| addr.rsplit(':').next()?.parse().ok());
                 std::thread::spawn(move || lines.for_each(drop)); // keeps the pipe empty
                 return port.context("a port");
             }
@@ -146,21 +149,29 @@ pub(crate) fn run(json_only: bool) -> Result<()> {
     b.configure(Some(port))?;
     b.start()?;
     for node in [&a, &b] {
-        node.until("peer", &["peers"], |value| value["peers"].as_array().is_some_and(|peers| peers.len() == 1))?;
+        node.until("peer", &["peers"], |value| {
+            value["peers"].as_array().is_some_and(|peers| peers.len() == 1)
+        })?;
         say(format!("   {} is up and has its peer over mutual TLS", node.name));
     }
 
     say("\n2. A put on one node, a get on the other".into());
     let put = b.ask(&["plugin", "prompt", "kv", "put", "colour", "blue"])?;
     say(format!("   node-b> kv put colour blue   {}", put["output"].as_str().unwrap_or("?")));
-    let got = a.until("value", &["plugin", "prompt", "kv", "get", "colour"], |value| value["output"] == "blue")?;
+    let got =
+        a.until("value", &["plugin", "prompt", "kv", "get", "colour"], |value| value["output"] == "blue")?;
     say(format!("   node-a> kv get colour        {}", got["output"].as_str().unwrap_or("?")));
 
     say("\n3. What holds each plugin, as measured from inside before its library was opened".into());
     let mut sandboxes = Vec::new();
     for (node, plugin) in [(&a, "kvstore"), (&b, "kvstore"), (&b, "hostile")] {
         let status = node.ask(&["plugin", "status", plugin])?["plugin"].clone();
-        say(format!("   {} {plugin:<8} pid {}  level {}", node.name, status["pid"], status["level"].as_str().unwrap_or("?")));
+        say(format!(
+            "   {} {plugin:<8} pid {}  level {}",
+            node.name,
+            status["pid"],
+            status["level"].as_str().unwrap_or("?")
+        ));
         for layer in status["layers"].as_array().into_iter().flatten() {
             let mark = if layer["in_force"] == true { "holds" } else { "MISSING" };
             say(format!("      {:<18} {mark}", layer["layer"].as_str().unwrap_or("?")));
@@ -183,13 +194,17 @@ pub(crate) fn run(json_only: bool) -> Result<()> {
     ensure!(!dropped, "the peer connection dropped");
     let put = a.ask(&["plugin", "prompt", "kv", "put", "size", "xl"])?;
     ensure!(put["output"] == "ok (1 peers)", "a put after the crash: {put}");
-    b.until("value after the crash", &["plugin", "prompt", "kv", "get", "size"], |value| value["output"] == "xl")?;
+    b.until("value after the crash", &["plugin", "prompt", "kv", "get", "size"], |value| {
+        value["output"] == "xl"
+    })?;
     say("   and the restarted plugin gets the next put".into());
 
     say("\n5. The hostile plugin tries".into());
     let mut attacks = Vec::new();
     for (sin, what) in ATTACKS {
-        let ready = b.until("hostile plugin", &["plugin", "status", "hostile"], |value| value["plugin"]["state"] == "Ready")?;
+        let ready = b.until("hostile plugin", &["plugin", "status", "hostile"], |value| {
+            value["plugin"]["state"] == "Ready"
+        })?;
         let starts = ready["plugin"]["starts"].clone();
         let answer = b.ask(&["plugin", "prompt", "hostile", sin])?;
         let outcome = match answer["output"].as_str() {

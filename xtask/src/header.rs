@@ -72,6 +72,9 @@ pub(crate) fn write() -> Result<()> {
 /// Fails if the committed header is not what would be generated.
 pub(crate) fn check() -> Result<()> {
     let committed = std::fs::read_to_string(path()).unwrap_or_default();
-    ensure!(committed == generate()?, "plugin-sdk/include/thenodes_plugin.h is not generated from ipc/src/abi.rs: run `cargo xtask header`");
+    ensure!(
+        committed == generate()?,
+        "plugin-sdk/include/thenodes_plugin.h is not generated from ipc/src/abi.rs: run `cargo xtask header`"
+    );
     Ok(())
 }

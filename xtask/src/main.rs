@@ -57,14 +57,27 @@ fn main() -> Result<()> {
         Task::Bench { rounds } => {
             run(cargo().args(["build", "--release", "--workspace"]))?;
             let rounds = rounds.to_string();
-            run(cargo().args(["run", "--release", "-q", "-p", "thenodes-tests", "--features", "bench", "--bin", "bench", &rounds]))
+            run(cargo().args([
+                "run",
+                "--release",
+                "-q",
+                "-p",
+                "thenodes-tests",
+                "--features",
+                "bench",
+                "--bin",
+                "bench",
+                &rounds,
+            ]))
         }
         Task::Fuzz { target, seconds } => {
             let limit = format!("-max_total_time={seconds}");
             // The nightly compiler by its own name: `cargo +nightly` works only through rustup's proxies.
             let mut command = Command::new("cargo");
             command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN");
-            run(command.args(["+nightly", "fuzz", "run", "--fuzz-dir", "tests/fuzz", &target, "--", &limit]).current_dir(root()))
+            run(command
+                .args(["+nightly", "fuzz", "run", "--fuzz-dir", "tests/fuzz", &target, "--", &limit])
+                .current_dir(root()))
         }
         Task::Header => header::write(),
     }

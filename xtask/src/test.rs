@@ -63,7 +63,8 @@ fn build() -> Result<()> {
     let debug = target().join("debug");
     // A plugin of another profile: other optimisation, other panic strategy, other dependency features.
     execute(cargo().args(["build", "--profile", "other", "-p", "thenodes-plugin-echo"]))?;
-    fs::copy(target().join("other/libecho.so"), debug.join("libother.so")).context("the plugin of another profile")?;
+    fs::copy(target().join("other/libecho.so"), debug.join("libother.so"))
+        .context("the plugin of another profile")?;
     // A plugin in C, against the generated header.
     let cc = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let mut compile = Command::new(cc);
@@ -76,7 +77,8 @@ fn build() -> Result<()> {
             .args(["build", "--locked", "--manifest-path", "tests/upstream-peer/Cargo.toml", "--target-dir"])
             .arg(target().join("upstream")),
     )?;
-    fs::copy(target().join("upstream/debug/upstream-peer"), debug.join("upstream-peer")).context("the upstream peer")?;
+    fs::copy(target().join("upstream/debug/upstream-peer"), debug.join("upstream-peer"))
+        .context("the upstream peer")?;
     if nix::unistd::getuid().is_root() {
         let script = root().join("tests/systemd/rootfs.sh");
         let made = Command::new("bash").arg(script).arg(target().join("systemd-rootfs")).status();
@@ -94,13 +96,20 @@ fn counted(command: &mut Command, counts: &mut Counts) -> Result<bool> {
     let stdout = child.stdout.take().context("piped")?;
     let stderr = child.stderr.take().context("piped")?;
     let other = sender.clone();
-    std::thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-    std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|line| other.send(line)));
+    std::thread::spawn(move || {
+        BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    std::thread::spawn(move || {
+        BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|line| other.send(line))
+    });
     for line in lines {
         println!("{line}");
         if let Some(result) = line.strip_prefix("test result: ") {
             let number = |word: &str| {
-                let before = result.split(word).next().and_then(|text| text.trim().rsplit([' ', ';', '.']).next()?.parse().ok());
+                let before = result
+                    .split(word)
+                    .next()
+                    .and_then(|text| text.trim().rsplit([' ', ';', '.']).next()?.parse().ok());
                 before.unwrap_or(0)
             };
             counts.passed += number(" passed");
@@ -125,7 +134,10 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
         let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
         let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
         if let (Some(path), "test") = (message["executable"].as_str(), kind) {
-            programs.push((message["target"]["name"].as_str().unwrap_or_default().to_owned(), PathBuf::from(path)));
+            programs.push((
+                message["target"]["name"].as_str().unwrap_or_default().to_owned(),
+                PathBuf::from(path),
+            ));
         }
     }
     let dir = tempfile::Builder::new().prefix("thenodes-nobody").tempdir()?;

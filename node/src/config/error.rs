@@ -3,6 +3,7 @@
 use miette::{Diagnostic, NamedSource, SourceSpan};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Why a configuration is not used.
 #[derive(Debug, thiserror::Error, Diagnostic)]
@@ -33,7 +34,7 @@ pub enum ConfigError {
         help: Option<String>,
         /// The text.
         #[source_code]
-        source_code: NamedSource<String>,
+        source_code: Arc<NamedSource<String>>,
         /// The place.
         #[label("here")]
         span: SourceSpan,
@@ -53,7 +54,12 @@ impl Origin {
     }
 
     /// An error at a place in the file.
-    pub(super) fn error(&self, span: Range<usize>, what: impl Into<String>, help: Option<&str>) -> ConfigError {
+    pub(super) fn error(
+        &self,
+        span: Range<usize>,
+        what: impl Into<String>,
+        help: Option<&str>,
+    ) -> ConfigError {
         let start = span.start.min(self.text.len());
         let before = self.text.get(..start).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
@@ -64,7 +70,7 @@ impl Origin {
             column,
             what: what.into(),
             help: help.map(Into::into),
-            source_code: NamedSource::new(&file, self.text.clone()),
+            source_code: Arc::new(NamedSource::new(&file, self.text.clone())),
             file,
             span: (start..span.end.clamp(start, self.text.len())).into(),
         }

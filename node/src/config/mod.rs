@@ -204,7 +204,9 @@ impl Raw {
         if let Some(more) = bootstrap_nodes_extend {
             let nodes = self.bootstrap_nodes.get_or_insert_default();
             for node in raw::host_ports(more) {
-                if nodes.len() < raw::MAX_BOOTSTRAP && !nodes.iter().any(|known| known.get_ref() == node.get_ref()) {
+                if nodes.len() < raw::MAX_BOOTSTRAP
+                    && !nodes.iter().any(|known| known.get_ref() == node.get_ref())
+                {
                     nodes.push(node);
                 }
             }

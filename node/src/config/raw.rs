@@ -3,7 +3,8 @@
 
 use super::error::Origin;
 use super::{
-    Config, ConfigError, Encryption, Identity, Logging, Permission, Plugins, Required, TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
+    Config, ConfigError, Encryption, Identity, Logging, Permission, Plugins, Required, TrustMode,
+    TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
 };
 use serde::Deserialize;
 use serde_spanned::Spanned;
@@ -206,7 +207,10 @@ pub(super) fn host_ports(nodes: Vec<String>) -> Vec<Spanned<String>> {
 fn is_host_port(node: &str) -> bool {
     let Some((host, port)) = node.rsplit_once(':') else { return false };
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]%".contains(&b);
-    !host.is_empty() && host.len() <= 255 && host.bytes().all(plain) && port.parse::<u16>().is_ok_and(|p| p > 0)
+    !host.is_empty()
+        && host.len() <= 255
+        && host.bytes().all(plain)
+        && port.parse::<u16>().is_ok_and(|p| p > 0)
 }
 
 /// A node id: 1 to 128 characters of `[A-Za-z0-9._-]`.
@@ -228,8 +232,8 @@ impl Raw {
     /// Reads a text. `path` is for errors.
     pub fn parse(path: &Path, text: &str) -> Result<Raw, ConfigError> {
         let origin = Origin::new(path, text);
-        let mut raw: Raw = toml::from_str(text)
-            .map_err(|e| origin.error(e.span().unwrap_or(0..0), e.message(), None))?;
+        let mut raw: Raw =
+            toml::from_str(text).map_err(|e| origin.error(e.span().unwrap_or(0..0), e.message(), None))?;
         raw.origin = origin;
         Ok(raw)
     }
@@ -243,8 +247,8 @@ impl Raw {
         let identity = self.identity()?;
         let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
         let socket = self.admin.as_ref().and_then(|admin| admin.socket.clone());
-        let admin_socket =
-            socket.unwrap_or_else(|| runtime.unwrap_or_else(|| identity.state_dir.clone()).join("admin.sock"));
+        let admin_socket = socket
+            .unwrap_or_else(|| runtime.unwrap_or_else(|| identity.state_dir.clone()).join("admin.sock"));
         let mut without_effect = self.network_keys();
         if self.discovery.as_ref().is_some_and(|discovery| {
             let discovery = discovery.get_ref();
@@ -263,7 +267,10 @@ impl Raw {
             bootstrap_nodes: self.bootstrap()?,
             realm: self.realm()?,
             node: identity,
-            allowed_node_types: self.realm_access.as_ref().and_then(|access| access.allowed_node_types.clone()),
+            allowed_node_types: self
+                .realm_access
+                .as_ref()
+                .and_then(|access| access.allowed_node_types.clone()),
             capabilities: self.capabilities.clone(),
             encryption,
             logging: self.logging()?,
@@ -279,7 +286,11 @@ impl Raw {
             None => Ok(IpAddr::from([0, 0, 0, 0])),
             Some(text) => match text.get_ref().parse() {
                 Ok(address) => Ok(address),
-                Err(_) => self.wrong(text, "not an IP address", "write one like \"127.0.0.1\", \"0.0.0.0\" or \"::\""),
+                Err(_) => self.wrong(
+                    text,
+                    "not an IP address",
+                    "write one like \"127.0.0.1\", \"0.0.0.0\" or \"::\"",
+                ),
             },
         }
     }
@@ -288,10 +299,18 @@ impl Raw {
         let nodes = self.bootstrap_nodes.as_deref().unwrap_or_default();
         for (at, node) in nodes.iter().enumerate() {
             if !is_host_port(node.get_ref()) {
-                return self.wrong(node, "not host:port", "write a name or address and a port from 1 to 65535");
+                return self.wrong(
+                    node,
+                    "not host:port",
+                    "write a name or address and a port from 1 to 65535",
+                );
             }
             if at >= MAX_BOOTSTRAP {
-                return self.wrong(node, format!("more than {MAX_BOOTSTRAP} bootstrap nodes"), "keep the most stable ones");
+                return self.wrong(
+                    node,
+                    format!("more than {MAX_BOOTSTRAP} bootstrap nodes"),
+                    "keep the most stable ones",
+                );
             }
         }
         Ok(nodes.iter().map(|node| node.get_ref().clone()).collect())
@@ -302,7 +321,11 @@ impl Raw {
         for value in [Some(&realm.name), Some(&realm.version), realm.code.as_ref()].into_iter().flatten() {
             let text = value.get_ref();
             if text.trim().is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
-                return self.wrong(value, "empty, too long, or with control characters", "use 1 to 256 printable characters");
+                return self.wrong(
+                    value,
+                    "empty, too long, or with control characters",
+                    "use 1 to 256 printable characters",
+                );
             }
         }
         Ok(RealmInfo {
@@ -316,13 +339,27 @@ impl Raw {
         let none = RawNode::default();
         let node = self.node.as_ref().unwrap_or(&none);
         if let Some(id) = node.id.as_ref().filter(|id| !is_node_id(id.get_ref())) {
-            return self.wrong(id, "not a node id", "use 1 to 128 characters of A-Z, a-z, 0-9, '.', '_' and '-'");
+            return self.wrong(
+                id,
+                "not a node id",
+                "use 1 to 128 characters of A-Z, a-z, 0-9, '.', '_' and '-'",
+            );
         }
-        if let Some(file) = node.id_file.as_ref().filter(|file| !is_node_id(file.get_ref()) || file.get_ref() == "..") {
-            return self.wrong(file, "not a plain file name", "the file lies in state_dir; name it without a path");
+        if let Some(file) =
+            node.id_file.as_ref().filter(|file| !is_node_id(file.get_ref()) || file.get_ref() == "..")
+        {
+            return self.wrong(
+                file,
+                "not a plain file name",
+                "the file lies in state_dir; name it without a path",
+            );
         }
         if let Some(kind) = node.node_type.as_ref().filter(|kind| !is_node_id(kind.get_ref())) {
-            return self.wrong(kind, "not a node type", "use 1 to 128 characters of A-Z, a-z, 0-9, '.', '_' and '-'");
+            return self.wrong(
+                kind,
+                "not a node type",
+                "use 1 to 128 characters of A-Z, a-z, 0-9, '.', '_' and '-'",
+            );
         }
         let state = std::env::var_os("STATE_DIRECTORY").map(PathBuf::from);
         Ok(Identity {
@@ -338,7 +375,11 @@ impl Raw {
         let none = RawLogging::default();
         let logging = self.logging.as_ref().unwrap_or(&none);
         if let Some(bytes) = logging.json_max_bytes.as_ref().filter(|bytes| *bytes.get_ref() < 4096) {
-            return self.wrong(bytes, "less than 4096 bytes", "an event has up to 4096 bytes; the default is 5242880");
+            return self.wrong(
+                bytes,
+                "less than 4096 bytes",
+                "an event has up to 4096 bytes; the default is 5242880",
+            );
         }
         if let Some(count) = logging.json_rotate.as_ref().filter(|count| *count.get_ref() > 1000) {
             return self.wrong(count, "more than 1000 files", "the default is 3");
@@ -360,9 +401,15 @@ impl Raw {
         if let Some(backend) = &table.backend {
             match backend.get_ref().as_str() {
                 "tls" => {}
-                "noise" => return self.wrong(backend, "this release has no Noise", "use \"tls\", the default"),
+                "noise" => {
+                    return self.wrong(backend, "this release has no Noise", "use \"tls\", the default")
+                }
                 "none" | "plaintext" => {
-                    return self.wrong(backend, "encryption is on, but its backend is off", "to go without, write enabled = false")
+                    return self.wrong(
+                        backend,
+                        "encryption is on, but its backend is off",
+                        "to go without, write enabled = false",
+                    )
                 }
                 _ => return self.wrong(backend, "no such backend", "use \"tls\", the default"),
             }
@@ -372,14 +419,21 @@ impl Raw {
         }
         let no_paths = RawPaths::default();
         let paths = table.paths.as_ref().unwrap_or(&no_paths);
-        for list in [&paths.trusted_crl_dir, &paths.issuer_crl_dir].into_iter().flatten() {
-            return self.wrong(list, "revocation lists are not read by this release", "remove the key, and remove revoked keys from the trusted directory");
+        if let Some(list) = paths.trusted_crl_dir.as_ref().or(paths.issuer_crl_dir.as_ref()) {
+            return self.wrong(
+                list,
+                "revocation lists are not read by this release",
+                "remove the key, and remove revoked keys from the trusted directory",
+            );
         }
         if paths.issuer_cert_dir.is_some() || paths.rejected_dir.is_some() {
-            without_effect.push("encryption.paths.issuer_cert_dir, rejected_dir: trust goes by key in this release".into());
+            without_effect.push(
+                "encryption.paths.issuer_cert_dir, rejected_dir: trust goes by key in this release".into(),
+            );
         }
         if table.accept_self_signed.is_some() {
-            without_effect.push("encryption.accept_self_signed: trust goes by key, see trust_policy.mode".into());
+            without_effect
+                .push("encryption.accept_self_signed: trust goes by key, see trust_policy.mode".into());
         }
         let policy = self.trust(table)?;
         let mtls = table.mtls.as_ref().is_none_or(|mtls| *mtls.get_ref());
@@ -391,7 +445,8 @@ impl Raw {
             );
         }
         let pki = |path: &Option<PathBuf>, default: &str| path.clone().unwrap_or_else(|| default.into());
-        let observed = table.trust_policy.as_ref().and_then(|trust| trust.paths.as_ref()?.observed_dir.clone());
+        let observed =
+            table.trust_policy.as_ref().and_then(|trust| trust.paths.as_ref()?.observed_dir.clone());
         Ok(Some(Encryption {
             mtls,
             own_certificate: pki(&paths.own_certificate, "pki/own/cert.pem"),
@@ -410,26 +465,47 @@ impl Raw {
             None | Some((_, "allowlist")) => TrustMode::Allowlist,
             Some((_, "open")) => TrustMode::Open,
             Some((mode, "tofu" | "observe" | "record" | "quarantine" | "hybrid")) => {
-                return self.wrong(mode, "this release has the modes open and allowlist", "use \"allowlist\" and `thenodes trust add`")
+                return self.wrong(
+                    mode,
+                    "this release has the modes open and allowlist",
+                    "use \"allowlist\" and `thenodes trust add`",
+                )
             }
-            Some((mode, _)) => return self.wrong(mode, "no such trust mode", "use \"allowlist\" or \"open\""),
+            Some((mode, _)) => {
+                return self.wrong(mode, "no such trust mode", "use \"allowlist\" or \"open\"")
+            }
         };
         if let Some(chain) = trust.enforce_ca_chain.as_ref().filter(|chain| *chain.get_ref()) {
-            return self.wrong(chain, "this release checks no certificate chains", "use mode = \"allowlist\", which trusts keys one by one");
+            return self.wrong(
+                chain,
+                "this release checks no certificate chains",
+                "use mode = \"allowlist\", which trusts keys one by one",
+            );
         }
         if let Some(algo) = trust.pin_fp_algo.as_ref().filter(|algo| algo.get_ref() != "sha256") {
-            return self.wrong(algo, "fingerprints are SHA-256 of the public key", "remove the key, or write \"sha256\"");
+            return self.wrong(
+                algo,
+                "fingerprints are SHA-256 of the public key",
+                "remove the key, or write \"sha256\"",
+            );
         }
-        let store_observed = match trust.store_new_certs.as_ref().map(|store| (store, store.get_ref().as_str())) {
-            None | Some((_, "none")) => false,
-            Some((_, "observed")) => true,
-            Some((store, _)) => return self.wrong(store, "no such place", "use \"none\" or \"observed\""),
-        };
+        let store_observed =
+            match trust.store_new_certs.as_ref().map(|store| (store, store.get_ref().as_str())) {
+                None | Some((_, "none")) => false,
+                Some((_, "observed")) => true,
+                Some((store, _)) => {
+                    return self.wrong(store, "no such place", "use \"none\" or \"observed\"")
+                }
+            };
         let mut pins = Vec::new();
         for pin in &trust.pin_fingerprints {
             let text = pin.get_ref().trim().to_ascii_lowercase();
             if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-                return self.wrong(pin, "not a fingerprint", "it has 64 hex digits; `thenodes cert fingerprint` prints one");
+                return self.wrong(
+                    pin,
+                    "not a fingerprint",
+                    "it has 64 hex digits; `thenodes cert fingerprint` prints one",
+                );
             }
             pins.push(text);
         }
@@ -485,19 +561,28 @@ impl Raw {
         let within = |value: &Option<Spanned<u64>>, default: u64, least: u64, most: u64| match value {
             None => Ok(default),
             Some(value) if (least..=most).contains(value.get_ref()) => Ok(*value.get_ref()),
-            Some(value) => self.wrong(value, "out of range", &format!("from {least} to {most}; the default is {default}")),
+            Some(value) => self.wrong(
+                value,
+                "out of range",
+                &format!("from {least} to {most}; the default is {default}"),
+            ),
         };
         let no_sandbox = RawSandbox::default();
         let sandbox = plugins.sandbox.as_ref().unwrap_or(&no_sandbox);
-        let required = match sandbox.required.as_ref().map(|required| (required, required.get_ref().as_str())) {
+        let required = match sandbox.required.as_ref().map(|required| (required, required.get_ref().as_str()))
+        {
             None | Some((_, "full")) => Required::Full,
             Some((_, "reduced")) => Required::Reduced,
-            Some((required, _)) => return self.wrong(required, "no such level", "use \"full\" or \"reduced\""),
+            Some((required, _)) => {
+                return self.wrong(required, "no such level", "use \"full\" or \"reduced\"")
+            }
         };
         let uid_base = match &sandbox.uid_base {
             None => DEFAULT_UID_BASE,
             Some(base) if (1000..4_000_000_000).contains(base.get_ref()) => *base.get_ref(),
-            Some(base) => return self.wrong(base, "out of range", "use a range of uids that no user has, from 1000 up"),
+            Some(base) => {
+                return self.wrong(base, "out of range", "use a range of uids that no user has, from 1000 up")
+            }
         };
         Ok(Plugins {
             dir: plugins.dir.clone().unwrap_or_else(|| "plugins".into()),

@@ -76,7 +76,8 @@ fn the_seeds_configurations_are_read() {
 
 #[test]
 fn the_operator_always_wins_and_a_plugin_never_gets_power_over_the_node() {
-    let mut raw = Raw::parse(Path::new("c.toml"), "port = 50000\nbootstrap_nodes = [\"a:1\"]").expect("valid");
+    let mut raw =
+        Raw::parse(Path::new("c.toml"), "port = 50000\nbootstrap_nodes = [\"a:1\"]").expect("valid");
     let applied = raw.suggest(ConfigDefaults {
         port: Some(1),
         app_name: Some("x\u{1b}y".into()),
@@ -85,7 +86,11 @@ fn the_operator_always_wins_and_a_plugin_never_gets_power_over_the_node() {
         bootstrap_nodes_extend: Some(vec!["a:1".into(), "b:2".into(), "no port".into()]),
         encryption: Some(EncryptionConfig::default()),
         logging: Some(LoggingConfig { json_path: Some("/etc/x".into()), ..Default::default() }),
-        node: Some(NodeConfig { id: Some("me".into()), node_type: Some("admin".into()), ..Default::default() }),
+        node: Some(NodeConfig {
+            id: Some("me".into()),
+            node_type: Some("admin".into()),
+            ..Default::default()
+        }),
         capabilities: Some(vec!["relay".into(), "two words".into()]),
         discovery: None,
     });

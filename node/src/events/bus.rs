@@ -79,7 +79,11 @@ impl EventBus for Bus {
     }
 }
 
-async fn feed(mut queue: mpsc::Receiver<Item>, sinks: Arc<RwLock<Vec<Arc<dyn LogSink>>>>, dropped: Arc<AtomicU64>) {
+async fn feed(
+    mut queue: mpsc::Receiver<Item>,
+    sinks: Arc<RwLock<Vec<Arc<dyn LogSink>>>>,
+    dropped: Arc<AtomicU64>,
+) {
     while let Some(item) = queue.recv().await {
         let now = sinks.read().unwrap_or_else(PoisonError::into_inner).clone();
         match item {
@@ -92,7 +96,8 @@ async fn feed(mut queue: mpsc::Receiver<Item>, sinks: Arc<RwLock<Vec<Arc<dyn Log
                     let mut meta = thenodes::events::meta("events", LogLevel::Warn);
                     meta.session_id = event.meta().session_id.clone();
                     let detail = Some(format!("{lost} events were dropped: the sinks were too slow"));
-                    let event = LogEvent::System(SystemEvent { meta, action: "events_dropped".into(), detail });
+                    let event =
+                        LogEvent::System(SystemEvent { meta, action: "events_dropped".into(), detail });
                     for sink in &now {
                         sink.handle(&event).await;
                     }

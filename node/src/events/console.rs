@@ -23,19 +23,44 @@ impl Console {
         let safe = |text: &str| printable(text, DETAIL);
         match event {
             LogEvent::Network(e) => {
-                format!("{INDENT}NET action={} addr={} detail={} corr={}", safe(&e.action), word(&e.addr), word(&e.detail), word(&e.meta.corr_id))
+                format!(
+                    "{INDENT}NET action={} addr={} detail={} corr={}",
+                    safe(&e.action),
+                    word(&e.addr),
+                    word(&e.detail),
+                    word(&e.meta.corr_id)
+                )
             }
             LogEvent::TrustDecision(e) => format!(
                 "{INDENT}TRUST role={} decision={} reason={} mode={} fp={} addr={} todo={}",
-                e.role, e.decision, e.reason, e.mode, word(&e.fingerprint), word(&e.peer_addr), word(&e.override_action)
+                e.role,
+                e.decision,
+                e.reason,
+                e.mode,
+                word(&e.fingerprint),
+                word(&e.peer_addr),
+                word(&e.override_action)
             ),
             LogEvent::Promotion(e) => {
-                format!("{INDENT}PROMOTE fp={} from={} to={} success={}", safe(&e.fingerprint), safe(&e.from_store), safe(&e.to_store), e.success)
+                format!(
+                    "{INDENT}PROMOTE fp={} from={} to={} success={}",
+                    safe(&e.fingerprint),
+                    safe(&e.from_store),
+                    safe(&e.to_store),
+                    e.success
+                )
             }
             LogEvent::Plugin(e) => {
-                format!("{INDENT}PLUGIN name={} action={} detail={}", safe(&e.plugin), safe(&e.action), word(&e.detail))
+                format!(
+                    "{INDENT}PLUGIN name={} action={} detail={}",
+                    safe(&e.plugin),
+                    safe(&e.action),
+                    word(&e.detail)
+                )
             }
-            LogEvent::System(e) => format!("{INDENT}SYS action={} detail={}", safe(&e.action), word(&e.detail)),
+            LogEvent::System(e) => {
+                format!("{INDENT}SYS action={} detail={}", safe(&e.action), word(&e.detail))
+            }
         }
     }
 }

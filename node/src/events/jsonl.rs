@@ -32,7 +32,9 @@ impl JsonLines {
 
     async fn work(&self, work: impl FnOnce(&mut Writer) + Send + 'static) {
         let writer = self.writer.clone();
-        let done = tokio::task::spawn_blocking(move || work(&mut writer.lock().unwrap_or_else(PoisonError::into_inner)));
+        let done = tokio::task::spawn_blocking(move || {
+            work(&mut writer.lock().unwrap_or_else(PoisonError::into_inner))
+        });
         let _ = done.await;
     }
 }
@@ -72,7 +74,8 @@ impl Writer {
     }
 
     fn write(&mut self, line: &[u8]) {
-        if self.file.as_ref().is_some_and(|(_, size)| *size > 0 && size + line.len() as u64 > self.max_bytes) {
+        if self.file.as_ref().is_some_and(|(_, size)| *size > 0 && size + line.len() as u64 > self.max_bytes)
+        {
             self.rotate();
         }
         let written = self.file().and_then(|(file, size)| {

@@ -9,9 +9,7 @@ pub use bus::Bus;
 pub use console::Console;
 pub use jsonl::JsonLines;
 
-use thenodes::events::model::{
-    EventMeta, LogEvent, LogLevel, NetworkEvent, PluginEvent, SystemEvent,
-};
+use thenodes::events::model::{EventMeta, LogEvent, LogLevel, NetworkEvent, PluginEvent, SystemEvent};
 use thenodes::events::EventHandle;
 
 /// Emits events of one component.
@@ -40,7 +38,13 @@ impl Emitter {
     }
 
     /// Something on the network.
-    pub fn network(&self, level: LogLevel, action: &str, addr: Option<String>, detail: impl Into<Option<String>>) {
+    pub fn network(
+        &self,
+        level: LogLevel,
+        action: &str,
+        addr: Option<String>,
+        detail: impl Into<Option<String>>,
+    ) {
         let (action, detail) = (action.to_owned(), detail.into());
         self.emit(LogEvent::Network(NetworkEvent { meta: self.meta(level), action, addr, detail }));
     }

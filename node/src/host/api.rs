@@ -2,14 +2,14 @@
 //! this node's id as its sender, and is written anew, so that no plugin can put a second line on a peer's wire or speak in
 //! another's name.
 
+use crate::config::Permission;
 use crate::events::Emitter;
 use crate::network::peers::{Line, Sent};
 use crate::network::wire::{self, MAX_LINE};
 use crate::network::Network;
-use crate::config::Permission;
 use crate::plugins::grants::Witness;
-use crate::text::printable;
 use crate::plugins::Registry;
+use crate::text::printable;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -64,7 +64,8 @@ impl NodeHost {
         if text.len() > MAX_LINE {
             return Err(invalid(format!("a message of {} bytes; at most {MAX_LINE}", text.len())));
         }
-        let mut message: Message = serde_json::from_str(text).map_err(|e| invalid(format!("not a message: {e}")))?;
+        let mut message: Message =
+            serde_json::from_str(text).map_err(|e| invalid(format!("not a message: {e}")))?;
         message.validate().map_err(|what| invalid(what.into()))?;
         match message.msg_type {
             // The words with which nodes speak to each other are not a plugin's.
@@ -85,9 +86,10 @@ impl NodeHost {
         match sent {
             Sent::Queued => Ok(Response::Done(1)),
             Sent::Unknown => Err(HostError::new(Code::NotFound, format!("no connected peer {to}"))),
-            Sent::Full => {
-                Err(HostError::new(Code::ResourceExhausted, format!("the queue of peer {to} is full; it reads too slowly")))
-            }
+            Sent::Full => Err(HostError::new(
+                Code::ResourceExhausted,
+                format!("the queue of peer {to} is full; it reads too slowly"),
+            )),
         }
     }
 
@@ -154,10 +156,12 @@ impl Host for NodeHost {
                 Self::sent(network.peers.send_to_addr(&addr, line), &addr.to_string())
             }
             Request::ListPeers {} => Ok(Response::Peers(network.peers.list())),
-            Request::FindPeer { node_id: Some(id), addr } => {
-                Ok(Response::Peer(network.peers.by_id(&id).filter(|peer| addr.is_none_or(|addr| peer.addr == addr))))
+            Request::FindPeer { node_id: Some(id), addr } => Ok(Response::Peer(
+                network.peers.by_id(&id).filter(|peer| addr.is_none_or(|addr| peer.addr == addr)),
+            )),
+            Request::FindPeer { node_id: None, addr: Some(addr) } => {
+                Ok(Response::Peer(network.peers.by_addr(&addr)))
             }
-            Request::FindPeer { node_id: None, addr: Some(addr) } => Ok(Response::Peer(network.peers.by_addr(&addr))),
             Request::FindPeer { node_id: None, addr: None } => {
                 Err(HostError::new(Code::InvalidInput, "peers.find needs node_id or addr"))
             }

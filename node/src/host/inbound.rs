@@ -3,9 +3,9 @@
 
 use crate::events::Emitter;
 use crate::network::Inbound;
-use crate::text::printable;
 use crate::plugins::supervisor::{may_receive, Policy};
 use crate::plugins::Registry;
+use crate::text::printable;
 use std::sync::Arc;
 use thenodes::events::model::LogLevel;
 use thenodes::network::message::{Message, MessageType};
@@ -47,7 +47,12 @@ pub async fn distribute(
         let body: Arc<[u8]> = match pack::encode(&message) {
             Ok(body) => body.into(),
             Err(error) => {
-                events.network(LogLevel::Error, "message_not_encoded", Some(peer.addr.to_string()), error.to_string());
+                events.network(
+                    LogLevel::Error,
+                    "message_not_encoded",
+                    Some(peer.addr.to_string()),
+                    error.to_string(),
+                );
                 continue;
             }
         };
@@ -65,9 +70,8 @@ mod tests {
 
     #[test]
     fn a_plugin_gets_the_kinds_it_asked_for() {
-        let of_kind = |kind: &str| {
-            Message::new("a", "*", MessageType::Extension { kind: kind.into() }, None, None)
-        };
+        let of_kind =
+            |kind: &str| Message::new("a", "*", MessageType::Extension { kind: kind.into() }, None, None);
         let mut registration = Registration {
             id: String::new(),
             sdk: String::new(),

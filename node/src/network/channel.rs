@@ -56,7 +56,8 @@ pub async fn secure(
     let verdict = trust::judge(policy, facts.as_ref(), trusted.as_ref().ok(), &network.local.realm.name, now);
     let mut stored = false;
     if let (true, Some(facts), Some(certificate)) = (policy.store_observed, &facts, &certificate) {
-        let (dir, fingerprint, der) = (encryption.observed_dir.clone(), facts.fingerprint.clone(), certificate.to_vec());
+        let (dir, fingerprint, der) =
+            (encryption.observed_dir.clone(), facts.fingerprint.clone(), certificate.to_vec());
         let written = tokio::task::spawn_blocking(move || pki::observe(&dir, &fingerprint, &der)).await;
         stored = matches!(written, Ok(Ok(true)));
     }

@@ -43,7 +43,12 @@ pub async fn keep(network: Arc<Network>, target: String) {
             Ok(Outcome::Ended { .. } | Outcome::Refused(_)) => failures += 1,
             Err(error) => {
                 failures += 1;
-                network.events.network(LogLevel::Warn, "bootstrap_connect_failed", Some(target.clone()), error);
+                network.events.network(
+                    LogLevel::Warn,
+                    "bootstrap_connect_failed",
+                    Some(target.clone()),
+                    error,
+                );
             }
         }
         let chance = (RandomState::new().hash_one(0u8) % 1000) as f64 / 1000.0;

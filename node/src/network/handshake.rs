@@ -108,11 +108,18 @@ pub fn judge(local: &Local, message: &Message) -> Result<Greeted, Refusal> {
             return Err(Refusal::NodeType(node_type.clone()));
         }
     }
-    let word = |text: &String| (1..=MAX_WORD).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    let word =
+        |text: &String| (1..=MAX_WORD).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     Ok(Greeted {
         node_id: node_id.clone(),
         node_type: node_type.clone(),
-        capabilities: capabilities.iter().flatten().filter(|c| word(c)).take(MAX_CAPABILITIES).cloned().collect(),
+        capabilities: capabilities
+            .iter()
+            .flatten()
+            .filter(|c| word(c))
+            .take(MAX_CAPABILITIES)
+            .cloned()
+            .collect(),
         listen_addr: listen_addr.clone(),
     })
 }

@@ -67,7 +67,9 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
             }
         };
         let Some(stranger) = strangers.admit(addr.ip()) else {
-            let detail = format!("more than {MAX_GREETINGS_PER_IP} connections from this address wait for their handshake");
+            let detail = format!(
+                "more than {MAX_GREETINGS_PER_IP} connections from this address wait for their handshake"
+            );
             network.events.network(LogLevel::Warn, "too_many_handshakes", Some(addr.to_string()), detail);
             continue;
         };

@@ -58,6 +58,7 @@ pub struct PeerTable {
 }
 
 /// A place in the table; given back when dropped.
+#[derive(Debug)]
 pub struct Place {
     table: PeerTable,
     /// Who has it.
@@ -67,6 +68,12 @@ pub struct Place {
     pub queue: mpsc::Receiver<Line>,
     /// Becomes true when the connection is to be closed.
     pub closing: watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for PeerTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PeerTable of {}", self.local_id)
+    }
 }
 
 /// What became of a line for one peer.
@@ -148,7 +155,8 @@ impl PeerTable {
 
     /// All peers, by id.
     pub fn list(&self) -> Vec<PeerInfo> {
-        let mut list: Vec<PeerInfo> = self.locked().by_id.values().map(|entry| (*entry.info).clone()).collect();
+        let mut list: Vec<PeerInfo> =
+            self.locked().by_id.values().map(|entry| (*entry.info).clone()).collect();
         list.sort_by(|a, b| a.node_id.cmp(&b.node_id));
         list
     }
@@ -211,7 +219,7 @@ mod tests {
     #[test]
     fn an_id_is_taken_once_and_given_back() {
         let (table, now) = (PeerTable::new("m"), Instant::now());
-        let place = table.take(info("a", 1), Direction::Inbound, now).ok().expect("free");
+        let place = table.take(info("a", 1), Direction::Inbound, now).expect("free");
         assert!(table.take(info("a", 2), Direction::Inbound, now).is_err());
         drop(place);
         assert!(table.by_addr(&([127, 0, 0, 1], 1).into()).is_none());
@@ -231,7 +239,8 @@ mod tests {
                     let dialers = if dialer_of_first == "a" { ["a", "z"] } else { ["z", "a"] };
                     let mut places = Vec::new();
                     for connection in order {
-                        let direction = if dialers[connection] == me { Direction::Outbound } else { Direction::Inbound };
+                        let direction =
+                            if dialers[connection] == me { Direction::Outbound } else { Direction::Inbound };
                         places.push(table.take(info(other, connection as u16 + 1), direction, now));
                     }
                     let port = table.by_id(other).expect("one is left").addr.port();
@@ -246,7 +255,7 @@ mod tests {
     #[test]
     fn an_old_connection_is_not_replaced_by_a_newcomer() {
         let (table, now) = (PeerTable::new("m"), Instant::now());
-        let _old = table.take(info("z", 1), Direction::Inbound, now).ok().expect("free");
+        let _old = table.take(info("z", 1), Direction::Inbound, now).expect("free");
         assert!(table.take(info("z", 2), Direction::Outbound, now + CROSSING).is_err());
     }
 
@@ -254,7 +263,7 @@ mod tests {
     fn a_peer_that_does_not_read_fills_its_own_queue_and_nobody_elses() {
         let (table, now) = (PeerTable::new("m"), Instant::now());
         let _deaf = table.take(info("deaf", 1), Direction::Inbound, now);
-        let mut well = table.take(info("well", 2), Direction::Inbound, now).ok().expect("free");
+        let mut well = table.take(info("well", 2), Direction::Inbound, now).expect("free");
         for n in 0..super::super::PEER_QUEUE * 2 {
             let (took, full) = table.broadcast(&Line::from(&b"x"[..]));
             assert!(well.queue.try_recv().is_ok());

@@ -95,7 +95,12 @@ pub async fn carry<S>(
                 _ => LogLevel::Warn,
             };
             let role = direction.word();
-            network.events.network(level, error.action(), Some(addr.to_string()), format!("{role}: {detail}"));
+            network.events.network(
+                level,
+                error.action(),
+                Some(addr.to_string()),
+                format!("{role}: {detail}"),
+            );
             return Outcome::Refused(error);
         }
     };
@@ -219,7 +224,11 @@ async fn read(
                 }
             }
         }
-        let patience = if answers_probes { heard + SILENCE } else { tokio::time::Instant::now() + Duration::from_secs(86_400) };
+        let patience = if answers_probes {
+            heard + SILENCE
+        } else {
+            tokio::time::Instant::now() + Duration::from_secs(86_400)
+        };
         match timeout_at(patience, reader.read(&mut buffer)).await {
             Ok(Ok(0)) => return "the peer closed the connection".into(),
             // An end without close_notify is how upstream ends; the operating system's word is enough.
@@ -232,7 +241,12 @@ async fn read(
                 decoder.push(&buffer[..count]);
             }
             Err(_) => {
-                network.events.network(LogLevel::Warn, "peer_unresponsive", addr(), format!("node_id={}", peer.node_id));
+                network.events.network(
+                    LogLevel::Warn,
+                    "peer_unresponsive",
+                    addr(),
+                    format!("node_id={}", peer.node_id),
+                );
                 return format!("silent for {} s", SILENCE.as_secs());
             }
         }
@@ -265,7 +279,12 @@ fn sort(mut message: Message, peer: &PeerInfo, network: &Network) -> Sorted {
             _ => Sorted::Up(message),
         },
         MessageType::Hello { .. } => {
-            network.events.network(LogLevel::Debug, "duplicate_hello_ignored", Some(peer.addr.to_string()), None);
+            network.events.network(
+                LogLevel::Debug,
+                "duplicate_hello_ignored",
+                Some(peer.addr.to_string()),
+                None,
+            );
             Sorted::Nothing
         }
         MessageType::Disconnect => Sorted::Goodbye,
@@ -280,7 +299,13 @@ fn sort(mut message: Message, peer: &PeerInfo, network: &Network) -> Sorted {
 
 fn heartbeat(network: &Network, to: &str, text: &str) -> Message {
     let payload = Some(Payload::Text(text.into()));
-    Message::new(&network.local.node_id, to, MessageType::Heartbeat, payload, Some(network.local.realm.clone()))
+    Message::new(
+        &network.local.node_id,
+        to,
+        MessageType::Heartbeat,
+        payload,
+        Some(network.local.realm.clone()),
+    )
 }
 
 async fn write(
@@ -322,7 +347,8 @@ async fn write(
     };
     let goodbye = async {
         let realm = Some(network.local.realm.clone());
-        let message = Message::new(&network.local.node_id, &peer.node_id, MessageType::Disconnect, None, realm);
+        let message =
+            Message::new(&network.local.node_id, &peer.node_id, MessageType::Disconnect, None, realm);
         writer.write_all(&encode(&message)).await?;
         writer.shutdown().await
     };

@@ -149,8 +149,18 @@ mod tests {
     #[test]
     fn windows_line_ends_and_deep_nesting_are_survived() {
         let line = text("x").as_json() + "\r\n";
-        assert_eq!(all(&mut { let mut d = LineDecoder::new(1000); d.push(line.as_bytes()); d }), Ok(vec![text("x")]));
-        let deep = format!(r#"{{"from":"a","to":"b","msg_type":"HEARTBEAT","payload":{{"type":"Json","value":{}"#, "[".repeat(100_000));
+        assert_eq!(
+            all(&mut {
+                let mut d = LineDecoder::new(1000);
+                d.push(line.as_bytes());
+                d
+            }),
+            Ok(vec![text("x")])
+        );
+        let deep = format!(
+            r#"{{"from":"a","to":"b","msg_type":"HEARTBEAT","payload":{{"type":"Json","value":{}"#,
+            "[".repeat(100_000)
+        );
         assert!(decode(deep.as_bytes()).is_err());
     }
 

@@ -129,6 +129,9 @@ mod tests {
         let reader = Grants::new([Permission::PeersRead]);
         assert_eq!(reader.judge(&send), Verdict::Denied(Permission::MessageSend));
         assert_eq!(reader.judge(&Request::ListPeers {}), Verdict::Granted);
-        assert_eq!(reader.judge_notice(&Notice::SubscribeEvents), Verdict::Denied(Permission::EventsSubscribe));
+        assert_eq!(
+            reader.judge_notice(&Notice::SubscribeEvents),
+            Verdict::Denied(Permission::EventsSubscribe)
+        );
     }
 }

@@ -54,7 +54,9 @@ pub enum ImageError {
     #[error("{0}: not an ELF file; build the plugin with crate-type = [\"cdylib\"]")]
     NotElf(PathBuf),
     /// It is ELF for something else.
-    #[error("{path}: an ELF file for {found}, this node runs on {here}; rebuild the plugin for this machine")]
+    #[error(
+        "{path}: an ELF file for {found}, this node runs on {here}; rebuild the plugin for this machine"
+    )]
     OtherMachine {
         /// The file.
         path: PathBuf,
@@ -75,7 +77,9 @@ pub enum ImageError {
     #[error("{0}: exports no symbol register_plugin; is it a plugin? See docs/authoring.md")]
     NoEntry(PathBuf),
     /// A shared library it needs is not there.
-    #[error("{path}: needs the shared library {soname}, which is in none of the system's library directories")]
+    #[error(
+        "{path}: needs the shared library {soname}, which is in none of the system's library directories"
+    )]
     MissingLibrary {
         /// The file.
         path: PathBuf,
@@ -190,10 +194,13 @@ fn check(path: &Path, bytes: &[u8], plugin: bool) -> Result<Vec<String>, ImageEr
         };
         return Err(ImageError::OtherMachine { path: path.into(), found, here });
     }
-    let file = ElfFile64::<object::Endianness>::parse(bytes).map_err(|e| bad(format!("damaged ELF file: {e}")))?;
+    let file =
+        ElfFile64::<object::Endianness>::parse(bytes).map_err(|e| bad(format!("damaged ELF file: {e}")))?;
     let endian = file.endian();
     if plugin && file.elf_header().e_type(endian) != elf::ET_DYN {
-        return Err(bad("an ELF file, but no shared library; build it with crate-type = [\"cdylib\"]".into()));
+        return Err(
+            bad("an ELF file, but no shared library; build it with crate-type = [\"cdylib\"]".into()),
+        );
     }
     if plugin {
         let entry = |name: Result<&str, _>| matches!(name, Ok(abi::ENTRY_SYMBOL));
@@ -202,17 +209,22 @@ fn check(path: &Path, bytes: &[u8], plugin: bool) -> Result<Vec<String>, ImageEr
         }
     }
     let sections = file.elf_section_table();
-    let dynamic = sections.dynamic(endian, bytes).map_err(|e| bad(format!("damaged dynamic section: {e}")))?;
+    let dynamic =
+        sections.dynamic(endian, bytes).map_err(|e| bad(format!("damaged dynamic section: {e}")))?;
     let Some((entries, link)) = dynamic else { return Ok(Vec::new()) };
-    let strings = sections.strings(endian, bytes, link).map_err(|e| bad(format!("damaged string table: {e}")))?;
+    let strings =
+        sections.strings(endian, bytes, link).map_err(|e| bad(format!("damaged string table: {e}")))?;
     let mut needed = Vec::new();
     for entry in entries {
         let tag = entry.d_tag(endian);
-        if i64::try_from(tag).ok() == Some(i64::from(elf::DT_NEEDED)) {
-            let name = entry.string(endian, strings).map_err(|e| bad(format!("damaged DT_NEEDED entry: {e}")))?;
+        if tag == elf::DT_NEEDED {
+            let name =
+                entry.string(endian, strings).map_err(|e| bad(format!("damaged DT_NEEDED entry: {e}")))?;
             let name = String::from_utf8_lossy(name).into_owned();
             if name.is_empty() || name.contains('/') || name.len() > 255 || name == ".." || name == "." {
-                return Err(bad(format!("needs a library by the path {name:?}; only plain names are resolved")));
+                return Err(bad(format!(
+                    "needs a library by the path {name:?}; only plain names are resolved"
+                )));
             }
             needed.push(name);
         }
@@ -252,7 +264,8 @@ fn seal(name: &PluginName, bytes: &[u8]) -> io::Result<Sealed> {
     let fd = memfd_create(name.as_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut file = File::from(fd);
     file.write_all(bytes)?;
-    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    let seals =
+        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(Sealed { size: bytes.len() as u64, fd: file.into() })
 }
@@ -275,7 +288,10 @@ mod tests {
         other_machine[18..20].copy_from_slice(&elf::EM_RISCV.to_le_bytes());
         assert!(matches!(read("libx.so", b"#!/bin/sh"), Err(ImageError::NotElf(_))));
         assert!(matches!(read("libx.so", b""), Err(ImageError::NotElf(_))));
-        assert!(matches!(read("libx.so", &me[..64]), Err(ImageError::BadElf { .. } | ImageError::NoEntry(_))));
+        assert!(matches!(
+            read("libx.so", &me[..64]),
+            Err(ImageError::BadElf { .. } | ImageError::NoEntry(_))
+        ));
         let Err(error @ ImageError::OtherMachine { .. }) = read("libx.so", &other_machine) else { panic!() };
         assert!(error.to_string().contains("RISC-V"), "{error}");
         assert!(matches!(read("libx.so", &me), Err(ImageError::NoEntry(_))));

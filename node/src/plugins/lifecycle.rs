@@ -136,7 +136,9 @@ impl fmt::Display for Cause {
                 Ok(Signal::SIGSYS) => f.write_str("SIGSYS: a system call that the sandbox does not allow"),
                 Ok(Signal::SIGSEGV) => f.write_str("SIGSEGV: invalid memory access, or stack overflow"),
                 Ok(Signal::SIGABRT) => f.write_str("SIGABRT: abort"),
-                Ok(Signal::SIGKILL) => f.write_str("SIGKILL: killed from outside, by an operator or for memory"),
+                Ok(Signal::SIGKILL) => {
+                    f.write_str("SIGKILL: killed from outside, by an operator or for memory")
+                }
                 Ok(signal) => write!(f, "{signal}"),
                 Err(_) => write!(f, "signal {number}"),
             },
@@ -212,7 +214,8 @@ pub struct Life {
 impl Life {
     /// A plugin that starts now.
     pub fn begin() -> (Life, Vec<Action>) {
-        let life = Life { state: State::Loading, restart_after_stop: false, deaths: VecDeque::new(), starts: 1 };
+        let life =
+            Life { state: State::Loading, restart_after_stop: false, deaths: VecDeque::new(), starts: 1 };
         (life, vec![Action::Start])
     }
 
@@ -261,9 +264,13 @@ impl Life {
                 self.restart_after_stop = false;
                 (State::Stopping, vec![])
             }
-            (State::Backoff { .. } | State::Failed { .. } | State::Stopped, Event::Stop) => (State::Stopped, vec![]),
+            (State::Backoff { .. } | State::Failed { .. } | State::Stopped, Event::Stop) => {
+                (State::Stopped, vec![])
+            }
             // Late news of a process that is gone, or a timer that was overtaken: nothing changes.
-            (state, Event::Registered | Event::Loaded | Event::Died { .. } | Event::TimerFired) => (state, vec![]),
+            (state, Event::Registered | Event::Loaded | Event::Died { .. } | Event::TimerFired) => {
+                (state, vec![])
+            }
         };
         self.state = state;
         (self, actions)

@@ -80,7 +80,8 @@ impl Greeting {
                     return pack::decode(body).map_err(|e| violation(format!("{wanted}: {e}")));
                 }
                 Some(Frame::Launch { step: "refused", body }) => {
-                    let refusal: Refusal = pack::decode(body).map_err(|e| violation(format!("refused: {e}")))?;
+                    let refusal: Refusal =
+                        pack::decode(body).map_err(|e| violation(format!("refused: {e}")))?;
                     let reason = crate::text::printable(&refusal.reason, 2000);
                     return Err(Ended::Because(Cause::Refused(refusal.step, reason)));
                 }
@@ -244,7 +245,10 @@ impl Caller {
             Ok(sent) => sent?.answer(until).await,
             Err(_) => {
                 Counters::count(&self.shared.counters.timeouts);
-                Err(HostError::new(Code::Timeout, format!("{method}: the plugin took no call within {deadline:?}")))
+                Err(HostError::new(
+                    Code::Timeout,
+                    format!("{method}: the plugin took no call within {deadline:?}"),
+                ))
             }
         }
     }
@@ -474,10 +478,13 @@ impl Requests {
                             let served = timeout(limits::REQUEST_DEADLINE, host.call(request)).await;
                             let answer = match served {
                                 Ok(answer) => answer,
-                                Err(_) => Err(HostError::new(Code::Timeout, "the node did not finish in time")),
+                                Err(_) => {
+                                    Err(HostError::new(Code::Timeout, "the node did not finish in time"))
+                                }
                             };
                             let answer = answer.and_then(|response| {
-                                pack::encode(&response).map_err(|e| HostError::new(Code::Internal, e.to_string()))
+                                pack::encode(&response)
+                                    .map_err(|e| HostError::new(Code::Internal, e.to_string()))
                             });
                             if matches!(&answer, Err(error) if error.code == Code::PermissionDenied) {
                                 Counters::count(&caller.shared.counters.denied);

@@ -39,11 +39,19 @@ pub fn find_runner(configured: Option<&Path>) -> Result<PathBuf, String> {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(name)));
     // Test and benchmark programs live one directory below the binaries.
     let above = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join(name)));
-    let candidates = [beside, above, Some(Path::new("/usr/libexec/thenodes").join(name)), Some(Path::new("/usr/bin").join(name))];
+    let candidates = [
+        beside,
+        above,
+        Some(Path::new("/usr/libexec/thenodes").join(name)),
+        Some(Path::new("/usr/bin").join(name)),
+    ];
     let found = candidates.iter().flatten().find(|path| path.is_file()).cloned();
     found.ok_or_else(|| {
         let places: Vec<_> = candidates.iter().flatten().map(|path| path.display().to_string()).collect();
-        format!("the runner program was not found; looked for {}. Build it, or set [plugins] runner", places.join(", "))
+        format!(
+            "the runner program was not found; looked for {}. Build it, or set [plugins] runner",
+            places.join(", ")
+        )
     })
 }
 
@@ -85,7 +93,9 @@ pub fn start(order: &Order<'_>) -> io::Result<Started> {
 fn send_hello(link: &UnixStream, order: &Order<'_>) -> io::Result<()> {
     let files: Vec<&Sealed> = order
         .image
-        .map(|image| std::iter::once(&image.library).chain(image.needed.iter().map(|(_, file)| file)).collect())
+        .map(|image| {
+            std::iter::once(&image.library).chain(image.needed.iter().map(|(_, file)| file)).collect()
+        })
         .unwrap_or_default();
     let hello = NodeHello {
         versions: Versions::OURS,
@@ -110,7 +120,13 @@ fn send_hello(link: &UnixStream, order: &Order<'_>) -> io::Result<()> {
     let rights = [ControlMessage::ScmRights(&fds)];
     let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
     // A few kilobytes into an empty socket buffer: cannot block. A short write would be a kernel defect.
-    let sent = sendmsg::<UnixAddr>(link.as_raw_fd(), &[IoSlice::new(&frame)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    let sent = sendmsg::<UnixAddr>(
+        link.as_raw_fd(),
+        &[IoSlice::new(&frame)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
     if sent == frame.len() {
         Ok(())
     } else {

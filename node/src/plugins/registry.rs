@@ -54,7 +54,8 @@ impl Registry {
         for path in paths {
             match Image::read(&path, &provided) {
                 Ok(image) if registry.plugins.contains_key(&image.name) => {
-                    let reason = format!("{}: a plugin named {} was loaded already", path.display(), image.name);
+                    let reason =
+                        format!("{}: a plugin named {} was loaded already", path.display(), image.name);
                     registry.rejected.push(Rejected { path, reason });
                 }
                 Ok(image) => {

@@ -2,13 +2,13 @@
 //! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
 
 use super::grants::{Grants, Verdict};
-use crate::config::{Permission, Required};
 use super::image::Image;
 use super::lifecycle::{Action, Cause, Event, Life, State};
 use super::link::{Caller, Counters, Ended, Greeting, Link};
 use super::logs::{follow, LogBook};
-use crate::text::printable;
 use super::process::{self, Order, Started};
+use crate::config::{Permission, Required};
+use crate::text::printable;
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -122,7 +122,12 @@ impl Handle {
     }
 
     /// Calls the plugin. `UNAVAILABLE` with the state if it is not Ready.
-    pub async fn call(&self, method: &str, body: Arc<[u8]>, deadline: Duration) -> Result<Vec<u8>, HostError> {
+    pub async fn call(
+        &self,
+        method: &str,
+        body: Arc<[u8]>,
+        deadline: Duration,
+    ) -> Result<Vec<u8>, HostError> {
         let caller = self.caller.borrow().clone();
         match caller {
             Some(caller) => caller.call(method, body, deadline).await,
@@ -358,16 +363,15 @@ impl Supervisor {
         // The link is closed now; an honest runner ends by itself, and the kernel ends the others.
         let cause = end_process(child, ended).await;
         // Pipes end with the last process of the tree; what was printed before the death is worth a moment.
-        let _ = tokio::time::timeout(Duration::from_millis(200), async { while pipes.join_next().await.is_some() {} }).await;
+        let _ = tokio::time::timeout(Duration::from_millis(200), async {
+            while pipes.join_next().await.is_some() {}
+        })
+        .await;
         cause
     }
 
     /// From `hello` to a registered plugin, while orders to stop are heard.
-    async fn start_up(
-        &mut self,
-        mut greeting: Greeting,
-        generation: Generation,
-    ) -> Result<Link, Ended> {
+    async fn start_up(&mut self, mut greeting: Greeting, generation: Generation) -> Result<Link, Ended> {
         let confinement = self.or_stop(greeting.confined()).await?;
         let level = self.note_walls(&confinement);
         let required = self.around.policy.required;
@@ -378,16 +382,16 @@ impl Supervisor {
             .map_err(|what| Ended::Because(Cause::Violation(what)))?;
         self.status.send_modify(|status| status.registration = Some(registration));
         self.step(Event::Registered);
-        let host = Arc::new(PluginHost {
-            inner: self.around.host.clone(),
-            logs: self.logs.clone(),
-            generation,
-        });
+        let host =
+            Arc::new(PluginHost { inner: self.around.host.clone(), logs: self.logs.clone(), generation });
         Ok(greeting.run(generation, host, self.counters.clone()))
     }
 
     /// Waits for a step of the start, or ends it when an operator says so.
-    async fn or_stop<T>(&mut self, step: impl std::future::Future<Output = Result<T, Ended>>) -> Result<T, Ended> {
+    async fn or_stop<T>(
+        &mut self,
+        step: impl std::future::Future<Output = Result<T, Ended>>,
+    ) -> Result<T, Ended> {
         let mut step = pin!(step);
         loop {
             tokio::select! {
@@ -540,7 +544,9 @@ impl Host for PluginHost {
 
     fn notify(&self, notice: Notice) {
         match notice {
-            Notice::Log(LogLine { level, target, text }) => self.logs.add(self.generation.0, &level, &target, &text),
+            Notice::Log(LogLine { level, target, text }) => {
+                self.logs.add(self.generation.0, &level, &target, &text)
+            }
             Notice::Emit(_) | Notice::SubscribeEvents => self.inner.notify(notice),
         }
     }
@@ -553,12 +559,17 @@ pub fn run_as(base: u32, slot: u32) -> Option<u32> {
 
 /// Checks what a plugin says about itself.
 fn check_registration(mut registration: Registration) -> Result<Registration, String> {
-    if registration.prompts.len() > 16 || registration.extension_kinds.as_ref().is_some_and(|kinds| kinds.len() > 64) {
+    if registration.prompts.len() > 16
+        || registration.extension_kinds.as_ref().is_some_and(|kinds| kinds.len() > 64)
+    {
         return Err("a registration with too many prompts or kinds".into());
     }
     let plain = |text: &str| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     if let Some(prompt) = registration.prompts.iter().find(|prompt| !plain(prompt)) {
-        return Err(format!("a prompt prefix {:?}; it has 1 to 64 printable characters and no space", printable(prompt, 64)));
+        return Err(format!(
+            "a prompt prefix {:?}; it has 1 to 64 printable characters and no space",
+            printable(prompt, 64)
+        ));
     }
     if registration.config_defaults.len() > 64 * 1024 {
         return Err("configuration defaults of more than 64 KiB".into());

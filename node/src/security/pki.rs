@@ -69,7 +69,9 @@ pub fn facts(certificate: &[u8]) -> CertificateFacts {
             subject: Some(parsed.subject().to_string()),
             valid: Some((parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp())),
         },
-        Err(_) => CertificateFacts { fingerprint: hex(&Sha256::digest(certificate)), subject: None, valid: None },
+        Err(_) => {
+            CertificateFacts { fingerprint: hex(&Sha256::digest(certificate)), subject: None, valid: None }
+        }
     }
 }
 
@@ -99,14 +101,27 @@ pub fn ensure(encryption: &Encryption, node_id: &str, realm: &RealmInfo) -> Resu
     let (cert, key) = (&encryption.own_certificate, &encryption.own_private_key);
     match (cert.exists(), key.exists()) {
         (true, true) => Ok(false),
-        (true, false) => Err(at(key, format!("missing, but {} exists; restore the key or remove the certificate", cert.display()))),
-        (false, true) => Err(at(cert, format!("missing, but {} exists; restore the certificate or remove the key", key.display()))),
+        (true, false) => Err(at(
+            key,
+            format!("missing, but {} exists; restore the key or remove the certificate", cert.display()),
+        )),
+        (false, true) => Err(at(
+            cert,
+            format!("missing, but {} exists; restore the certificate or remove the key", key.display()),
+        )),
         (false, false) => make(cert, key, node_id, realm, DEFAULT_DAYS, false).map(|_| true),
     }
 }
 
 /// Makes a self-signed P-256 certificate: the node id as common name, the realm as organisation. Returns its fingerprint.
-pub fn make(cert: &Path, key: &Path, node_id: &str, realm: &RealmInfo, days: u32, force: bool) -> Result<String, PkiError> {
+pub fn make(
+    cert: &Path,
+    key: &Path,
+    node_id: &str,
+    realm: &RealmInfo,
+    days: u32,
+    force: bool,
+) -> Result<String, PkiError> {
     let failed = |e: rcgen::Error| PkiError::Make(e.to_string());
     let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let san = format!("realm-{}.thenodes", realm.canonical_code());

@@ -6,9 +6,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{ring, verify_tls12_signature, verify_tls13_signature, CryptoProvider};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
-};
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -30,7 +28,8 @@ impl Tls {
     pub fn new(own: &Own, mtls: bool) -> Result<Self, Error> {
         let provider = Arc::new(ring::default_provider());
         let possession = Arc::new(Possession(provider.clone()));
-        let server = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let server =
+            ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
         let server = if mtls {
             server.with_client_cert_verifier(possession.clone())
         } else {

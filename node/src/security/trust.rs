@@ -93,7 +93,9 @@ pub fn judge(
     (verdict.accepted, verdict.reason) = match (policy.mode, trusted) {
         (TrustMode::Open, _) => (true, "open-policy"),
         (TrustMode::Allowlist, None) => (false, "trusted-dir-unreadable"),
-        (TrustMode::Allowlist, Some(set)) if set.contains(&facts.fingerprint) => (true, "present-in-allowlist"),
+        (TrustMode::Allowlist, Some(set)) if set.contains(&facts.fingerprint) => {
+            (true, "present-in-allowlist")
+        }
         (TrustMode::Allowlist, Some(_)) => (false, "not-in-allowlist"),
     };
     verdict
@@ -116,7 +118,11 @@ mod tests {
     }
 
     fn facts() -> CertificateFacts {
-        CertificateFacts { fingerprint: "aa".into(), subject: Some("CN=n, O=My Realm".into()), valid: Some((100, 200)) }
+        CertificateFacts {
+            fingerprint: "aa".into(),
+            subject: Some("CN=n, O=My Realm".into()),
+            valid: Some((100, 200)),
+        }
     }
 
     fn judged(policy: &TrustPolicy, trusted: &[&str], now: i64) -> (bool, &'static str) {
@@ -130,7 +136,10 @@ mod tests {
         let allow = policy(TrustMode::Allowlist);
         assert_eq!(judged(&allow, &["aa"], 150), (true, "present-in-allowlist"));
         assert_eq!(judged(&allow, &["bb"], 150), (false, "not-in-allowlist"));
-        assert!(!judge(&allow, Some(&facts()), None, "", 150).accepted, "an unreadable directory trusts nobody");
+        assert!(
+            !judge(&allow, Some(&facts()), None, "", 150).accepted,
+            "an unreadable directory trusts nobody"
+        );
         assert!(!judge(&allow, None, Some(&BTreeSet::new()), "", 150).accepted, "no certificate, no entry");
     }
 

@@ -31,7 +31,12 @@ impl Walls {
     }
 
     /// Records a step's outcome: a failure is a hole, a success says nothing yet.
-    pub(crate) fn step<T, E: std::fmt::Display>(&mut self, layer: Layer, what: &str, done: Result<T, E>) -> Option<T> {
+    pub(crate) fn step<T, E: std::fmt::Display>(
+        &mut self,
+        layer: Layer,
+        what: &str,
+        done: Result<T, E>,
+    ) -> Option<T> {
         done.map_err(|error| self.hole(layer, format!("{what}: {error}"))).ok()
     }
 

@@ -5,8 +5,8 @@
 use super::syscalls::{Args, ALLOWED, ALLOWED_HERE, FAILING, IOCTL_ALLOWED};
 use super::Walls;
 use seccompiler::{
-    apply_filter_all_threads, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
-    SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch,
+    apply_filter_all_threads, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len,
+    SeccompCmpOp as Op, SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch,
 };
 use std::collections::BTreeMap;
 use thenodes_ipc::launch::Layer;
@@ -63,7 +63,8 @@ fn first_programs() -> Result<Vec<BpfProgram>, BackendError> {
 }
 
 fn second_programs() -> Result<Vec<BpfProgram>, BackendError> {
-    let executable = Rule::new(vec![Condition::new(2, Len::Qword, has(libc::PROT_EXEC as u64), libc::PROT_EXEC as u64)?])?;
+    let executable =
+        Rule::new(vec![Condition::new(2, Len::Qword, has(libc::PROT_EXEC as u64), libc::PROT_EXEC as u64)?])?;
     let opening = BTreeMap::from([(libc::SYS_openat, vec![]), (libc::SYS_mmap, vec![executable])]);
     let filtering = BTreeMap::from([(libc::SYS_seccomp, vec![]), (libc::SYS_pread64, vec![])]);
     Ok(vec![
@@ -111,7 +112,8 @@ mod tests {
 
     #[test]
     fn the_filters_compile_for_this_architecture_and_fit_the_kernels_limit() {
-        for program in first_programs().expect("first").into_iter().chain(second_programs().expect("second")) {
+        for program in first_programs().expect("first").into_iter().chain(second_programs().expect("second"))
+        {
             assert!(program.len() < 4096, "{} instructions", program.len());
         }
     }

@@ -121,13 +121,21 @@ pub(crate) const ALLOWED_HERE: &[Allowed] = &[];
 
 /// Calls that fail with an error instead of ending the process, because honest libraries try them and go on without.
 pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
-    (libc::SYS_clone3, libc::ENOSYS, "its flags lie in memory, out of a filter's sight; libc falls back to clone"),
+    (
+        libc::SYS_clone3,
+        libc::ENOSYS,
+        "its flags lie in memory, out of a filter's sight; libc falls back to clone",
+    ),
     (libc::SYS_sendmsg, libc::EPERM, "could carry descriptors"),
     (libc::SYS_recvmsg, libc::EPERM, "could carry descriptors"),
     (libc::SYS_readlinkat, libc::ENOENT, "std asks for /proc/self/exe; there is no /proc"),
     (libc::SYS_faccessat, libc::ENOENT, "the root is empty"),
     (libc::SYS_faccessat2, libc::ENOENT, "the root is empty"),
-    (libc::SYS_uname, libc::EPERM, "nothing about the host; also the self-test's proof that the filter is in force"),
+    (
+        libc::SYS_uname,
+        libc::EPERM,
+        "nothing about the host; also the self-test's proof that the filter is in force",
+    ),
     (libc::SYS_sysinfo, libc::EPERM, "nothing about the host"),
     (libc::SYS_getrusage, libc::EPERM, "counters of little use and some leak"),
     #[cfg(target_arch = "x86_64")]

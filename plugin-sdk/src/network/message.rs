@@ -117,9 +117,13 @@ pub enum MessageType {
     /// Plain text.
     Text(String),
     /// Asks for peers.
-    PeerRequest { want: u16 },
+    PeerRequest {
+        want: u16,
+    },
     /// Answers with peers.
-    PeerList { peers: Vec<String> },
+    PeerList {
+        peers: Vec<String>,
+    },
     /// Asks a relay for a route.
     RelayBind {
         target: String,
@@ -155,7 +159,9 @@ pub enum MessageType {
         opaque_payload_b64: Option<String>,
     },
     /// Gives a route up.
-    RelayUnbind { binding_id: String },
+    RelayUnbind {
+        binding_id: String,
+    },
     /// A relay tells what became of something.
     RelayNotify {
         notif_type: Reason,
@@ -165,13 +171,33 @@ pub enum MessageType {
         detail: Option<String>,
     },
     /// Acknowledges one hop of a relayed frame.
-    Ack { to: String, from: String, sequence: u64, status: String },
+    Ack {
+        to: String,
+        from: String,
+        sequence: u64,
+        status: String,
+    },
     /// Acknowledges a message end to end (0.3).
-    DeliveryAck { message_id: String, status: String },
+    DeliveryAck {
+        message_id: String,
+        status: String,
+    },
     /// Hole punching (0.3).
-    PunchCoordinate { attempt_id: String, target: String, timeout_ms: u64 },
-    PunchInvite { attempt_id: String, from_node_id: String, timeout_ms: u64 },
-    PunchReady { attempt_id: String, target: String, ok: bool },
+    PunchCoordinate {
+        attempt_id: String,
+        target: String,
+        timeout_ms: u64,
+    },
+    PunchInvite {
+        attempt_id: String,
+        from_node_id: String,
+        timeout_ms: u64,
+    },
+    PunchReady {
+        attempt_id: String,
+        target: String,
+        ok: bool,
+    },
     PunchGo {
         attempt_id: String,
         initiator: String,
@@ -181,7 +207,11 @@ pub enum MessageType {
         start_at_ms: u64,
         timeout_ms: u64,
     },
-    PunchAbort { attempt_id: String, target: String, reason: Reason },
+    PunchAbort {
+        attempt_id: String,
+        target: String,
+        reason: Reason,
+    },
     /// Reserved words of upstream without behaviour.
     DataRequest,
     DataResponse,
@@ -190,7 +220,9 @@ pub enum MessageType {
     /// The sender is about to close.
     Disconnect,
     /// A message of plugins: `kind` names it, the payload is theirs.
-    Extension { kind: String },
+    Extension {
+        kind: String,
+    },
 }
 
 impl MessageType {
@@ -334,12 +366,20 @@ mod tests {
     #[test]
     fn delivery_rules_are_checked() {
         let with = |delivery: &str| {
-            Message::from_json(&format!(r#"{{"from":"a","to":"b","msg_type":"HEARTBEAT","delivery":{delivery}}}"#))
+            Message::from_json(&format!(
+                r#"{{"from":"a","to":"b","msg_type":"HEARTBEAT","delivery":{delivery}}}"#
+            ))
         };
         assert!(with(r#"{"message_id":"m","class":"reliable"}"#).is_some());
         assert!(with(r#"{"message_id":"m","class":"reliable","ordering_sequence":1}"#).is_none());
-        assert!(with(r#"{"message_id":"m","class":"ordered_reliable","ordering_key":" ","ordering_sequence":1}"#).is_none());
-        assert!(with(r#"{"message_id":"m","class":"ordered_reliable","ordering_key":"k","ordering_sequence":0}"#).is_none());
+        assert!(with(
+            r#"{"message_id":"m","class":"ordered_reliable","ordering_key":" ","ordering_sequence":1}"#
+        )
+        .is_none());
+        assert!(with(
+            r#"{"message_id":"m","class":"ordered_reliable","ordering_key":"k","ordering_sequence":0}"#
+        )
+        .is_none());
     }
 
     proptest! {

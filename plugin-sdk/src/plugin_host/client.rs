@@ -49,13 +49,12 @@ impl Client {
     /// Answers a call of the node with a result.
     pub(super) fn succeed<T: Serialize>(&self, id: u64, result: &T) {
         match pack::encode(result) {
-            Ok(body) => match self.wire.send(abi::KIND_REPLY, id, 0, ["", ""], &body) {
-                Err(abi::TOO_LONG) => {
+            Ok(body) => {
+                // Any other failure is a link that has ended, which leaves nobody to tell.
+                if self.wire.send(abi::KIND_REPLY, id, 0, ["", ""], &body) == Err(abi::TOO_LONG) {
                     self.fail(id, &Code::ResourceExhausted, "the answer is longer than the frame cap");
                 }
-                // A link that has ended has nobody to tell.
-                Ok(()) | Err(_) => {}
-            },
+            }
             Err(error) => self.fail(id, &Code::Internal, &error.to_string()),
         }
     }

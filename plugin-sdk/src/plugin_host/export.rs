@@ -177,7 +177,14 @@ impl Wire {
     }
 
     /// Sends a frame; an error is one of the ABI's negative numbers.
-    pub(super) fn send(&self, kind: u32, id: u64, cause: u64, words: [&str; 2], body: &[u8]) -> Result<(), i32> {
+    pub(super) fn send(
+        &self,
+        kind: u32,
+        id: u64,
+        cause: u64,
+        words: [&str; 2],
+        body: &[u8],
+    ) -> Result<(), i32> {
         let [method, code] = words.map(|word| Bytes::lend(word.as_bytes()));
         let body = Bytes::lend(body);
         let frame =

@@ -99,7 +99,8 @@ impl Library {
     pub(super) fn describe(&self) -> About {
         let handlers = self.handlers();
         let ids: Vec<&str> = handlers.iter().map(|h| h.plugin_id()).filter(|id| !id.is_empty()).collect();
-        let defaults: Vec<ConfigDefaults> = handlers.iter().filter_map(|h| h.early_config_defaults()).collect();
+        let defaults: Vec<ConfigDefaults> =
+            handlers.iter().filter_map(|h| h.early_config_defaults()).collect();
         let kinds: Option<Vec<Vec<String>>> = handlers
             .iter()
             .map(|h| Some(h.subscribed_extension_kinds()?.iter().map(ToString::to_string).collect()))
@@ -149,7 +150,11 @@ impl Library {
                     "load" => Work::Load { id, body },
                     "stop" => Work::Stop { id },
                     other => {
-                        return client.fail(id, &Code::Unhandled, &format!("this plugin has no method {other:?}"))
+                        return client.fail(
+                            id,
+                            &Code::Unhandled,
+                            &format!("this plugin has no method {other:?}"),
+                        )
                     }
                 };
                 match self.work.try_send(work) {

@@ -132,7 +132,9 @@ pub enum PluginApiError {
     #[error("the host passed a null registrar pointer")]
     NullApi,
     /// Host and plugin were built for different tables.
-    #[error("plugin ABI version {expected}, but the host has {received}; rebuild the plugin with the host's SDK")]
+    #[error(
+        "plugin ABI version {expected}, but the host has {received}; rebuild the plugin with the host's SDK"
+    )]
     VersionMismatch {
         /// The plugin's.
         expected: u32,

@@ -90,8 +90,18 @@ impl Plugin for Hostile {
             }
             input => match input.strip_prefix("say ") {
                 Some(text) => {
-                    let message = Message::new(ctx.node_id(), "*", MessageType::Text(text.into()), None, ctx.realm().cloned());
-                    ctx.peer_manager.try_broadcast(&message.as_json()).await.ok().map(|peers| peers.to_string())
+                    let message = Message::new(
+                        ctx.node_id(),
+                        "*",
+                        MessageType::Text(text.into()),
+                        None,
+                        ctx.realm().cloned(),
+                    );
+                    ctx.peer_manager
+                        .try_broadcast(&message.as_json())
+                        .await
+                        .ok()
+                        .map(|peers| peers.to_string())
                 }
                 None => Some(sins::commit(input)),
             },

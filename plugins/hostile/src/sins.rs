@@ -7,8 +7,27 @@ use std::time::Duration;
 
 /// Names of the attacks on walls: each must succeed in `hostile-control` and fail in a runner.
 pub const ATTACKS: &[&str] = &[
-    "open", "create", "list-root", "proc", "environment", "socket", "connect", "fast-open", "fork", "exec", "kill-all",
-    "kill-parent", "ptrace", "mount", "unshare", "rwx", "mprotect-exec", "memfd-exec", "io-uring", "chmod", "descriptors",
+    "open",
+    "create",
+    "list-root",
+    "proc",
+    "environment",
+    "socket",
+    "connect",
+    "fast-open",
+    "fork",
+    "exec",
+    "kill-all",
+    "kill-parent",
+    "ptrace",
+    "mount",
+    "unshare",
+    "rwx",
+    "mprotect-exec",
+    "memfd-exec",
+    "io-uring",
+    "chmod",
+    "descriptors",
 ];
 
 fn told<T>(outcome: io::Result<T>, what: &str) -> String {
@@ -55,7 +74,9 @@ pub fn commit(sin: &str) -> String {
         // Signal 0 only asks, which is as good as a proof and spares the control's machine.
         "kill-all" => call(libc::SYS_kill, [-1, 0, 0, 0, 0, 0], "signalling everybody"),
         // SAFETY: a number.
-        "kill-parent" => call(libc::SYS_kill, [unsafe { libc::getppid() }.into(), 0, 0, 0, 0, 0], "signalling the parent"),
+        "kill-parent" => {
+            call(libc::SYS_kill, [unsafe { libc::getppid() }.into(), 0, 0, 0, 0, 0], "signalling the parent")
+        }
         "ptrace" => call(libc::SYS_ptrace, [libc::PTRACE_TRACEME.into(), 0, 0, 0, 0, 0], "ptrace"),
         "mount" => mount(),
         "unshare" => call(libc::SYS_unshare, [libc::CLONE_NEWUSER.into(), 0, 0, 0, 0, 0], "a user namespace"),
@@ -69,7 +90,8 @@ pub fn commit(sin: &str) -> String {
         "chmod" => chmod(arg_or("/tmp")),
         "descriptors" => {
             // SAFETY: F_GETFD only asks.
-            let open = (4..1024).filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0).collect::<Vec<_>>();
+            let open =
+                (4..1024).filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0).collect::<Vec<_>>();
             // Beyond 4 a runner holds only what its own runtime opened; a directory or file would be inherited.
             let inherited = open.iter().filter(|fd| is_file(**fd)).count();
             match inherited {
@@ -113,7 +135,9 @@ pub fn commit(sin: &str) -> String {
             raw_frame(&[0, 0, 1, 0, 0, 9, 1, 2, 3]);
             std::process::exit(0)
         }
-        "frame-unknown-reply" => raw_frame(&framed(b"\x82\xa4kind\xa5reply\xa2id\xcf\xff\xff\xff\xff\xff\xff\xff\xff")),
+        "frame-unknown-reply" => {
+            raw_frame(&framed(b"\x82\xa4kind\xa5reply\xa2id\xcf\xff\xff\xff\xff\xff\xff\xff\xff"))
+        }
         "frame-again-registered" => raw_frame(&framed(b"\x81\xa4kind\xaaregistered")),
         "call-flood" => {
             let frame = framed(b"\x83\xa4kind\xa4call\xa2id\x07\xa6method\xaapeers.list");
@@ -145,7 +169,8 @@ fn is_file(fd: i32) -> bool {
     // SAFETY: an all-zero stat is a valid value, and fstat fills it.
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
-        libc::fstat(fd, &mut stat) == 0 && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR)
+        libc::fstat(fd, &mut stat) == 0
+            && matches!(stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR)
     }
 }
 
@@ -175,12 +200,17 @@ fn fast_open(arg: &str) -> String {
 
 fn mount() -> String {
     // In its own namespaces, as an attacker without privileges would; the control is the same call.
-    let entered = call(libc::SYS_unshare, [(libc::CLONE_NEWUSER | libc::CLONE_NEWNS).into(), 0, 0, 0, 0, 0], "namespaces");
+    let entered = call(
+        libc::SYS_unshare,
+        [(libc::CLONE_NEWUSER | libc::CLONE_NEWNS).into(), 0, 0, 0, 0, 0],
+        "namespaces",
+    );
     if entered.starts_with("denied") {
         return entered;
     }
     // SAFETY: an attack; strings are static.
-    let done = unsafe { libc::mount(c"none".as_ptr(), c"/tmp".as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null()) };
+    let done =
+        unsafe { libc::mount(c"none".as_ptr(), c"/tmp".as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null()) };
     told(if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }, "mounting")
 }
 
@@ -194,7 +224,14 @@ fn map(protection: i32, fd: i32, what: &str) -> String {
 fn mprotect_exec() -> String {
     // SAFETY: a new page that nobody else knows.
     let done = unsafe {
-        let page = libc::mmap(null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+        let page = libc::mmap(
+            null_mut(),
+            4096,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
         libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_EXEC)
     };
     told(if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }, "making written memory executable")
