@@ -22,7 +22,7 @@ mod warden;
 use confine::Walls;
 use link::{Link, Received};
 use std::process::ExitCode;
-use thenodes_ipc::launch::{Confinement, Refusal, Registration, RunnerHello, Step, Versions};
+use thenodes_ipc::launch::{Confinement, Layer, Refusal, Registration, RunnerHello, Step, Versions};
 use thenodes_ipc::limits;
 
 /// Wrong use: the runner is started by the node, not by people.
@@ -84,10 +84,11 @@ fn run(link: &mut Link) -> Result<ExitCode, Refusal> {
     }
 
     confine::state::clean(link, &root, &mut walls).map_err(|e| refusal(Step::Confine, e))?;
-    confine::rlimits::set(&hello.limits, &mut walls);
+    let own_count = hello.run_as.is_some() || walls.whole_so_far(Layer::Namespaces);
+    confine::rlimits::set(&hello.limits, own_count, &mut walls);
     confine::privileges::drop_all(&hello.plugin, &mut walls);
     confine::landlock::restrict(&root, &mut walls);
-    selftest::before_the_filter(&hello, &root, &mut walls);
+    selftest::before_the_filter(&hello, &root, own_count, &mut walls);
     confine::seccomp::first_filter(&mut walls);
     selftest::behind_the_filter(&mut walls);
     let report = Confinement { layers: walls.report() };

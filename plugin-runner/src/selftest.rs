@@ -14,12 +14,12 @@ use thenodes_ipc::launch::{Layer, NodeHello};
 const DESCRIPTORS: i32 = 4096;
 
 /// Everything that can be tried while system calls are still free.
-pub(crate) fn before_the_filter(hello: &NodeHello, root: &Root, walls: &mut Walls) {
+pub(crate) fn before_the_filter(hello: &NodeHello, root: &Root, own_count: bool, walls: &mut Walls) {
     namespaces(walls);
     empty_root(walls);
     clean_state(root, walls);
     let mut held = true;
-    for (resource, name, value) in rlimits::table(&hello.limits) {
+    for (resource, name, value) in rlimits::table(&hello.limits, own_count) {
         if getrlimit(resource) != Ok((value, value)) {
             walls.hole(Layer::Rlimits, format!("{name} is not limited to {value}"));
             held = false;

@@ -8,8 +8,45 @@ use crate::events::model::LogEvent;
 use crate::network::peer_store::{PeerRecord, PeerSource};
 use crate::realms::RealmInfo;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use thenodes_ipc::{pack, Code};
+
+/// A value that travels as text: on the link as in JSON an address is `"127.0.0.1:50000"`, for readers in any language.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Text<T>(pub T);
+
+impl<T: fmt::Display> Serialize for Text<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map(Text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// For fields that keep their own type: `#[serde(with = "as_text")]`.
+pub(crate) mod as_text {
+    use super::{fmt, Deserialize, FromStr, Serialize, Text};
+
+    pub(crate) fn serialize<T: fmt::Display, S: serde::Serializer>(
+        value: &T,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        Text(value).serialize(s)
+    }
+
+    pub(crate) fn deserialize<'de, T: FromStr<Err: fmt::Display>, D: serde::Deserializer<'de>>(
+        d: D,
+    ) -> Result<T, D::Error> {
+        Text::deserialize(d).map(|text| text.0)
+    }
+}
 
 /// A connected peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +54,7 @@ pub struct PeerInfo {
     /// Its node id, proved unique among our connections.
     pub node_id: String,
     /// Its socket address.
+    #[serde(with = "as_text")]
     pub addr: SocketAddr,
     /// What it announced.
     pub capabilities: Vec<String>,
@@ -107,23 +145,23 @@ requests! {
     /// Send a message (JSON text) to one peer by node id.
     SendToNode("peers.send_to_node") { node_id: String, text: String },
     /// Send a message (JSON text) to one peer by address.
-    SendToAddr("peers.send_to_addr") { addr: SocketAddr, text: String },
+    SendToAddr("peers.send_to_addr") { addr: Text<SocketAddr>, text: String },
     /// The connected peers.
     ListPeers("peers.list") {},
     /// One connected peer, by id or by address.
-    FindPeer("peers.find") { node_id: Option<String>, addr: Option<SocketAddr> },
+    FindPeer("peers.find") { node_id: Option<String>, addr: Option<Text<SocketAddr>> },
     /// Messages waiting in relay queues and messages relayed so far.
     RelayStats("relay.stats") {},
     /// Bounds of the relay queues: per target, in all.
     RelayQueueCaps("relay.queue_caps") {},
     /// Remember an address.
-    StoreInsert("store.insert") { addr: SocketAddr, source: PeerSource },
+    StoreInsert("store.insert") { addr: Text<SocketAddr>, source: PeerSource },
     /// Note that an address answered, and what it said of itself.
-    StoreSuccess("store.success") { addr: SocketAddr, node_id: Option<String>, capabilities: Option<Vec<String>> },
+    StoreSuccess("store.success") { addr: Text<SocketAddr>, node_id: Option<String>, capabilities: Option<Vec<String>> },
     /// Note that an address did not answer.
-    StoreFailure("store.failure") { addr: SocketAddr },
+    StoreFailure("store.failure") { addr: Text<SocketAddr> },
     /// Some random addresses besides these.
-    StoreSample("store.sample") { count: u32, exclude: Vec<SocketAddr> },
+    StoreSample("store.sample") { count: u32, exclude: Vec<Text<SocketAddr>> },
     /// All that is known.
     StoreRecords("store.records") {},
 }
@@ -139,7 +177,7 @@ pub enum Response {
     /// One peer, if there is such a one.
     Peer(Option<PeerInfo>),
     /// Addresses.
-    Addrs(Vec<SocketAddr>),
+    Addrs(Vec<Text<SocketAddr>>),
     /// Records of the peer store.
     Records(Vec<PeerRecord>),
     /// Two numbers.
@@ -207,7 +245,7 @@ mod tests {
 
     #[test]
     fn every_request_survives_the_link() {
-        let addr = "10.0.0.1:9".parse().expect("an address");
+        let addr = Text("10.0.0.1:9".parse().expect("an address"));
         for request in [
             Request::Broadcast { text: "{}".into() },
             Request::SendToNode { node_id: "n".into(), text: "{}".into() },
@@ -226,6 +264,15 @@ mod tests {
             assert_eq!(Request::decode(request.method(), &body), Ok(request));
         }
         assert_eq!(Request::METHODS.len(), 12);
+    }
+
+    #[test]
+    fn addresses_are_text_on_the_link() {
+        let addr = "[::1]:9".parse().expect("an address");
+        let body = Request::StoreFailure { addr: Text(addr) }.encode().expect("encodes");
+        assert!(body.windows(7).any(|w| w == b"[::1]:9"));
+        let peer = PeerInfo { node_id: "n".into(), addr, capabilities: vec![] };
+        assert!(pack::encode(&peer).expect("encodes").windows(7).any(|w| w == b"[::1]:9"));
     }
 
     #[test]

@@ -189,7 +189,7 @@ fn below_the_required_level_a_plugin_is_refused_and_what_is_missing_is_named() {
     let mut node = spec.spawn_as(without_namespaces(dir.path(), "run"), dir);
     let failed = node.expect("name=echo action=failed");
     assert!(
-        failed.contains("missing: namespaces, root") && failed.contains("required = \\\"full\\\""),
+        failed.contains("missing: namespaces, root, rlimits") && failed.contains("required = \\\"full\\\""),
         "{failed}"
     );
 }
@@ -209,7 +209,7 @@ fn at_a_reduced_level_the_walls_that_stand_still_hold() {
     let mut node = spec.spawn_as(without_namespaces(dir.path(), "run"), dir);
     node.expect("is running.");
     let ready = node.seen("name=echo action=ready");
-    assert!(ready.contains("level=reduced (missing: namespaces, root)"), "{ready}");
+    assert!(ready.contains("level=reduced (missing: namespaces, root, rlimits)"), "{ready}");
     for sin in ["open", "create", "list-root", "proc", "socket", "exec"] {
         let plugin = format!("h-{sin}");
         node.expect_all(&plugin);

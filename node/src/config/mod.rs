@@ -1,4 +1,4 @@
-//! Configuration: TOML files are read by [`raw`], and become a [`Config`] whose values are possible. What an operator wrote
+//! Configuration: TOML files are read by `raw`, and become a [`Config`] whose values are possible. What an operator wrote
 //! always wins over what plugins suggest; what nobody wrote has a default that is safe.
 
 mod error;

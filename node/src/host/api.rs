@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thenodes::events::model::{LogEvent, LogLevel};
 use thenodes::events::LogSink;
-use thenodes::host::{Host, HostError, Notice, Request, Response};
+use thenodes::host::{Host, HostError, Notice, Request, Response, Text};
 use thenodes::network::message::{Message, MessageType};
 use thenodes::network::PeerSource;
 use thenodes_ipc::{pack, Code, PluginName};
@@ -151,15 +151,15 @@ impl Host for NodeHost {
                 let line = self.line(network, &text)?;
                 Self::sent(network.peers.send_to_id(&node_id, line), &printable(&node_id, 128))
             }
-            Request::SendToAddr { addr, text } => {
+            Request::SendToAddr { addr: Text(addr), text } => {
                 let line = self.line(network, &text)?;
                 Self::sent(network.peers.send_to_addr(&addr, line), &addr.to_string())
             }
             Request::ListPeers {} => Ok(Response::Peers(network.peers.list())),
             Request::FindPeer { node_id: Some(id), addr } => Ok(Response::Peer(
-                network.peers.by_id(&id).filter(|peer| addr.is_none_or(|addr| peer.addr == addr)),
+                network.peers.by_id(&id).filter(|peer| addr.is_none_or(|addr| peer.addr == addr.0)),
             )),
-            Request::FindPeer { node_id: None, addr: Some(addr) } => {
+            Request::FindPeer { node_id: None, addr: Some(Text(addr)) } => {
                 Ok(Response::Peer(network.peers.by_addr(&addr)))
             }
             Request::FindPeer { node_id: None, addr: None } => {
@@ -169,25 +169,27 @@ impl Host for NodeHost {
                 Err(HostError::new(Code::NotImplemented, "this release relays nothing"))
             }
             // A plugin does not say where its knowledge comes from.
-            Request::StoreInsert { addr, source: _ } => {
+            Request::StoreInsert { addr: Text(addr), source: _ } => {
                 network.store.insert(addr, PeerSource::Manual).await;
                 Ok(Response::Done(1))
             }
-            Request::StoreSuccess { addr, node_id, capabilities } => {
+            Request::StoreSuccess { addr: Text(addr), node_id, capabilities } => {
                 let short = |text: &String| text.len() <= 128;
                 let node_id = node_id.filter(short);
                 let capabilities = capabilities.filter(|list| list.len() <= 64 && list.iter().all(short));
                 network.store.mark_success_with_meta(&addr, node_id, capabilities).await;
                 Ok(Response::Done(1))
             }
-            Request::StoreFailure { addr } => {
+            Request::StoreFailure { addr: Text(addr) } => {
                 network.store.mark_failure(&addr).await;
                 Ok(Response::Done(1))
             }
             Request::StoreSample { count, exclude } => {
-                let exclude: HashSet<SocketAddr> = exclude.into_iter().take(4096).collect();
+                let exclude: HashSet<SocketAddr> =
+                    exclude.into_iter().take(4096).map(|addr| addr.0).collect();
                 let count = usize::try_from(count).unwrap_or(usize::MAX).min(MAX_SAMPLE);
-                Ok(Response::Addrs(network.store.sample(count, &exclude).await))
+                let sample = network.store.sample(count, &exclude).await;
+                Ok(Response::Addrs(sample.into_iter().map(Text).collect()))
             }
             Request::StoreRecords {} => Ok(Response::Records(network.store.records().await)),
         }

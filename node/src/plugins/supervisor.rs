@@ -465,8 +465,9 @@ impl Supervisor {
                 _ => Cause::Load(error.message),
             });
         }
-        self.step(Event::Loaded);
+        // First the way in, then the word that it is open: whoever sees Ready may call.
         self.caller.send_replace(Some(caller.clone()));
+        self.step(Event::Loaded);
         let (took, recovered) = (begun.elapsed(), self.died_at.take().map(|at| at.elapsed()));
         self.status.send_modify(|status| {
             status.last_start = Some(took);

@@ -30,6 +30,11 @@ impl Walls {
         self.measured.push((layer, what.into()));
     }
 
+    /// True if no hole was found in this wall yet.
+    pub(crate) fn whole_so_far(&self, layer: Layer) -> bool {
+        !self.holes.iter().any(|(of, _)| *of == layer)
+    }
+
     /// Records a step's outcome: a failure is a hole, a success says nothing yet.
     pub(crate) fn step<T, E: std::fmt::Display>(
         &mut self,

@@ -13,13 +13,12 @@ const ADDRESS_SPACE_EXTRA: u64 = 1024 * 1024 * 1024;
 /// Warden, stub and the runner's first thread live in the same user namespace.
 const OWN_PROCESSES: u64 = 3;
 
-/// The limits as numbers, which the self-test reads back.
-pub(crate) fn table(limits: &ProcessLimits) -> Vec<(Resource, &'static str, u64)> {
+/// The limits as numbers, which the self-test reads back. `own_count`: see [`set`].
+pub(crate) fn table(limits: &ProcessLimits, own_count: bool) -> Vec<(Resource, &'static str, u64)> {
     let data = limits.memory.saturating_add(limits.threads.saturating_mul(THREAD_STACK));
-    vec![
+    let mut table = vec![
         (Resource::RLIMIT_DATA, "data", data),
         (Resource::RLIMIT_AS, "address space", data.saturating_add(ADDRESS_SPACE_EXTRA)),
-        (Resource::RLIMIT_NPROC, "threads", limits.threads + OWN_PROCESSES),
         (Resource::RLIMIT_NOFILE, "descriptors", limits.descriptors),
         (Resource::RLIMIT_STACK, "stack", 8 * 1024 * 1024),
         (Resource::RLIMIT_CORE, "core file", 0),
@@ -27,13 +26,27 @@ pub(crate) fn table(limits: &ProcessLimits) -> Vec<(Resource, &'static str, u64)
         (Resource::RLIMIT_MEMLOCK, "locked memory", 0),
         (Resource::RLIMIT_MSGQUEUE, "message queues", 0),
         (Resource::RLIMIT_SIGPENDING, "pending signals", 64),
-    ]
+    ];
+    if own_count {
+        table.push((Resource::RLIMIT_NPROC, "threads", limits.threads + OWN_PROCESSES));
+    }
+    table
 }
 
 /// Sets every limit, soft and hard.
-pub(crate) fn set(limits: &ProcessLimits, walls: &mut Walls) {
+///
+/// The kernel counts processes per uid within a user namespace. Without one, and without a uid of its own, a plugin's threads
+/// would be counted together with everything else this user runs, and a limit would hit the wrong ones: then there is none,
+/// and the report says so.
+pub(crate) fn set(limits: &ProcessLimits, own_count: bool, walls: &mut Walls) {
     sys::limit_malloc_arenas();
-    for (resource, name, value) in table(limits) {
+    for (resource, name, value) in table(limits, own_count) {
         walls.step(Layer::Rlimits, name, setrlimit(resource, value, value));
+    }
+    if !own_count {
+        walls.hole(
+            Layer::Rlimits,
+            "threads are not limited: no user namespace and no uid of its own to count them by",
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The connected peers, as a plugin reaches them. Every method is a request to the node (process: the plugin's; the work
 //! happens in the node). Message texts are JSON without a newline; the node checks them and sets `from` to its own id.
 
-use crate::host::{Host, HostError, PeerInfo, Request, Response};
+use crate::host::{Host, HostError, PeerInfo, Request, Response, Text};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl PeerManager {
 
     /// Sends to the peer with this address.
     pub async fn send_to_addr(&self, addr: &SocketAddr, text: String) -> Result<(), String> {
-        self.done(Request::SendToAddr { addr: *addr, text }).await.map(drop).map_err(|e| e.to_string())
+        self.done(Request::SendToAddr { addr: Text(*addr), text }).await.map(drop).map_err(|e| e.to_string())
     }
 
     /// Sends to the peer with this node id.
@@ -106,7 +106,11 @@ impl PeerManager {
     }
 
     async fn find(&self, node_id: Option<&str>, addr: Option<SocketAddr>) -> Option<PeerInfo> {
-        match self.host.call(Request::FindPeer { node_id: node_id.map(Into::into), addr }).await {
+        match self
+            .host
+            .call(Request::FindPeer { node_id: node_id.map(Into::into), addr: addr.map(Text) })
+            .await
+        {
             Ok(Response::Peer(peer)) => peer,
             _ => None,
         }

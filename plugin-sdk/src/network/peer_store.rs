@@ -1,7 +1,7 @@
 //! Known addresses. In the node this is the store itself, bounded at all times; in a plugin the same type asks the node.
 
 use crate::config::Config;
-use crate::host::{Host, Request, Response};
+use crate::host::{Host, Request, Response, Text};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -30,6 +30,7 @@ pub enum PeerSource {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerRecord {
     /// The address.
+    #[serde(with = "crate::host::as_text")]
     pub addr: SocketAddr,
     /// Where it comes from.
     pub source: PeerSource,
@@ -98,7 +99,7 @@ impl PeerStore {
     pub async fn insert(&self, addr: SocketAddr, source: PeerSource) {
         match &self.inner {
             Inner::Local { .. } => self.update(addr, source, |_| {}),
-            Inner::Remote(host) => tell(host, Request::StoreInsert { addr, source }).await,
+            Inner::Remote(host) => tell(host, Request::StoreInsert { addr: Text(addr), source }).await,
         }
     }
 
@@ -130,7 +131,7 @@ impl PeerStore {
                 record.capabilities = capabilities.or(record.capabilities.take());
             }),
             Inner::Remote(host) => {
-                tell(host, Request::StoreSuccess { addr: *addr, node_id, capabilities }).await;
+                tell(host, Request::StoreSuccess { addr: Text(*addr), node_id, capabilities }).await;
             }
         }
     }
@@ -141,7 +142,7 @@ impl PeerStore {
             Inner::Local { .. } => self.update(*addr, PeerSource::Manual, |record| {
                 record.failures = record.failures.saturating_add(1);
             }),
-            Inner::Remote(host) => tell(host, Request::StoreFailure { addr: *addr }).await,
+            Inner::Remote(host) => tell(host, Request::StoreFailure { addr: Text(*addr) }).await,
         }
     }
 
@@ -159,9 +160,10 @@ impl PeerStore {
             }
             Inner::Remote(host) => {
                 let count = u32::try_from(count).unwrap_or(u32::MAX);
-                let request = Request::StoreSample { count, exclude: exclude.iter().copied().collect() };
+                let request =
+                    Request::StoreSample { count, exclude: exclude.iter().copied().map(Text).collect() };
                 match host.call(request).await {
-                    Ok(Response::Addrs(addrs)) => addrs,
+                    Ok(Response::Addrs(addrs)) => addrs.into_iter().map(|addr| addr.0).collect(),
                     _ => Vec::new(),
                 }
             }
