@@ -1,7 +1,7 @@
 //! The product in a minute, on real input: two nodes with mutual TLS and allowlists, each with the key-value plugin in a
 //! runner of its own; a put that arrives; a crash that the peers do not notice; five attacks that get nowhere.
 
-use crate::{cargo, root, run as run_command};
+use crate::{cargo, run as run_command, target};
 use anyhow::{bail, ensure, Context, Result};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
@@ -130,8 +130,7 @@ pub(crate) fn run(json_only: bool) -> Result<()> {
     };
     say("Building node, runner and plugins ...".into());
     run_command(cargo().args(["build", "--quiet", "--workspace"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let bin = target.join("debug");
+    let bin = target().join("debug");
 
     say("\n1. Two nodes, a certificate each, each trusting the other's key and nobody else's".into());
     let mut a = Node::new("node-a", &bin, &["kvstore"])?;

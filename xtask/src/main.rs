@@ -55,22 +55,19 @@ fn main() -> Result<()> {
         Task::Test { filter } => test::run(filter.as_deref()),
         Task::Demo { json } => demo::run(json),
         Task::Bench { rounds } => {
-            run(cargo().args(["build", "--release", "--workspace"]))?;
-            let rounds = rounds.to_string();
-            run(cargo().args([
-                "run",
-                "--release",
-                "-q",
-                "-p",
-                "thenodes-tests",
-                "--features",
-                "bench",
-                "--bin",
-                "bench",
-                &rounds,
-            ]))
+            let features = ["--workspace", "--features", "thenodes-tests/bench"];
+            run(cargo().args(["build", "--release"]).args(features))?;
+            let bin = target().join("release");
+            run(Command::new(bin.join("bench")).arg(rounds.to_string()).env("THENODES_BIN_DIR", bin))
         }
         Task::Fuzz { target, seconds } => {
+            if !Command::new("cargo")
+                .args(["fuzz", "--version"])
+                .output()
+                .is_ok_and(|output| output.status.success())
+            {
+                run(cargo().args(["install", "cargo-fuzz", "--locked"]))?;
+            }
             let limit = format!("-max_total_time={seconds}");
             // The nightly compiler by its own name: `cargo +nightly` works only through rustup's proxies.
             let mut command = Command::new("cargo");
@@ -93,6 +90,11 @@ fn check() -> Result<()> {
 /// The workspace.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// Cargo, in the workspace.

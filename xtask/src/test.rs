@@ -1,7 +1,7 @@
 //! Builds everything that tests need, runs every test, and, as root, runs the tests of built binaries once more as an
 //! ordinary user. Counts what passed, failed and was skipped; a skipped test says why on a line of its own.
 
-use crate::{cargo, header, root, run as execute};
+use crate::{cargo, header, root, run as execute, target};
 use anyhow::{bail, Context, Result};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -52,10 +52,6 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     } else {
         bail!("tests failed {}", broken.join(" and "))
     }
-}
-
-fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 fn build() -> Result<()> {

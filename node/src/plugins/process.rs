@@ -29,8 +29,9 @@ pub struct Started {
 /// Where the runner program is: beside the node's own, or where packages put it.
 pub fn find_runner(configured: Option<&Path>) -> Result<PathBuf, String> {
     if let Some(path) = configured {
-        return if path.is_file() {
-            Ok(path.into())
+        // Made absolute: the runner is started in `/`.
+        return if let (true, Ok(path)) = (path.is_file(), std::path::absolute(path)) {
+            Ok(path)
         } else {
             Err(format!("[plugins] runner = {}: no such file", path.display()))
         };
