@@ -388,9 +388,9 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             _ = term.recv() => return Ok(ExitCode::SUCCESS),
             _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
         };
-        println!("🟢 {} is running. {}", printable(&node.config.app_name, 64), node.summary());
+        say(&format!("🟢 {} is running. {}", printable(&node.config.app_name, 64), node.summary()));
         for plugin in node.plugins.all() {
-            println!("🔌 Loaded plugin: {}", plugin.image.path.display());
+            say(&format!("🔌 Loaded plugin: {}", plugin.image.path.display()));
         }
         tell_manager(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
         let watchdog = tokio::spawn(watchdog());
@@ -407,7 +407,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             () = prompting => {}
         }
         tell_manager(&[NotifyState::Stopping]);
-        println!("🛑 shutting down");
+        say("🛑 shutting down");
         tokio::select! {
             () = node.shut_down() => {}
             // Asked twice: now.
@@ -458,10 +458,15 @@ fn show(cli: &Cli, question: &Question, people: impl FnOnce(&Value) -> String) -
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(json: bool, value: &Value, people: impl FnOnce() -> String) {
+/// A line for whoever watches. A standard output that is closed must not end a node.
+fn say(line: &str) {
     use std::io::Write;
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+fn print(json: bool, value: &Value, people: impl FnOnce() -> String) {
     let text = if json { value.to_string() } else { people() };
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    say(text.trim_end());
 }
 
 fn text(value: &Value) -> String {

@@ -433,8 +433,10 @@ impl Requests {
     /// Serves one frame. An error is a violation.
     async fn take(&mut self, frame: Frame<'_>) -> Result<(), String> {
         while let Some(done) = self.tasks.try_join_next() {
-            if let Ok(id) = done {
-                self.open.remove(&id.0);
+            match done {
+                Ok(id) => drop(self.open.remove(&id.0)),
+                // Taken back, or a defect of ours: either way the call is no longer open.
+                Err(error) => self.open.retain(|_, task| task.id() != error.id()),
             }
         }
         let generation = self.caller.shared.generation;
