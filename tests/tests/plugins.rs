@@ -277,6 +277,14 @@ fn a_plugin_in_c_and_one_of_another_build_load_and_work() {
 }
 
 #[test]
+fn a_plugin_with_the_larger_table_of_a_later_sdk_loads() {
+    let node = Spec::new("later").with_hostile("later", "abi:later").start();
+    assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"));
+    let logs = node.logs("later").join("\n");
+    assert!(logs.contains("registered like a later SDK: Ok(())"), "{logs}");
+}
+
+#[test]
 fn a_plugin_may_suggest_what_the_operator_left_open() {
     let mut node = Spec::new("suggest").with_hostile("suggesting", "defaults:all").start();
     let applied = node.seen("plugin_config_defaults_applied");

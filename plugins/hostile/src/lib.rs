@@ -130,12 +130,29 @@ impl Plugin for Hostile {
     }
 }
 
-/// The registrar's first fields as C sees them, for registering wrongly.
+/// The registrar as C sees it, for registering wrongly.
 #[repr(C)]
 struct RawRegistrar {
     abi_version: u32,
     host_context: *mut c_void,
     register_handler: Option<unsafe extern "C" fn(*mut c_void, *const c_void) -> i32>,
+    reserved: [usize; 4],
+}
+
+/// Words of today's plugin table, and of one that a later minor of the SDK might have.
+const TABLE_WORDS: usize = 6;
+const LATER_WORDS: usize = 8;
+
+/// Passes a table on as a later SDK would: larger, with fields behind the known ones.
+unsafe extern "C" fn register_as_later_sdk(context: *mut c_void, table: *const c_void) -> i32 {
+    // SAFETY: the context is the runner's registrar, the table is the SDK's; both live for the call.
+    unsafe {
+        let runner = &*context.cast::<RawRegistrar>();
+        let mut later = [0x7fusize; LATER_WORDS];
+        std::ptr::copy_nonoverlapping(table.cast::<usize>(), later.as_mut_ptr(), TABLE_WORDS);
+        later[0] = std::mem::size_of_val(&later);
+        runner.register_handler.map_or(-1, |register| register(runner.host_context, later.as_ptr().cast()))
+    }
 }
 
 /// Entry point.
@@ -147,6 +164,18 @@ pub unsafe extern "C" fn register_plugin(api: *const PluginRegistrarApi) {
     sin_in("register");
     match chosen("abi").as_deref() {
         Some("silent") => return,
+        Some("later") => {
+            let shim = RawRegistrar {
+                abi_version: 1,
+                host_context: api.cast_mut().cast(),
+                register_handler: Some(register_as_later_sdk),
+                reserved: [std::mem::size_of::<RawRegistrar>(), 0, 0, 0],
+            };
+            let shim = std::ptr::from_ref(&shim).cast::<PluginRegistrarApi>();
+            let registered =
+                PluginRegistrarApi::from_raw(shim).and_then(|api| api.register_plugin(Box::new(Hostile)));
+            return eprintln!("registered like a later SDK: {registered:?}");
+        }
         Some(sin) => {
             // SAFETY: the registrar begins with these fields; the table is as wrong as the sin wants it, but it is memory.
             unsafe {
