@@ -166,7 +166,11 @@ impl Confinement {
     pub fn level(&self) -> Level {
         let missing: Vec<Layer> = Layer::ALL
             .into_iter()
-            .filter(|layer| !self.layers.iter().any(|report| report.layer == *layer && report.in_force))
+            .filter(|layer| {
+                let mut of_layer = self.layers.iter().filter(|report| report.layer == *layer);
+                // Exactly one report, and a good one: two that contradict each other prove nothing.
+                !matches!((of_layer.next(), of_layer.next()), (Some(report), None) if report.in_force)
+            })
             .collect();
         match missing {
             missing if missing.is_empty() => Level::Full,
@@ -312,6 +316,9 @@ mod tests {
             assert_eq!(level.word() == "refused", hopeless, "{level}");
         }
         assert_eq!(all_but(&[Layer::Landlock, Layer::Root]).level().word(), "refused");
+        let mut twice = all_but(&[Layer::Root]);
+        twice.layers.extend(all_but(&[]).layers);
+        assert_eq!(twice.level(), Level::Refused(Layer::ALL.to_vec()), "contradictions prove nothing");
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub const MAX_CALLS_TO_PLUGIN: usize = 64;
 /// Messages that may wait for one plugin before new ones are dropped and counted.
 pub const PLUGIN_QUEUE: usize = 256;
 
+/// Bytes of messages that may wait for one plugin.
+pub const PLUGIN_QUEUE_BYTES: usize = 8 * MAX_FRAME;
+
 /// Default deadline of a message, an event and every other short call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
 

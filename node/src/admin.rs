@@ -194,7 +194,7 @@ fn detailed(plugin: &Handle) -> Value {
     value["sha256"] = json!(plugin.image.sha256);
     value["needed"] = json!(plugin.image.needed.iter().map(|(soname, _)| soname).collect::<Vec<_>>());
     value["layers"] = json!(status.layers);
-    value["enforcement"] = json!({ "memory": "rlimit", "threads": "rlimit", "descriptors": "rlimit" });
+    value["enforcement"] = json!({ "memory": "rlimit", "threads": "rlimit", "descriptors": "rlimit", "cpu": "not limited (nice 10)" });
     value["id"] = json!(status.registration.as_ref().map(|r| r.id.clone()));
     value["sdk"] = json!(status.registration.as_ref().map(|r| r.sdk.clone()));
     value["prompts"] = json!(status.registration.as_ref().map(|r| r.prompts.clone()).unwrap_or_default());

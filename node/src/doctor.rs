@@ -41,7 +41,7 @@ async fn measure(config: &Config) -> Result<(Value, bool), String> {
         "level": level.word(),
         "required": config.plugins.required.word(),
         "layers": report.layers,
-        "enforcement": { "memory": "rlimit", "threads": "rlimit", "descriptors": "rlimit" },
+        "enforcement": { "memory": "rlimit", "threads": "rlimit", "descriptors": "rlimit", "cpu": "not limited (nice 10)" },
     });
     Ok((value, good))
 }

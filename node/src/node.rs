@@ -7,14 +7,15 @@ use crate::host::api::{DenialReporter, Forwarder, NodeHost};
 use crate::host::inbound;
 use crate::identity;
 use crate::network::peers::PeerTable;
-use crate::network::{dialer, listener, Local, Network, INBOUND_QUEUE};
+use crate::network::{dialer, listener, Local, Network, INBOUND_QUEUE, INBOUND_WEIGHT};
 use crate::plugins::grants::{Granted, Grants, Verdict};
 use crate::plugins::process::find_runner;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
 use crate::plugins::Registry;
 use crate::security::{pki, tls::Tls};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use thenodes::config::ConfigDefaults;
 use thenodes::events::model::LogLevel;
@@ -22,6 +23,7 @@ use thenodes::events::LogSink;
 use thenodes::host::NodeInfo;
 use thenodes::network::PeerStore;
 use thenodes_ipc::pack;
+use tokio::sync::Semaphore;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -118,7 +120,7 @@ impl Node {
         let (info_out, info) = watch::channel(None);
         let forwarder = Arc::new(Forwarder::default());
         let witness = Arc::new(DenialReporter::new(events.clone()));
-        let observer: Arc<dyn Observer> = Arc::new(PluginEvents(events.clone()));
+        let observer: Arc<dyn Observer> = Arc::new(PluginEvents(events.clone(), forwarder.clone()));
         let plugins = Registry::start(&early.plugins.dir, &policy, |name, slot| {
             let host = NodeHost::new(name.clone(), network_later.clone(), events.clone(), forwarder.clone());
             let granted = Granted::new(name.clone(), policy.grants.clone(), Arc::new(host), witness.clone());
@@ -141,6 +143,7 @@ impl Node {
         bus.add_sinks(vec![forwarder]);
         plugins.wait_registered(PLUGIN_PATIENCE).await;
         take_suggestions(&mut raw, &plugins, &policy, &events);
+        report_prompt_conflicts(&plugins, &events);
 
         // 3. Who we are, and whom we trust.
         let config = raw.validate()?;
@@ -173,7 +176,23 @@ impl Node {
 
         // 4. The network, listening before anybody is dialed.
         let addr = SocketAddr::new(config.bind_address, config.port);
-        let socket = listener::bind(addr).await.map_err(|source| StartError::Listen { addr, source })?;
+        let socket = match listener::bind(addr).await {
+            Ok(socket) => socket,
+            // A port that a plugin suggested must not keep the node from starting.
+            Err(error) if config.port != early.port => {
+                let fallback = SocketAddr::new(config.bind_address, early.port);
+                events.network(
+                    LogLevel::Warn,
+                    "suggested_port_taken",
+                    Some(addr.to_string()),
+                    format!("{error}; using {fallback}"),
+                );
+                listener::bind(fallback)
+                    .await
+                    .map_err(|source| StartError::Listen { addr: fallback, source })?
+            }
+            Err(source) => return Err(StartError::Listen { addr, source }),
+        };
         let listening = socket.local_addr().map_err(|source| StartError::Listen { addr, source })?;
         let (up, inbound) = mpsc::channel(INBOUND_QUEUE);
         let config_flag =
@@ -193,6 +212,8 @@ impl Node {
             events: Emitter::new(bus.handle(), "network"),
             trust_command: format!("thenodes {config_flag}trust add"),
             up,
+            room: Arc::new(Semaphore::new(INBOUND_WEIGHT)),
+            keys: Mutex::default(),
         });
         let _ = network_later.set(network.clone());
         events.network(LogLevel::Info, "listener_bind", Some(listening.to_string()), None);
@@ -217,11 +238,11 @@ impl Node {
             session_id: bus.handle().session_id().unwrap_or_default(),
         };
         info_out.send_replace(Some(Arc::new(info)));
-        plugins.wait_settled(PLUGIN_PATIENCE).await;
 
-        // 6. Operators.
+        // 6. Operators, who may want to look at a plugin that takes its time.
         let view = admin::View::new(network.clone(), plugins.clone(), policy.clone(), events.clone());
         let admin = admin::Server::start(&config.admin_socket, view).await.map_err(StartError::Admin)?;
+        plugins.wait_settled(PLUGIN_PATIENCE).await;
         Ok(Node {
             config,
             network,
@@ -299,7 +320,8 @@ fn take_suggestions(raw: &mut Raw, plugins: &Registry, policy: &Policy, events: 
                 continue;
             }
         };
-        for defaults in list {
+        // A library has few handlers; each suggestion costs a validation.
+        for defaults in list.into_iter().take(16) {
             let before = raw.clone();
             let applied = raw.suggest(defaults);
             // A suggestion that makes the configuration impossible must not keep the node from starting.
@@ -319,11 +341,32 @@ fn take_suggestions(raw: &mut Raw, plugins: &Registry, policy: &Policy, events: 
     }
 }
 
+/// Names plugins that claim a prompt which another one has.
+fn report_prompt_conflicts(plugins: &Registry, events: &Emitter) {
+    let mut owners: HashMap<String, String> = HashMap::new();
+    for plugin in plugins.all() {
+        for prompt in
+            plugin.status().registration.map(|registration| registration.prompts).unwrap_or_default()
+        {
+            let name = plugin.name.to_string();
+            if let Some(owner) = owners.get(&prompt) {
+                let detail = format!("{prompt:?} is plugin {owner}'s, the first by name; `thenodes plugin prompt` and the prompt reach only that one");
+                events.plugin(LogLevel::Warn, &name, "prompt_conflict", detail);
+            } else {
+                owners.insert(prompt, name);
+            }
+        }
+    }
+}
+
 /// Turns changes of plugins into events.
-struct PluginEvents(Emitter);
+struct PluginEvents(Emitter, Arc<Forwarder>);
 
 impl Observer for PluginEvents {
     fn changed(&self, change: Change) {
+        if change.action != "ready" {
+            self.1.unsubscribe(&change.plugin); // the next process asks anew, if it wants events
+        }
         let level = if change.bad { LogLevel::Error } else { LogLevel::Info };
         self.0.plugin(level, change.plugin.as_str(), change.action, change.detail);
     }

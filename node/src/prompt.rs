@@ -78,7 +78,9 @@ async fn step(place: Place, line: &str, view: &View, config: &Config) -> (Option
             (Some(Place::Plugin(prefix)), output)
         }
         Place::Root if matches!(line, "exit" | "quit" | "/quit") => (Some(Place::Leaving), String::new()),
-        Place::Root if view.has_prompt(line) => (Some(Place::Plugin(line.into())), String::new()),
+        Place::Root if !line.is_empty() && view.has_prompt(line) => {
+            (Some(Place::Plugin(line.into())), String::new())
+        }
         Place::Root => (Some(Place::Root), at_root(view, config, line).await),
     }
 }

@@ -40,6 +40,8 @@ pub(crate) fn before_the_filter(hello: &NodeHello, root: &Root, own_count: bool,
 /// What proves the filter itself: a call that any process may make now fails.
 pub(crate) fn behind_the_filter(walls: &mut Walls) {
     let refused = nix::sys::utsname::uname().is_err_and(|e| e == Errno::EPERM);
+    let counted = sys::refuses_uncounted_memory();
+    walls.test(Layer::Rlimits, "memory that limits do not count (shared, growing down) is refused", counted);
     walls.test(Layer::Seccomp, "uname, which any process may call, is refused by the filter", refused);
 }
 

@@ -8,7 +8,6 @@ use crate::warden::Leash;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
-use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
 use nix::unistd::{write, ForkResult, Pid};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -78,14 +77,12 @@ impl Reaper {
             if waiting[0].revents().is_some_and(|e| !e.is_empty()) {
                 sys::exit_now(1); // the kernel kills the namespace with its process 1
             }
-            while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
-                match status {
-                    WaitStatus::StillAlive => break,
-                    WaitStatus::Exited(pid, code) if pid == self.runner => self.tell(code << 8),
-                    WaitStatus::Signaled(pid, signal, core) if pid == self.runner => {
-                        self.tell(signal as i32 | if core { 0x80 } else { 0 });
-                    }
-                    _ => {} // an orphan of the plugin; the filter allows none, but a stub reaps
+            loop {
+                match sys::wait_any(false) {
+                    Ok(None) => break,
+                    Ok(Some((pid, status))) if pid == self.runner => self.tell(status),
+                    Ok(Some(_)) => {} // an orphan of the plugin; the filter allows none, but a stub reaps
+                    Err(_) => sys::exit_now(1),
                 }
             }
         }

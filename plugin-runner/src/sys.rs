@@ -131,6 +131,22 @@ pub(crate) fn refuses_writable_code() -> bool {
     !turned
 }
 
+/// True if memory that the kernel would not count as this process's data is refused: shared, and growing down.
+pub(crate) fn refuses_uncounted_memory() -> bool {
+    [libc::MAP_SHARED, libc::MAP_PRIVATE | libc::MAP_GROWSDOWN].into_iter().all(|kind| {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, kind | libc::MAP_ANONYMOUS);
+        // SAFETY: a new page at an address of the kernel's choice touches no memory of ours.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+        page == libc::MAP_FAILED
+    })
+}
+
+/// Lets everything else run first: a plugin that spins shares the processor as the least of its neighbours.
+pub(crate) fn be_nice() -> nix::Result<()> {
+    // SAFETY: numbers only; 0 is this process.
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) }).map(drop)
+}
+
 /// Limits malloc to two arenas: each reserves 64 MiB of address space, and the plugin has few threads.
 pub(crate) fn limit_malloc_arenas() {
     #[cfg(target_env = "gnu")]
@@ -151,25 +167,38 @@ pub(crate) fn default_faults() -> nix::Result<()> {
     Ok(())
 }
 
-/// Ends this process the way the plugin ended: the same signal, or the same exit code.
-pub(crate) fn die_as(status: nix::sys::wait::WaitStatus) -> ! {
-    use nix::sys::wait::WaitStatus;
-    if let WaitStatus::Signaled(_, signal, _) = status {
+/// A child that has ended, and its wait status as the kernel tells it: the typed wrapper knows no real-time signals. With
+/// `block` it waits for one, else it only looks.
+pub(crate) fn wait_any(block: bool) -> nix::Result<Option<(Pid, i32)>> {
+    let mut status = 0;
+    let options = if block { 0 } else { libc::WNOHANG };
+    // SAFETY: the kernel writes one number.
+    match Errno::result(unsafe { libc::waitpid(-1, &mut status, options) })? {
+        0 => Ok(None),
+        pid => Ok(Some((Pid::from_raw(pid), status))),
+    }
+}
+
+/// Ends this process the way the plugin ended, given its wait status: the same signal, or the same exit code.
+pub(crate) fn die_as(status: i32) -> ! {
+    if libc::WIFSIGNALED(status) {
+        // The death is the plugin's; a core of this process, or a helper that makes one, is nobody's business.
+        let _ = nix::sys::prctl::set_dumpable(false);
         let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
-        // SAFETY: the default action is no function of ours.
-        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
-        let mut set = nix::sys::signal::SigSet::empty();
-        set.add(signal);
-        let _ = set.thread_unblock();
-        let _ = nix::sys::signal::raise(signal);
-        // A signal that does not kill by default cannot have been the cause of a death; fall through to SIGKILL.
+        let signal = libc::WTERMSIG(status);
+        // SAFETY: the default action is no function of ours; this process has one thread and is about to end.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, signal);
+            libc::sigprocmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+            libc::raise(signal);
+        }
+        // A signal that does not kill by default cannot have been the cause of a death.
         let _ = nix::sys::signal::raise(Signal::SIGKILL);
     }
-    let code = match status {
-        WaitStatus::Exited(_, code) => code,
-        _ => 1,
-    };
-    exit_now(code)
+    exit_now(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 1 })
 }
 
 /// Ends this process without running anything of the runtime; for the forked warden and stub.

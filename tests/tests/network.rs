@@ -276,3 +276,72 @@ fn many_strangers_from_one_address_do_not_shut_the_others_out() {
     drop(crowd);
     let _ = peer.stream.get_ref().set_read_timeout(Some(Duration::from_millis(1)));
 }
+
+#[test]
+fn a_trusted_key_cannot_take_an_id_that_its_certificate_does_not_name() {
+    let mut a = Spec::encrypted("node-a").start();
+    let spec = Spec::encrypted("victim").top(&bootstrap(&a));
+    let dir = spec.lay_out();
+    let made = std::process::Command::new(thenodes_tests::bin_dir().join("thenodes"))
+        .args(["--config", "config.toml", "cert", "new", "--cn", "mallory"])
+        .current_dir(dir.path())
+        .status();
+    assert!(made.is_ok_and(|status| status.success()));
+    let b = spec.start_in(dir);
+    assert!(a.command(&["trust", "add", &fingerprint(&b)]).status.success());
+    assert!(b.command(&["trust", "add", &fingerprint(&a)]).status.success());
+    let refused = a.expect("action=peer_reject_foreign_id");
+    assert!(refused.contains("victim") && refused.contains("mallory"), "{refused}");
+    assert!(a.json(&["peers"])["peers"].as_array().is_some_and(Vec::is_empty));
+    // The control: the same key under the name that its certificate has.
+    drop(b);
+    let mut b = Spec::encrypted("victim").top(&bootstrap(&a)).start();
+    assert!(a.command(&["trust", "add", &fingerprint(&b)]).status.success());
+    assert!(b.command(&["trust", "add", &fingerprint(&a)]).status.success());
+    b.expect("action=app_handshake_success");
+}
+
+#[test]
+fn messages_that_grow_when_they_are_parsed_do_not_grow_the_node() {
+    let mut node = Spec::new("weights").with_hostile("deaf", "message:hang").start();
+    let before = node.memory();
+    let tree = format!("[{}]", vec!["{\"\":0}"; 100_000].join(","));
+    let line = format!(
+        r#"{{"from":"p","to":"*","msg_type":{{"EXTENSION":{{"kind":"k"}}}},"payload":{{"type":"Json","value":{tree}}},"realm":null}}"#
+    );
+    assert!(line.len() < 1 << 20);
+    let mut highest = 0;
+    let mut peers: Vec<Stranger> = (0..6).map(|n| Stranger::greeted(&node, &format!("p{n}"))).collect();
+    for _ in 0..6 {
+        node.expect("app_handshake_success");
+    }
+    for peer in &mut peers {
+        let _ = peer.stream.get_mut().set_write_timeout(Some(Duration::from_millis(500)));
+        for _ in 0..15 {
+            // A peer that brings too much is held up, which is the point.
+            if peer.stream.get_mut().write_all(format!("{line}\n").as_bytes()).is_err() {
+                break;
+            }
+            highest = highest.max(node.memory().saturating_sub(before));
+        }
+    }
+    assert!(highest < 512 << 20, "the node grew by {highest} bytes");
+    assert!(node.json(&["status"])["node_id"] == "weights", "and still answers");
+}
+
+#[test]
+fn a_peer_cannot_push_the_audit_log_out() {
+    let mut node = Spec::new("audit").more("[logging]\njson_max_bytes = 8192\njson_rotate = 1").start();
+    let mut peer = Stranger::greeted(&node, "peer");
+    node.expect("app_handshake_success");
+    for n in 0..2000 {
+        peer.say(&format!(
+            r#"{{"from":"peer","to":"*","msg_type":{{"TEXT":"{n}"}},"payload":null,"realm":null}}"#
+        ));
+    }
+    node.expect("action=message_text");
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(node.wait().success());
+    let log = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("a log");
+    assert!(log.contains("identity_resolved") && log.contains("app_handshake_success"), "{log}");
+}

@@ -93,6 +93,8 @@ fn each_death_is_named_and_the_plugin_is_back() {
         ("_exit0", "exit", "exit code 0"),
         ("stack", "signal", "SIGSEGV"),
         ("socket", "denied_syscall", "SIGSYS"),
+        ("rt-signal", "signal", "signal 40"),
+        ("link-deaf", "exit", "exit code 0"),
         ("frame-garbage", "protocol_violation", "cap is"),
         ("frame-oversized", "protocol_violation", "a frame of 2097152 bytes"),
         ("frame-empty", "protocol_violation", "a frame of 0 bytes"),
@@ -169,6 +171,56 @@ fn a_flood_of_output_is_bounded_counted_and_harmless() {
     let value = node.json(&["plugin", "logs", "hostile"]);
     assert!(value["dropped"].as_u64().is_some_and(|dropped| dropped > 100_000), "{}", value["dropped"]);
     assert!(!value.to_string().contains('\u{1b}'), "no escape sequence reaches a terminal");
+}
+
+#[test]
+fn a_runner_that_reads_nothing_is_replaced_and_does_not_hold_the_nodes_end_up() {
+    use nix::sys::signal::{kill, Signal};
+    use nix::unistd::Pid;
+    let mut a = Spec::new("stopped-a").with("echo").start();
+    let b = Spec::new("stopped-b")
+        .with("hostile")
+        .top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port))
+        .start();
+    a.expect("app_handshake_success");
+    let stop_runner = |node: &thenodes_tests::TestNode| {
+        let warden = node.status("echo")["pid"].as_u64().expect("a pid") as u32;
+        let runner = *thenodes_tests::descendants(warden).last().expect("a runner");
+        kill(Pid::from_raw(runner as i32), Signal::SIGSTOP).expect("stopped");
+    };
+    stop_runner(&a);
+    assert_eq!(b.prompt("hostile", "say hello").as_deref(), Ok("1"));
+    let died = a.expect("name=echo action=died");
+    assert!(died.contains("cause=hang"), "{died}");
+    a.expect("name=echo action=ready detail=Some(\"generation=2");
+    stop_runner(&a);
+    let pids = a.descendants();
+    a.signal(Signal::SIGTERM);
+    assert!(a.wait().success());
+    assert!(all_gone(&pids, Duration::from_secs(1)), "nothing is left of a stopped runner");
+}
+
+#[test]
+fn a_plugin_cannot_speak_in_the_nodes_voice() {
+    let node = Spec::new("forge").with("hostile").start();
+    assert_eq!(node.prompt("hostile", "forge").as_deref(), Ok("forged"));
+    let logs = node.logs("hostile");
+    assert!(logs.iter().any(|line| line == "error log node: died: SIGKILL: by root"), "{logs:?}");
+    assert!(!logs.iter().any(|line| line.starts_with("error node:")), "{logs:?}");
+}
+
+#[test]
+fn millions_of_empty_lines_delay_nobody() {
+    let node = Spec::new("newlines").with("echo").with("hostile").start();
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| node.prompt("hostile", "newlines"));
+        // Every answer of the neighbour comes while the flood is on, or the flood is over.
+        for n in 0..20 {
+            assert_eq!(node.prompt("echo", &n.to_string()), Ok(n.to_string()));
+        }
+        assert_eq!(flood.join().expect("no panic").as_deref(), Ok("written"));
+    });
+    assert_eq!(node.status("echo")["starts"], 1);
 }
 
 #[test]

@@ -189,6 +189,8 @@ impl Raw {
             }
             wanted && free
         };
+        // Privileged ports are an operator's decision.
+        let port = port.filter(|port| *port >= 1024);
         if fill("port", port.is_some(), self.port.is_none()) {
             self.port = port.map(raw::unspanned);
         }

@@ -79,7 +79,7 @@ fn the_operator_always_wins_and_a_plugin_never_gets_power_over_the_node() {
     let mut raw =
         Raw::parse(Path::new("c.toml"), "port = 50000\nbootstrap_nodes = [\"a:1\"]").expect("valid");
     let applied = raw.suggest(ConfigDefaults {
-        port: Some(1),
+        port: Some(4711),
         app_name: Some("x\u{1b}y".into()),
         realm: Some(RealmInfo::new("r", "1")),
         bootstrap_nodes: Some(vec!["evil:1".into()]),

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 use thenodes::events::model::{LogEvent, LogLevel, SystemEvent};
 use thenodes::events::{EventBus, EventHandle, LogSink};
 use tokio::sync::mpsc;
@@ -9,6 +10,8 @@ use tokio::task::JoinHandle;
 
 /// Events that may wait for the sinks.
 const QUEUE: usize = 1024;
+/// Network events a second.
+const NETWORK_PER_SECOND: u32 = 500;
 
 enum Item {
     Event(Box<LogEvent>),
@@ -22,6 +25,8 @@ pub struct Bus {
     dropped: Arc<AtomicU64>,
     session: String,
     task: Mutex<Option<JoinHandle<()>>>,
+    /// Begin of this second, and network events in it.
+    rate: Mutex<(Instant, u32)>,
 }
 
 impl Bus {
@@ -32,7 +37,23 @@ impl Bus {
         let dropped = Arc::new(AtomicU64::new(0));
         let task = tokio::spawn(feed(receiver, sinks.clone(), dropped.clone()));
         let session = uuid::Uuid::new_v4().to_string();
-        Arc::new(Self { queue, sinks, dropped, session, task: Mutex::new(Some(task)) })
+        Arc::new(Self {
+            queue,
+            sinks,
+            dropped,
+            session,
+            task: Mutex::new(Some(task)),
+            rate: Mutex::new((Instant::now(), 0)),
+        })
+    }
+
+    fn admit(&self) -> bool {
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        if rate.0.elapsed() >= Duration::from_secs(1) {
+            *rate = (Instant::now(), 0);
+        }
+        rate.1 = rate.1.saturating_add(1);
+        rate.1 <= NETWORK_PER_SECOND
     }
 
     /// A handle for emitting.
@@ -65,7 +86,11 @@ impl Bus {
 
 impl EventBus for Bus {
     fn emit(&self, event: LogEvent) {
-        if self.queue.try_send(Item::Event(Box::new(event))).is_err() {
+        // What peers can cause at will must neither fill the queue nor push out what matters: a rate for network events, and
+        // the last quarter of the queue for everything else.
+        let of_peers = matches!(event, LogEvent::Network(_));
+        let refused = of_peers && (self.queue.capacity() < QUEUE / 4 || !self.admit());
+        if refused || self.queue.try_send(Item::Event(Box::new(event))).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }

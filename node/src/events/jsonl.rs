@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use thenodes::events::model::LogEvent;
+use thenodes::events::model::{LogEvent, LogLevel};
 use thenodes::events::LogSink;
 
 /// The file.
@@ -103,6 +103,10 @@ impl Writer {
 #[async_trait::async_trait]
 impl LogSink for JsonLines {
     async fn handle(&self, event: &LogEvent) {
+        // The file is an audit: what happens per message, and could rotate everything else out, is for the console.
+        if event.meta().level <= LogLevel::Debug {
+            return;
+        }
         let Ok(mut line) = serde_json::to_vec(event) else { return };
         line.push(b'\n');
         self.work(move |writer| writer.write(&line)).await;
@@ -121,7 +125,7 @@ impl LogSink for JsonLines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use thenodes::events::model::{LogLevel, SystemEvent};
+    use thenodes::events::model::SystemEvent;
 
     #[tokio::test]
     async fn the_file_is_rotated_by_size_and_old_ones_leave() {

@@ -217,6 +217,11 @@ impl Forwarder {
         let _ = self.plugins.set(plugins);
     }
 
+    /// Forgets that a plugin asked.
+    pub fn unsubscribe(&self, plugin: &PluginName) {
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).remove(plugin);
+    }
+
     fn subscribe(&self, plugin: &PluginName) {
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).insert(plugin.clone());
     }

@@ -33,7 +33,7 @@ pub async fn distribute(
     events: Emitter,
 ) {
     let granted = may_receive(&policy.grants);
-    while let Some(Inbound { peer, message }) = inbound.recv().await {
+    while let Some(Inbound { peer, message, room: _room }) = inbound.recv().await {
         let (action, detail) = match &message.msg_type {
             MessageType::Text(text) => ("message_text", printable(text, SHOWN)),
             MessageType::Extension { kind } => ("message_other", format!("kind={}", printable(kind, SHOWN))),

@@ -35,10 +35,10 @@ pub async fn secure(
     tcp: TcpStream,
     addr: SocketAddr,
     direction: Direction,
-) -> Result<Box<dyn Bytes>, ChannelError> {
+) -> Result<(Box<dyn Bytes>, Option<pki::CertificateFacts>), ChannelError> {
     // Messages are small and each is one write: waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
-    let Some((tls, encryption)) = &network.security else { return Ok(Box::new(tcp)) };
+    let Some((tls, encryption)) = &network.security else { return Ok((Box::new(tcp), None)) };
     let stream = match direction {
         Direction::Inbound => tls.accept(tcp).await?,
         Direction::Outbound => tls.connect(tcp, addr).await?,
@@ -88,7 +88,7 @@ pub async fn secure(
     };
     network.events.emit(LogEvent::TrustDecision(event));
     if verdict.accepted {
-        Ok(Box::new(stream))
+        Ok((Box::new(stream), facts))
     } else {
         // A close_notify tells the peer that this was meant; without it upstream keeps waiting.
         let mut stream = stream;

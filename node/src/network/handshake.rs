@@ -51,6 +51,14 @@ pub enum Refusal {
     /// Its type is not let in.
     #[error("node type {0:?} is not in [realm_access] allowed_node_types")]
     NodeType(Option<String>),
+    /// The id belongs to another key.
+    #[error("node id {claimed} is not its own: {why}")]
+    NotItsId {
+        /// What it claims.
+        claimed: String,
+        /// Why not.
+        why: String,
+    },
     /// A node with this id is connected already.
     #[error("node id {0} is connected already")]
     Duplicate(String),
@@ -66,6 +74,7 @@ impl Refusal {
             Refusal::BadId(_) => "hello_bad_node_id",
             Refusal::SelfId => "peer_reject_self_id",
             Refusal::NodeType(_) => "peer_reject_node_type",
+            Refusal::NotItsId { .. } => "peer_reject_foreign_id",
             Refusal::Duplicate(_) => "peer_already_connected",
         }
     }

@@ -2,7 +2,7 @@
 
 use super::peers::Direction;
 use super::session::carry;
-use super::{Network, MAX_CONNECTIONS, MAX_GREETINGS_PER_IP};
+use super::{Network, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_IP, MAX_GREETINGS_PER_IP};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,18 +18,18 @@ pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(addr).await
 }
 
-/// Strangers per address.
+/// Connections per address.
 #[derive(Default)]
 struct Strangers(Mutex<HashMap<IpAddr, usize>>);
 
-/// One stranger; counted until dropped.
+/// One connection; counted until dropped.
 struct Stranger(Arc<Strangers>, IpAddr);
 
 impl Strangers {
-    fn admit(self: &Arc<Self>, ip: IpAddr) -> Option<Stranger> {
+    fn admit(self: &Arc<Self>, ip: IpAddr, most: usize) -> Option<Stranger> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(ip).or_default();
-        if *count >= MAX_GREETINGS_PER_IP {
+        if *count >= most {
             return None;
         }
         *count += 1;
@@ -52,11 +52,10 @@ impl Drop for Stranger {
 /// Accepts until the task is aborted.
 pub async fn listen(network: Arc<Network>, listener: TcpListener) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let strangers = Arc::new(Strangers::default());
+    let (all, strangers) = (Arc::new(Strangers::default()), Arc::new(Strangers::default()));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let (tcp, addr) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -66,7 +65,17 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
                 continue;
             }
         };
-        let Some(stranger) = strangers.admit(addr.ip()) else {
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            let detail = format!("{MAX_CONNECTIONS} connections are open");
+            network.events.network(LogLevel::Warn, "too_many_connections", Some(addr.to_string()), detail);
+            continue;
+        };
+        let Some(from_ip) = all.admit(addr.ip(), MAX_CONNECTIONS_PER_IP) else {
+            let detail = format!("{MAX_CONNECTIONS_PER_IP} connections from this address are open");
+            network.events.network(LogLevel::Warn, "too_many_connections", Some(addr.to_string()), detail);
+            continue;
+        };
+        let Some(stranger) = strangers.admit(addr.ip(), MAX_GREETINGS_PER_IP) else {
             let detail = format!(
                 "more than {MAX_GREETINGS_PER_IP} connections from this address wait for their handshake"
             );
@@ -75,7 +84,7 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
         };
         let network = network.clone();
         connections.spawn(async move {
-            let _place = place;
+            let _place = (place, from_ip);
             network.events.network(LogLevel::Debug, "incoming_connection", Some(addr.to_string()), None);
             carry(&network, tcp, addr, Direction::Inbound, stranger).await;
         });

@@ -14,13 +14,14 @@ use crate::config::Encryption;
 use crate::events::Emitter;
 use crate::security::tls::Tls;
 use peers::PeerTable;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use thenodes::host::PeerInfo;
 use thenodes::network::message::Message;
 use thenodes::network::PeerStore;
 use thenodes::realms::RealmInfo;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 
 /// TCP, TLS and HELLO together must be done by then.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -32,8 +33,16 @@ pub const MAX_CONNECTIONS: usize = 512;
 pub const MAX_GREETINGS_PER_IP: usize = 16;
 /// Messages on their way up to the hall.
 pub const INBOUND_QUEUE: usize = 1024;
+/// Weight of all messages on their way up, bytes once parsed: whoever brings more waits.
+pub const INBOUND_WEIGHT: usize = 128 * 1024 * 1024;
 /// Messages that may wait for one peer.
 pub const PEER_QUEUE: usize = 256;
+/// Bytes that may wait for one peer.
+pub const PEER_QUEUE_BYTES: usize = 8 * 1024 * 1024;
+/// Connections from one address, greeted or not.
+pub const MAX_CONNECTIONS_PER_IP: usize = 64;
+/// Keys that are remembered with the id they came with.
+pub const MAX_REMEMBERED_KEYS: usize = 4096;
 /// A write that takes longer ends the connection.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// A silent peer is asked whether it lives.
@@ -63,8 +72,10 @@ pub struct Local {
 pub struct Inbound {
     /// Who sent it: proved by the connection, not by the message.
     pub peer: Arc<PeerInfo>,
-    /// The message; `from` of TEXT and EXTENSION is the peer's proved id.
+    /// The message; its `from` is the peer's id.
     pub message: Message,
+    /// Its part of [`INBOUND_WEIGHT`], held until it is distributed.
+    pub room: OwnedSemaphorePermit,
 }
 
 /// What every connection shares.
@@ -83,4 +94,8 @@ pub struct Network {
     pub trust_command: String,
     /// The way up.
     pub up: mpsc::Sender<Inbound>,
+    /// Room on the way up, see [`INBOUND_WEIGHT`].
+    pub room: Arc<Semaphore>,
+    /// Which key each id came with first: nobody else may use that id while this node runs.
+    pub keys: Mutex<HashMap<String, String>>,
 }

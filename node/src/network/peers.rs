@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use thenodes::host::PeerInfo;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 
 /// Who made a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +32,32 @@ const CROSSING: Duration = Duration::from_secs(5);
 /// A line for a peer, shared between all that get it.
 pub type Line = Arc<[u8]>;
 
+/// A line in a peer's queue; holds its part of the queue's bytes until it is written.
+#[derive(Debug)]
+pub struct Queued {
+    /// The line.
+    pub line: Line,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Entry {
+    /// Queues a line; false if the queue is full, by number or by bytes.
+    fn queue(&self, line: &Line) -> bool {
+        let size = u32::try_from(line.len()).unwrap_or(u32::MAX);
+        match self.room.clone().try_acquire_many_owned(size) {
+            Ok(room) => self.out.try_send(Queued { line: line.clone(), _room: room }).is_ok(),
+            Err(_) => false,
+        }
+    }
+}
+
 struct Entry {
     info: Arc<PeerInfo>,
     serial: u64,
     direction: Direction,
     since: Instant,
-    out: mpsc::Sender<Line>,
+    out: mpsc::Sender<Queued>,
+    room: Arc<Semaphore>,
     /// Set to close the connection.
     close: watch::Sender<bool>,
 }
@@ -65,7 +85,7 @@ pub struct Place {
     pub info: Arc<PeerInfo>,
     serial: u64,
     /// Lines to be written to the peer.
-    pub queue: mpsc::Receiver<Line>,
+    pub queue: mpsc::Receiver<Queued>,
     /// Becomes true when the connection is to be closed.
     pub closing: watch::Receiver<bool>,
 }
@@ -120,7 +140,15 @@ impl PeerTable {
         inner.by_addr.insert(info.addr, info.node_id.clone());
         inner.by_id.insert(
             info.node_id.clone(),
-            Entry { info: info.clone(), serial, direction, since: now, out, close },
+            Entry {
+                info: info.clone(),
+                serial,
+                direction,
+                since: now,
+                out,
+                room: Arc::new(Semaphore::new(super::PEER_QUEUE_BYTES)),
+                close,
+            },
         );
         drop(inner);
         self.changed.send_modify(|n| *n += 1);
@@ -131,10 +159,8 @@ impl PeerTable {
     pub fn send_to_id(&self, node_id: &str, line: Line) -> Sent {
         match self.locked().by_id.get(node_id) {
             None => Sent::Unknown,
-            Some(entry) => match entry.out.try_send(line) {
-                Ok(()) => Sent::Queued,
-                Err(_) => Sent::Full,
-            },
+            Some(entry) if entry.queue(&line) => Sent::Queued,
+            Some(_) => Sent::Full,
         }
     }
 
@@ -147,9 +173,9 @@ impl PeerTable {
     /// Queues a line for every peer; how many took it, and how many were full.
     pub fn broadcast(&self, line: &Line) -> (u64, u64) {
         let inner = self.locked();
-        inner.by_id.values().fold((0, 0), |(took, full), entry| match entry.out.try_send(line.clone()) {
-            Ok(()) => (took + 1, full),
-            Err(_) => (took, full + 1),
+        inner.by_id.values().fold((0, 0), |(took, full), entry| match entry.queue(line) {
+            true => (took + 1, full),
+            false => (took, full + 1),
         })
     }
 

@@ -4,11 +4,15 @@
 use super::channel::{secure, Bytes, ChannelError};
 use super::handshake::{hello, judge, Refusal};
 use super::peers::{Direction, Place};
-use super::wire::{encode, LineDecoder, WireError, MAX_HELLO, MAX_LINE};
-use super::{Inbound, Network, HANDSHAKE_DEADLINE, PROBE_INTERVAL, SILENCE, WRITE_DEADLINE};
+use super::wire::{decode, encode, weight, LineDecoder, WireError, MAX_HELLO, MAX_LINE};
+use super::{
+    Inbound, Network, HANDSHAKE_DEADLINE, MAX_REMEMBERED_KEYS, PROBE_INTERVAL, SILENCE, WRITE_DEADLINE,
+};
+use crate::config::is_node_id;
+use crate::security::pki::CertificateFacts;
 use crate::text::printable;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
@@ -113,6 +117,30 @@ pub async fn carry<S>(
     Outcome::Ended { peer, why }
 }
 
+/// An id belongs to a key: to the one whose certificate names it, else to the first that came with it.
+fn own_id(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
+    if let Some(named) = facts.common_name.as_ref().filter(|name| is_node_id(name)) {
+        if named != node_id {
+            return Err(Refusal::NotItsId {
+                claimed: node_id.into(),
+                why: format!("its certificate names {named}"),
+            });
+        }
+    }
+    let mut keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
+    match keys.get(node_id) {
+        Some(fingerprint) if *fingerprint != facts.fingerprint => {
+            Err(Refusal::NotItsId { claimed: node_id.into(), why: "it came with another key before".into() })
+        }
+        Some(_) => Ok(()),
+        None if keys.len() >= MAX_REMEMBERED_KEYS => Ok(()),
+        None => {
+            keys.insert(node_id.into(), facts.fingerprint.clone());
+            Ok(())
+        }
+    }
+}
+
 type Greeted = (Box<dyn Bytes>, LineDecoder, Place);
 
 async fn greet(
@@ -123,7 +151,7 @@ async fn greet(
 ) -> Result<Greeted, GreetingError> {
     let closed = |e: std::io::Error| GreetingError::Closed(e.to_string());
     let own = tcp.local_addr().map_err(closed)?;
-    let mut stream = secure(network, tcp, addr, direction).await?;
+    let (mut stream, certificate) = secure(network, tcp, addr, direction).await?;
     // The acceptor speaks first.
     if direction == Direction::Inbound {
         stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;
@@ -142,6 +170,9 @@ async fn greet(
         }
     };
     let greeted = judge(&network.local, &first)?;
+    if let Some(facts) = &certificate {
+        own_id(network, &greeted.node_id, facts)?;
+    }
     if direction == Direction::Outbound {
         stream.write_all(&encode(&hello(&network.local, own, &first.from))).await.map_err(closed)?;
         stream.flush().await.map_err(closed)?;
@@ -196,15 +227,26 @@ async fn read(
     let addr = || Some(peer.addr.to_string());
     loop {
         loop {
-            match decoder.next() {
+            // Room first, then parsing: a short line may be a large tree.
+            let next = match decoder.next_line() {
                 Ok(None) => break,
-                Ok(Some(message)) => match sort(message, peer, network) {
+                Ok(Some(line)) => {
+                    let weight = u32::try_from(weight(line)).unwrap_or(u32::MAX);
+                    match network.room.clone().acquire_many_owned(weight).await {
+                        Ok(room) => decode(line).map(|message| (message, room)),
+                        Err(_) => return "the node is shutting down".into(),
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            match next {
+                Ok((message, room)) => match sort(message, peer, network) {
                     Sorted::Probe(reply) => drop(answer.try_send(reply)),
                     Sorted::Alive => answers_probes = true,
                     Sorted::Goodbye => return "the peer said DISCONNECT".into(),
                     Sorted::Nothing => {}
                     Sorted::Up(message) => {
-                        let inbound = Inbound { peer: peer.clone(), message };
+                        let inbound = Inbound { peer: peer.clone(), message, room };
                         // Waiting here holds up this peer only.
                         if network.up.send(inbound).await.is_err() {
                             return "the node is shutting down".into();
@@ -276,7 +318,10 @@ fn sort(mut message: Message, peer: &PeerInfo, network: &Network) -> Sorted {
             }
             Some(Payload::Text(text)) if text == ANSWER && message.from == peer.node_id => Sorted::Alive,
             Some(Payload::Text(text)) if text == PROBE || text == ANSWER => Sorted::Nothing,
-            _ => Sorted::Up(message),
+            _ => {
+                message.from.clone_from(&peer.node_id);
+                Sorted::Up(message)
+            }
         },
         MessageType::Hello { .. } => {
             network.events.network(
@@ -288,12 +333,11 @@ fn sort(mut message: Message, peer: &PeerInfo, network: &Network) -> Sorted {
             Sorted::Nothing
         }
         MessageType::Disconnect => Sorted::Goodbye,
-        MessageType::Text(_) | MessageType::Extension { .. } => {
+        _ => {
             // The envelope's `from` is a claim; the connection is a proof.
             message.from.clone_from(&peer.node_id);
             Sorted::Up(message)
         }
-        _ => Sorted::Up(message),
     }
 }
 
@@ -331,7 +375,7 @@ async fn write(
             },
             _ = probes.tick() => encode(&heartbeat(network, &peer.node_id, PROBE)).into(),
             line = place.queue.recv() => match line {
-                Some(line) => line,
+                Some(queued) => queued.line,
                 None => break "closed by this node".to_owned(),
             },
         };

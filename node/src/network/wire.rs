@@ -65,6 +65,11 @@ impl LineDecoder {
     /// The next message; `None` when more bytes are needed. Empty lines are passed over.
     #[allow(clippy::should_implement_trait)] // `Result<Option>` is the field's form for decoders
     pub fn next(&mut self) -> Result<Option<Message>, WireError> {
+        self.next_line()?.map(decode).transpose()
+    }
+
+    /// The next line, undecoded, for a reader who first asks what it would weigh. Empty lines are passed over.
+    pub fn next_line(&mut self) -> Result<Option<&[u8]>, WireError> {
         loop {
             let waiting = &self.buffer[self.start..];
             let end = waiting[self.searched..].iter().position(|byte| *byte == b'\n');
@@ -81,13 +86,23 @@ impl LineDecoder {
             if end > self.max {
                 return Err(WireError::TooLong(self.max));
             }
-            let line = &self.buffer[line];
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
+            if !self.buffer[line.clone()].iter().all(u8::is_ascii_whitespace) {
+                return Ok(Some(&self.buffer[line]));
             }
-            return decode(line).map(Some);
         }
     }
+}
+
+/// How many bytes a line may take once it is parsed, at most: a JSON object of a few bytes becomes a tree of hundreds.
+pub fn weight(line: &[u8]) -> usize {
+    line.iter().fold(line.len() + 256, |weight, byte| {
+        weight
+            + match byte {
+                b'{' => 768, // a map and its first node
+                b'[' | b',' => 40,
+                _ => 0,
+            }
+    })
 }
 
 /// Reads one line.
@@ -132,6 +147,14 @@ mod tests {
         }
         decoder.push(b"x");
         assert_eq!(decoder.next(), Err(WireError::TooLong(1000)));
+    }
+
+    #[test]
+    fn what_grows_when_it_is_parsed_weighs_more() {
+        let flat = encode(&text(&"x".repeat(10_000)));
+        assert!(weight(&flat) < 15_000);
+        let nested = "{\"\":0},".repeat(10_000);
+        assert!(weight(nested.as_bytes()) > 7_000_000);
     }
 
     #[test]

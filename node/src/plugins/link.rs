@@ -16,12 +16,16 @@ use thenodes::host::{Host, HostError, Notice, Request};
 use thenodes_ipc::launch::{Confinement, Refusal, Registration, RunnerHello, Versions};
 use thenodes_ipc::{limits, pack, CallId, Code, Frame, FrameDecoder, FrameError, Generation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{mpsc, oneshot, watch, Semaphore};
+use tokio::sync::{mpsc, oneshot, watch, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{timeout, timeout_at, Instant};
 
 /// Frames waiting to be written to one runner.
 pub const OUT_QUEUE: usize = 256;
+/// Bytes waiting to be written to one runner: two of the largest frames.
+pub const OUT_BYTES: usize = 2 * limits::MAX_FRAME + 2 * limits::MAX_HEADER;
+/// A runner that takes no byte for so long does not read any more.
+pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes read at once.
 const READ: usize = 16 * 1024;
 
@@ -72,7 +76,8 @@ impl Greeting {
     }
 
     async fn expect<T: serde::de::DeserializeOwned>(&mut self, wanted: &str) -> Result<T, Ended> {
-        let violation = |what: String| Ended::Because(Cause::Violation(what));
+        // Errors quote what they did not understand, which may be a megabyte.
+        let violation = |what: String| Ended::Because(Cause::Violation(crate::text::printable(&what, 500)));
         let mut buffer = vec![0; READ];
         loop {
             match self.decoder.next().map_err(|e| violation(e.to_string()))? {
@@ -146,10 +151,35 @@ pub type CallError = HostError;
 
 type Answer = Result<Vec<u8>, CallError>;
 
-/// Bytes to be written: a head of their own and a body that many may share.
+/// Bytes to be written: a head of their own and a body that many may share. Holds its part of [`OUT_BYTES`] until written.
 struct Out {
     head: Vec<u8>,
     body: Arc<[u8]>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Why a call has no result: what the plugin said, and what the node found out by itself, are never mixed up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failed {
+    /// The plugin answered with an error.
+    Answered(HostError),
+    /// The plugin did not answer in time.
+    Late,
+    /// The link has ended, or could not take the call.
+    Gone(HostError),
+}
+
+impl Failed {
+    /// The same for callers who only pass it on.
+    pub fn into_error(self, method: &str) -> CallError {
+        match self {
+            Failed::Answered(error) | Failed::Gone(error) => error,
+            Failed::Late => HostError::new(
+                Code::Timeout,
+                format!("{method}: the plugin did not answer within the deadline"),
+            ),
+        }
+    }
 }
 
 /// Calls and their answers, shared by everybody who calls.
@@ -158,6 +188,7 @@ struct Shared {
     counter: AtomicU64,
     pending: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
     out: mpsc::Sender<Out>,
+    room: Arc<Semaphore>,
     open: Semaphore,
     counters: Arc<Counters>,
     /// Why the link ended, for whoever comes late.
@@ -199,6 +230,7 @@ impl Link {
             counter: AtomicU64::new(1),
             pending: Mutex::default(),
             out,
+            room: Arc::new(Semaphore::new(OUT_BYTES)),
             open: Semaphore::new(limits::MAX_CALLS_TO_PLUGIN),
             counters,
             ended: OnceLock::new(),
@@ -206,13 +238,24 @@ impl Link {
         let caller = Caller { shared };
         let (tell, ended) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        tasks.spawn(write(stream.clone(), queue));
-        let reader = caller.clone();
-        tasks.spawn(async move {
-            let end = read(&stream, decoder, &reader, host).await;
-            reader.end(&end);
-            let _ = tell.send(Some(end));
-        });
+        let tell = Arc::new(tell);
+        // Whichever direction ends first ends the link.
+        let finish = |caller: Caller, tell: Arc<watch::Sender<Option<Ended>>>| {
+            move |end: Ended| {
+                caller.end(&end);
+                tell.send_if_modified(|told| {
+                    let first = told.is_none();
+                    if first {
+                        *told = Some(end);
+                    }
+                    first
+                });
+            }
+        };
+        let (writer, writer_ended) = (stream.clone(), finish(caller.clone(), tell.clone()));
+        tasks.spawn(async move { writer_ended(write(&writer, queue).await) });
+        let (reader, reader_ended) = (caller.clone(), finish(caller.clone(), tell));
+        tasks.spawn(async move { reader_ended(read(&stream, decoder, &reader, host).await) });
         Self { caller, ended, tasks }
     }
 
@@ -239,16 +282,13 @@ impl Drop for Link {
 
 impl Caller {
     /// Calls a method and waits for the answer, at most until `deadline` from now.
-    pub async fn call(&self, method: &str, body: Arc<[u8]>, deadline: Duration) -> Answer {
+    pub async fn call(&self, method: &str, body: Arc<[u8]>, deadline: Duration) -> Result<Vec<u8>, Failed> {
         let until = Instant::now() + deadline.min(limits::MAX_DEADLINE);
         match timeout_at(until, self.send(method, body, deadline)).await {
-            Ok(sent) => sent?.answer(until).await,
+            Ok(sent) => sent.map_err(Failed::Gone)?.answer(until).await,
             Err(_) => {
                 Counters::count(&self.shared.counters.timeouts);
-                Err(HostError::new(
-                    Code::Timeout,
-                    format!("{method}: the plugin took no call within {deadline:?}"),
-                ))
+                Err(Failed::Late)
             }
         }
     }
@@ -276,7 +316,16 @@ impl Caller {
     pub fn notify(&self, method: &str, body: Arc<[u8]>) -> bool {
         let mut head = Vec::with_capacity(64);
         let fits = Frame::Notify { method, body: &body }.encode_head(&mut head, limits::MAX_FRAME).is_ok();
-        fits && self.shared.out.try_send(Out { head, body }).is_ok()
+        fits && self.try_queue(head, body)
+    }
+
+    /// Queues bytes if there is room now.
+    fn try_queue(&self, head: Vec<u8>, body: Arc<[u8]>) -> bool {
+        let size = u32::try_from(head.len() + body.len()).unwrap_or(u32::MAX);
+        match self.shared.room.clone().try_acquire_many_owned(size) {
+            Ok(room) => self.shared.out.try_send(Out { head, body, _room: room }).is_ok(),
+            Err(_) => false,
+        }
     }
 
     async fn write(&self, frame: &Frame<'_>, body: Arc<[u8]>) -> Result<(), CallError> {
@@ -285,7 +334,9 @@ impl Caller {
             FrameError::TooLong { .. } => HostError::new(Code::ResourceExhausted, e.to_string()),
             other => HostError::new(Code::Internal, other.to_string()),
         })?;
-        self.shared.out.send(Out { head, body }).await.map_err(|_| self.gone())
+        let size = u32::try_from(head.len() + body.len()).unwrap_or(u32::MAX);
+        let room = self.shared.room.clone().acquire_many_owned(size).await.map_err(|_| self.gone())?;
+        self.shared.out.send(Out { head, body, _room: room }).await.map_err(|_| self.gone())
     }
 
     async fn reply(&self, id: CallId, answer: Result<Vec<u8>, HostError>) {
@@ -316,6 +367,7 @@ impl Caller {
     fn end(&self, end: &Ended) {
         let _ = self.shared.ended.set(end.clone());
         self.shared.open.close();
+        self.shared.room.close();
         let waiting: Vec<_> =
             self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).drain().collect();
         for (_, tell) in waiting {
@@ -338,7 +390,7 @@ impl Caller {
 
 impl Sent {
     /// Waits for the answer. At `until` the call is cancelled and the answer, should it come, is ignored.
-    pub async fn answer(mut self, until: Instant) -> Answer {
+    pub async fn answer(mut self, until: Instant) -> Result<Vec<u8>, Failed> {
         let counters = self.caller.shared.counters.clone();
         let outcome = timeout_at(until, &mut self.answer).await;
         match outcome {
@@ -352,12 +404,17 @@ impl Sent {
                 if error.code == Code::PluginCrashed && error.message.starts_with("panicked") {
                     Counters::count(&counters.panics);
                 }
-                Err(error)
+                // An entry that the end of the link took away was answered by us, not by the plugin.
+                Err(if self.caller.shared.ended.get().is_some() {
+                    Failed::Gone(error)
+                } else {
+                    Failed::Answered(error)
+                })
             }
-            Ok(Err(_)) => Err(self.caller.gone()),
+            Ok(Err(_)) => Err(Failed::Gone(self.caller.gone())),
             Err(_) => {
                 Counters::count(&counters.timeouts);
-                Err(HostError::new(Code::Timeout, "the plugin did not answer within the deadline"))
+                Err(Failed::Late)
             }
         }
     }
@@ -370,21 +427,22 @@ impl Drop for Sent {
             let mut head = Vec::new();
             if (Frame::Cancel { id: self.id }).encode_head(&mut head, limits::MAX_FRAME).is_ok() {
                 // If even this does not fit, the runner has not read for a long time, and its deadline will find it.
-                let _ = self.caller.shared.out.try_send(Out { head, body: Arc::from([]) });
+                self.caller.try_queue(head, Arc::from([]));
             }
         }
     }
 }
 
-/// Writes what is queued. Ends with the socket.
-async fn write(stream: Arc<Stream>, mut queue: mpsc::Receiver<Out>) {
-    let mut stream = &*stream;
-    while let Some(Out { head, body }) = queue.recv().await {
+/// Writes what is queued, until the socket or the runner's patience with it ends.
+async fn write(mut stream: &Stream, mut queue: mpsc::Receiver<Out>) -> Ended {
+    while let Some(Out { head, body, _room }) = queue.recv().await {
         let (mut head, mut body): (&[u8], &[u8]) = (&head, &body);
         while !head.is_empty() || !body.is_empty() {
-            match stream.write_vectored(&[IoSlice::new(head), IoSlice::new(body)]).await {
-                Ok(0) | Err(_) => return,
-                Ok(count) => {
+            let parts = [IoSlice::new(head), IoSlice::new(body)];
+            match timeout(WRITE_DEADLINE, stream.write_vectored(&parts)).await {
+                Err(_) => return Ended::Because(Cause::Hang("anything: it does not read its link".into())),
+                Ok(Ok(0) | Err(_)) => return Ended::Closed,
+                Ok(Ok(count)) => {
                     let of_head = count.min(head.len());
                     head = &head[of_head..];
                     body = &body[count - of_head..];
@@ -392,6 +450,7 @@ async fn write(stream: Arc<Stream>, mut queue: mpsc::Receiver<Out>) {
             }
         }
     }
+    Ended::Closed
 }
 
 /// Reads until the end or the first violation.
@@ -405,7 +464,7 @@ async fn read(stream: &Stream, mut decoder: FrameDecoder, caller: &Caller, host:
                 Ok(None) => break,
                 Ok(Some(frame)) => {
                     if let Err(what) = requests.take(frame).await {
-                        return Ended::Because(Cause::Violation(what));
+                        return Ended::Because(Cause::Violation(crate::text::printable(&what, 500)));
                     }
                 }
                 Err(error) => return Ended::Because(Cause::Violation(error.to_string())),
@@ -467,7 +526,8 @@ impl Requests {
                     return Err(format!("two open calls with id {:#x}", id.0));
                 }
                 Counters::count(&self.caller.shared.counters.requests);
-                if self.open.len() >= limits::MAX_CALLS_FROM_PLUGIN {
+                // Tasks, not open ids: a cancelled one is there until it has ended.
+                if self.tasks.len() >= limits::MAX_CALLS_FROM_PLUGIN {
                     let text = format!("more than {} open requests", limits::MAX_CALLS_FROM_PLUGIN);
                     // Awaiting holds up this runner's own reader only: it must read before it may ask for more.
                     self.caller.reply(id, Err(HostError::new(Code::ResourceExhausted, text))).await;
@@ -508,8 +568,8 @@ impl Requests {
                 Ok(())
             }
             Frame::Cancel { id } => {
-                if let Some(task) = self.open.remove(&id.0) {
-                    task.abort();
+                if let Some(task) = self.open.get(&id.0) {
+                    task.abort(); // its place is free when it has ended
                 }
                 Ok(())
             }

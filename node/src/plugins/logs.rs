@@ -4,7 +4,7 @@
 use crate::text::printable;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thenodes_ipc::{limits, PluginName};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -13,6 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 pub const KEPT: usize = 256;
 /// Lines a second per plugin; more are dropped and counted.
 pub const PER_SECOND: u32 = 100;
+
+/// Pause between two reads of a pipe that is flooded: 16 KiB each are eight megabytes a second, at next to no cost.
+const DRAIN_PAUSE: Duration = Duration::from_millis(2);
 
 /// One line of a plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +40,23 @@ struct Book {
     in_second: u32,
 }
 
+impl Book {
+    /// Lines that may still be taken in this second; takes `lines` of them, or counts them as dropped.
+    fn admit(&mut self, lines: u32) -> u32 {
+        let now = Instant::now();
+        if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
+            self.second = Some(now);
+            self.in_second = 0;
+        }
+        let left = PER_SECOND.saturating_sub(self.in_second);
+        self.in_second = self.in_second.saturating_add(lines);
+        if left < lines {
+            self.dropped += u64::from(lines);
+        }
+        left
+    }
+}
+
 /// The book of one plugin.
 #[derive(Debug)]
 pub struct LogBook {
@@ -50,8 +70,30 @@ impl LogBook {
         Self { plugin, book: Mutex::default() }
     }
 
-    /// Takes one line, unless the plugin talks too fast.
+    /// Takes one line of the plugin, unless it talks too fast.
     pub fn add(&self, generation: u32, level: &str, source: &str, text: &str) {
+        // The rate comes before any work on the text: a dropped line must cost next to nothing.
+        if self.book.lock().unwrap_or_else(PoisonError::into_inner).admit(1) > 0 {
+            self.keep(generation, level, source, text);
+        }
+    }
+
+    /// Takes a line of the node itself; they are few, say why a plugin died, and always fit.
+    pub fn add_own(&self, generation: u32, level: &str, text: &str) {
+        self.keep(generation, level, "node", text);
+    }
+
+    /// True if lines would be dropped now; then `lines` are counted as dropped.
+    fn drops(&self, lines: u64) -> bool {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        if book.admit(0) > 0 {
+            return false;
+        }
+        book.dropped += lines;
+        true
+    }
+
+    fn keep(&self, generation: u32, level: &str, source: &str, text: &str) {
         let level = match level {
             "error" | "warn" | "info" | "debug" | "trace" => level,
             _ => "info",
@@ -65,17 +107,6 @@ impl LogBook {
         };
         {
             let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            if book.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
-                book.second = Some(now);
-                book.in_second = 0;
-            }
-            book.in_second = book.in_second.saturating_add(1);
-            // The node's own lines are few and say why a plugin died: they always fit.
-            if book.in_second > PER_SECOND && source != "node" {
-                book.dropped += 1;
-                return;
-            }
             if book.lines.len() >= KEPT {
                 book.lines.pop_front();
             }
@@ -99,10 +130,25 @@ impl LogBook {
 }
 
 /// Reads a log pipe to its end, line by line, holding at most one line of [`limits::MAX_LOG_LINE`] bytes.
-pub async fn follow(mut pipe: impl AsyncRead + Unpin, mut take: impl FnMut(&str)) {
+///
+/// While the plugin talks too fast, lines are only counted, and the pipe is emptied slowly: the rest of the flood waits in
+/// the plugin, whose writes then block.
+pub async fn follow(
+    mut pipe: impl AsyncRead + Unpin,
+    book: Arc<LogBook>,
+    generation: u32,
+    level: &'static str,
+    source: &'static str,
+) {
     let mut line: Vec<u8> = Vec::new();
-    let mut buffer = vec![0; 8 * 1024];
+    let mut buffer = vec![0; 16 * 1024];
     while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+        let ends = buffer[..count].iter().filter(|byte| **byte == b'\n').count() as u64;
+        if ends > 0 && book.drops(ends) {
+            line.clear();
+            tokio::time::sleep(DRAIN_PAUSE).await;
+            continue;
+        }
         for piece in buffer[..count].split_inclusive(|byte| *byte == b'\n') {
             let (text, ends) = match piece.split_last() {
                 Some((b'\n', text)) => (text, true),
@@ -112,13 +158,15 @@ pub async fn follow(mut pipe: impl AsyncRead + Unpin, mut take: impl FnMut(&str)
             let room = (limits::MAX_LOG_LINE + 1).saturating_sub(line.len());
             line.extend_from_slice(&text[..text.len().min(room)]);
             if ends {
-                take(&String::from_utf8_lossy(&line));
+                book.add(generation, level, source, &String::from_utf8_lossy(&line));
                 line.clear();
             }
         }
+        // One plugin's output must not keep a worker from the others.
+        tokio::task::yield_now().await;
     }
     if !line.is_empty() {
-        take(&String::from_utf8_lossy(&line));
+        book.add(generation, level, source, &String::from_utf8_lossy(&line));
     }
 }
 
@@ -132,7 +180,7 @@ mod tests {
         for n in 0..1000 {
             book.add(1, "info", "stdout", &format!("{n}"));
         }
-        book.add(1, "error", "node", "why it died");
+        book.add_own(1, "error", "why it died");
         let (lines, dropped) = book.last(1000);
         assert!(lines.len() <= KEPT && dropped >= 1000 - 2 * u64::from(PER_SECOND), "{dropped}");
         assert_eq!(lines.last().map(|line| line.text.as_str()), Some("why it died"));
@@ -140,12 +188,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_without_end_is_cut_and_holds_no_more_than_its_limit() {
-        let mut seen = Vec::new();
+        let lines = |book: &LogBook| book.last(KEPT).0.into_iter().map(|line| line.text).collect::<Vec<_>>();
+        let book = Arc::new(LogBook::new(PluginName::new("x").expect("a name")));
         let endless = vec![b'x'; 1 << 20];
-        follow(&endless[..], |line| seen.push(line.len())).await;
-        assert_eq!(seen, [limits::MAX_LOG_LINE + 1]);
-        let mut seen = Vec::new();
-        follow(&b"one\ntwo\n\nthree"[..], |line| seen.push(line.to_owned())).await;
-        assert_eq!(seen, ["one", "two", "", "three"]);
+        follow(&endless[..], book.clone(), 1, "info", "stdout").await;
+        assert!(lines(&book)[0].ends_with("x… (cut)") && lines(&book)[0].len() < limits::MAX_LOG_LINE + 20);
+        let book = Arc::new(LogBook::new(PluginName::new("x").expect("a name")));
+        follow(&b"one\ntwo\n\nthree"[..], book.clone(), 1, "info", "stdout").await;
+        assert_eq!(lines(&book), ["one", "two", "", "three"]);
     }
 }

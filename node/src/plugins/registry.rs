@@ -113,10 +113,10 @@ impl Registry {
 
     /// Stops all, and waits until each has.
     pub async fn stop(&self, patience: Duration) {
-        for plugin in self.all() {
-            plugin.stop().await;
-        }
         let all = async {
+            for plugin in self.all() {
+                plugin.stop().await;
+            }
             for plugin in self.all() {
                 plugin.wait(|status| matches!(status.state, State::Stopped)).await;
             }

@@ -4,15 +4,16 @@
 use super::grants::{Grants, Verdict};
 use super::image::Image;
 use super::lifecycle::{Action, Cause, Event, Life, State};
-use super::link::{Caller, Counters, Ended, Greeting, Link};
+use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
 use super::logs::{follow, LogBook};
 use super::process::{self, Order, Started};
 use crate::config::{Permission, Required};
 use crate::text::printable;
+use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::pin::pin;
+use std::pin::{pin, Pin};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,8 +21,9 @@ use thenodes::host::{Host, HostError, LogLine, NodeInfo, Notice, Request, Respon
 use thenodes_ipc::launch::{Confinement, LayerReport, Level, ProcessLimits, Registration};
 use thenodes_ipc::{limits, pack, Code, Generation, PluginName};
 use tokio::process::Child;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::error::Elapsed;
 
 /// How plugins of this node are run.
 #[derive(Debug, Clone)]
@@ -93,10 +95,17 @@ pub struct Handle {
     pub logs: Arc<LogBook>,
     /// Its counters.
     pub counters: Arc<Counters>,
-    queue: mpsc::Sender<Arc<[u8]>>,
+    queue: mpsc::Sender<Delivery>,
+    room: Arc<Semaphore>,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Status>,
     caller: watch::Receiver<Option<Caller>>,
+}
+
+/// A message in a plugin's queue; holds its part of the queue's bytes.
+struct Delivery {
+    body: Arc<[u8]>,
+    _room: OwnedSemaphorePermit,
 }
 
 enum Command {
@@ -107,7 +116,12 @@ enum Command {
 impl Handle {
     /// Queues a message. Never waits: if the queue is full the message is dropped and counted.
     pub fn deliver(&self, message: Arc<[u8]>) {
-        if self.queue.try_send(message).is_err() {
+        let size = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        let taken = match self.room.clone().try_acquire_many_owned(size) {
+            Ok(room) => self.queue.try_send(Delivery { body: message, _room: room }).is_ok(),
+            Err(_) => false,
+        };
+        if !taken {
             Counters::count(&self.counters.dropped);
         }
     }
@@ -130,7 +144,9 @@ impl Handle {
     ) -> Result<Vec<u8>, HostError> {
         let caller = self.caller.borrow().clone();
         match caller {
-            Some(caller) => caller.call(method, body, deadline).await,
+            Some(caller) => {
+                caller.call(method, body, deadline).await.map_err(|failed| failed.into_error(method))
+            }
             None => {
                 let status = self.status.borrow();
                 let mut text = format!("plugin {} is {}", self.name, status.state.word());
@@ -208,6 +224,7 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
         counters: Arc::default(),
         image,
         queue: queue_in,
+        room: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_BYTES)),
         commands: commands_in,
         status,
         caller,
@@ -239,7 +256,7 @@ struct Supervisor {
     life: Life,
     status: watch::Sender<Status>,
     caller: watch::Sender<Option<Caller>>,
-    queue: mpsc::Receiver<Arc<[u8]>>,
+    queue: mpsc::Receiver<Delivery>,
     commands: mpsc::Receiver<Command>,
     commands_open: bool,
     died_at: Option<Instant>,
@@ -290,7 +307,7 @@ impl Supervisor {
             self.change("stopped", format!("generation {generation} ended"), false);
         } else {
             self.died_at = Some(Instant::now());
-            self.logs.add(generation.0, "error", "node", &format!("died: {cause}"));
+            self.logs.add_own(generation.0, "error", &format!("died: {cause}"));
         }
         self.status.send_modify(|status| {
             status.pid = None;
@@ -326,7 +343,7 @@ impl Supervisor {
         self.around.observer.changed(Change { plugin: self.name.clone(), action, detail, bad });
     }
 
-    /// One process from start to end. Nothing of it is left when this returns.
+    /// One process from start to end. When this returns its warden has ended, and the kernel is ending the rest with it.
     async fn one_process(&mut self) -> Cause {
         let begun = Instant::now();
         let generation = Generation(self.life.starts);
@@ -351,9 +368,9 @@ impl Supervisor {
         self.status.send_modify(|status| status.pid = child.id());
         let mut pipes = JoinSet::new();
         let logs = self.logs.clone();
-        pipes.spawn(follow(stdout, move |line| logs.add(generation.0, "info", "stdout", line)));
+        pipes.spawn(follow(stdout, logs, generation.0, "info", "stdout"));
         let logs = self.logs.clone();
-        pipes.spawn(follow(stderr, move |line| logs.add(generation.0, "warn", "stderr", line)));
+        pipes.spawn(follow(stderr, logs, generation.0, "warn", "stderr"));
 
         let greeting = Greeting::new(stream);
         let ended = match self.start_up(greeting, generation).await {
@@ -456,14 +473,18 @@ impl Supervisor {
         let loaded = tokio::select! {
             loaded = load => loaded,
             ended = link.ended() => return ended,
+            command = self.commands.recv(), if self.commands_open => {
+                self.take_order(command);
+                return Ended::Because(Cause::Asked);
+            }
         };
-        if let Err(error) = loaded {
-            return Ended::Because(match error.code {
-                Code::Timeout => Cause::Hang("on_load".into()),
-                // The process is gone: its wait status says why.
-                Code::PluginCrashed if !error.message.starts_with("panicked") => return Ended::Closed,
-                _ => Cause::Load(error.message),
-            });
+        match loaded {
+            Ok(_) => {}
+            Err(Failed::Late) => return Ended::Because(Cause::Hang("on_load".into())),
+            Err(Failed::Answered(error)) => {
+                return Ended::Because(Cause::Load(printable(&error.message, 500)))
+            }
+            Err(Failed::Gone(_)) => return link.ended().await,
         }
         // First the way in, then the word that it is open: whoever sees Ready may call.
         self.caller.send_replace(Some(caller.clone()));
@@ -490,9 +511,22 @@ impl Supervisor {
         let mut answers: JoinSet<bool> = JoinSet::new();
         // Half of the open calls: prompts and requests keep room beside messages.
         let most = limits::MAX_CALLS_TO_PLUGIN / 2;
+        // The message on its way into the link. It may have to wait there, and orders must be heard meanwhile.
+        let mut sending: Option<Sending> = None;
         loop {
             tokio::select! {
                 ended = link.ended() => return ended,
+                sent = async { match sending.as_mut() { Some(send) => send.await, None => std::future::pending().await } } => {
+                    sending = None;
+                    match sent {
+                        Ok(Ok(sent)) => {
+                            let (logs, generation) = (self.logs.clone(), self.status.borrow().generation);
+                            answers.spawn(answered(sent, logs, generation));
+                        }
+                        Ok(Err(_)) => Counters::count(&self.counters.dropped),
+                        Err(_) => return Ended::Because(Cause::Hang("on_message".into())),
+                    }
+                }
                 command = self.commands.recv(), if self.commands_open => {
                     if self.take_order(command) {
                         self.caller.send_replace(None);
@@ -509,24 +543,35 @@ impl Supervisor {
                         return Ended::Because(Cause::Hang("on_message".into()));
                     }
                 }
-                Some(message) = self.queue.recv(), if answers.len() < most => {
-                    if let Ok(sent) = caller.send("message", message, limits::CALL_DEADLINE).await {
-                        let (logs, generation) = (self.logs.clone(), self.status.borrow().generation);
-                        answers.spawn(async move {
-                            let now = tokio::time::Instant::now();
-                            // Deadline and grace in one: a message that is merely slow is still answered.
-                            match sent.answer(now + limits::CALL_DEADLINE + limits::CANCEL_GRACE).await {
-                                Ok(_) => true,
-                                Err(error) => {
-                                    logs.add(generation.0, "error", "node", &format!("on_message: {error}"));
-                                    error.code != Code::Timeout
-                                }
-                            }
-                        });
-                    }
+                Some(message) = self.queue.recv(), if sending.is_none() && answers.len() < most => {
+                    let caller = caller.clone();
+                    let send = async move {
+                        let body = message.body.clone();
+                        let sent = caller.send("message", body, limits::CALL_DEADLINE).await;
+                        drop(message); // its room in the queue is free once the link has it
+                        sent
+                    };
+                    let patience = limits::CALL_DEADLINE + limits::CANCEL_GRACE;
+                    sending = Some(Box::pin(tokio::time::timeout(patience, send)));
                 }
             }
         }
+    }
+}
+
+/// A message on its way into the link.
+type Sending = Pin<Box<dyn Future<Output = Result<Result<Sent, HostError>, Elapsed>> + Send>>;
+
+/// Waits for the answer to a message; false if there was none in deadline and grace.
+async fn answered(sent: Sent, logs: Arc<LogBook>, generation: Generation) -> bool {
+    let until = tokio::time::Instant::now() + limits::CALL_DEADLINE + limits::CANCEL_GRACE;
+    match sent.answer(until).await {
+        Ok(_) | Err(Failed::Gone(_)) => true,
+        Err(Failed::Answered(error)) => {
+            logs.add(generation.0, "error", "on_message", &error.to_string());
+            true
+        }
+        Err(Failed::Late) => false,
     }
 }
 
@@ -546,7 +591,10 @@ impl Host for PluginHost {
     fn notify(&self, notice: Notice) {
         match notice {
             Notice::Log(LogLine { level, target, text }) => {
-                self.logs.add(self.generation.0, &level, &target, &text)
+                // The plugin's own word for where it speaks must not sound like one of ours.
+                let own = matches!(target.as_str(), "node" | "stdout" | "stderr" | "on_message");
+                let target = if own { format!("log {target}") } else { target };
+                self.logs.add(self.generation.0, &level, &target, &text);
             }
             Notice::Emit(_) | Notice::SubscribeEvents => self.inner.notify(notice),
         }
@@ -558,6 +606,10 @@ pub fn run_as(base: u32, slot: u32) -> Option<u32> {
     nix::unistd::getuid().is_root().then(|| base.saturating_add(slot))
 }
 
+/// Words of the root prompt.
+const RESERVED_PROMPTS: [&str; 10] =
+    ["version", "about", "help", "peers", "status", "plugins", "trust", "shell", "exit", "quit"];
+
 /// Checks what a plugin says about itself.
 fn check_registration(mut registration: Registration) -> Result<Registration, String> {
     if registration.prompts.len() > 16
@@ -566,6 +618,8 @@ fn check_registration(mut registration: Registration) -> Result<Registration, St
         return Err("a registration with too many prompts or kinds".into());
     }
     let plain = |text: &str| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    // The node's own words at the prompt are not a plugin's to take.
+    registration.prompts.retain(|prompt| !RESERVED_PROMPTS.contains(&prompt.trim_start_matches('/')));
     if let Some(prompt) = registration.prompts.iter().find(|prompt| !plain(prompt)) {
         return Err(format!(
             "a prompt prefix {:?}; it has 1 to 64 printable characters and no space",

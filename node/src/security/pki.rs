@@ -57,6 +57,8 @@ pub struct CertificateFacts {
     pub fingerprint: String,
     /// Subject for people, if it can be parsed.
     pub subject: Option<String>,
+    /// Common name in the subject, if there is one.
+    pub common_name: Option<String>,
     /// Validity, seconds since 1970, if it can be parsed.
     pub valid: Option<(i64, i64)>,
 }
@@ -67,11 +69,19 @@ pub fn facts(certificate: &[u8]) -> CertificateFacts {
         Ok((_, parsed)) => CertificateFacts {
             fingerprint: hex(&Sha256::digest(parsed.tbs_certificate.subject_pki.raw)),
             subject: Some(parsed.subject().to_string()),
+            common_name: parsed
+                .subject()
+                .iter_common_name()
+                .next()
+                .and_then(|name| Some(name.as_str().ok()?.to_owned())),
             valid: Some((parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp())),
         },
-        Err(_) => {
-            CertificateFacts { fingerprint: hex(&Sha256::digest(certificate)), subject: None, valid: None }
-        }
+        Err(_) => CertificateFacts {
+            fingerprint: hex(&Sha256::digest(certificate)),
+            subject: None,
+            common_name: None,
+            valid: None,
+        },
     }
 }
 

@@ -121,6 +121,7 @@ mod tests {
         CertificateFacts {
             fingerprint: "aa".into(),
             subject: Some("CN=n, O=My Realm".into()),
+            common_name: None,
             valid: Some((100, 200)),
         }
     }

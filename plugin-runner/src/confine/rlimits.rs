@@ -40,6 +40,8 @@ pub(crate) fn table(limits: &ProcessLimits, own_count: bool) -> Vec<(Resource, &
 /// and the report says so.
 pub(crate) fn set(limits: &ProcessLimits, own_count: bool, walls: &mut Walls) {
     sys::limit_malloc_arenas();
+    // Best effort: it changes who waits, not what may be done.
+    let _ = sys::be_nice();
     for (resource, name, value) in table(limits, own_count) {
         walls.step(Layer::Rlimits, name, setrlimit(resource, value, value));
     }

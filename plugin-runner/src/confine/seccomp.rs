@@ -19,7 +19,9 @@ pub(crate) fn first_filter(walls: &mut Walls) {
     walls.step(Layer::Seccomp, "installing the allow-list", installed);
 }
 
-/// Tightens once the library is registered: nothing more is opened, mapped executable, or filtered.
+/// Tightens once the library is registered: nothing more is opened, mapped executable, or filtered. It binds libraries whose
+/// constructors return; one that never lets this be reached keeps the first filter and the other walls, and no more than
+/// those may be relied on.
 pub(crate) fn second_filter() -> Result<(), String> {
     let programs = second_programs().map_err(|e| e.to_string())?;
     install(&programs).map_err(|e| format!("the second filter could not bind every thread: {e}"))
@@ -48,6 +50,21 @@ fn first_programs() -> Result<Vec<BpfProgram>, BackendError> {
     let other_ioctl = Rule::new(vec![Condition::new(1, Len::Qword, Op::Ne, IOCTL_ALLOWED)?])?;
     let rules = BTreeMap::from([(libc::SYS_ioctl, vec![other_ioctl])]);
     programs.push(refusing(rules, SeccompAction::Errno(libc::ENOTTY as u32))?);
+    // Memory that RLIMIT_DATA does not count must not be had: shared mappings stay pinned when all but a page is unmapped,
+    // and a mapping that grows down is taken for a stack.
+    let flag = |mask: i32, value: i32| {
+        Rule::new(vec![Condition::new(3, Len::Qword, Op::MaskedEq(mask as u64), value as u64)?])
+    };
+    let uncounted = vec![
+        flag(libc::MAP_TYPE, libc::MAP_SHARED)?,
+        flag(libc::MAP_TYPE, libc::MAP_SHARED_VALIDATE)?,
+        flag(libc::MAP_GROWSDOWN, libc::MAP_GROWSDOWN)?,
+        flag(libc::MAP_HUGETLB, libc::MAP_HUGETLB)?,
+    ];
+    programs.push(refusing(
+        BTreeMap::from([(libc::SYS_mmap, uncounted)]),
+        SeccompAction::Errno(libc::EPERM as u32),
+    )?);
     // The allow-list comes last: after it, installing needs calls that it allows.
     let mut rules = Rules::new();
     for entry in ALLOWED.iter().chain(ALLOWED_HERE) {

@@ -115,7 +115,7 @@ impl Plugin for Hostile {
     fn early_config_defaults(&self) -> Option<ConfigDefaults> {
         chosen("defaults")?;
         Some(ConfigDefaults {
-            port: Some(1),
+            port: Some(4711),
             realm: Some(RealmInfo::new("taken over", "1")),
             app_name: Some("Suggested".into()),
             encryption: Some(EncryptionConfig::default()),

@@ -24,6 +24,8 @@ pub const ATTACKS: &[&str] = &[
     "unshare",
     "rwx",
     "mprotect-exec",
+    "shared-memory",
+    "grows-down",
     "memfd-exec",
     "io-uring",
     "chmod",
@@ -82,6 +84,16 @@ pub fn commit(sin: &str) -> String {
         "unshare" => call(libc::SYS_unshare, [libc::CLONE_NEWUSER.into(), 0, 0, 0, 0, 0], "a user namespace"),
         "rwx" => map(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, -1, "writable executable memory"),
         "mprotect-exec" => mprotect_exec(),
+        "shared-memory" => map_kind(libc::MAP_SHARED, "memory that no limit counts (shared)"),
+        "grows-down" => {
+            map_kind(libc::MAP_PRIVATE | libc::MAP_GROWSDOWN, "memory that no limit counts (growing down)")
+        }
+        // SAFETY: numbers; a real-time signal ends the process.
+        "rt-signal" => call(
+            libc::SYS_tgkill,
+            unsafe { [libc::getpid().into(), libc::gettid().into(), 40, 0, 0, 0] },
+            "a signal",
+        ),
         "memfd-exec" => memfd_exec(),
         "io-uring" => {
             let parameters = [0u8; 256];
@@ -127,6 +139,20 @@ pub fn commit(sin: &str) -> String {
         "log-nasty" => {
             println!("red \u{1b}[31m and a bell \u{7} and a very long line: {}", "x".repeat(100_000));
             "said".into()
+        }
+        // SAFETY: a number; the node can no longer write to us, and we go on.
+        "link-deaf" => format!("shut: {}", unsafe { libc::shutdown(3, libc::SHUT_RD) }),
+        "forge" => {
+            log::error!(target: "node", "died: SIGKILL: by root");
+            "forged".into()
+        }
+        "newlines" => {
+            let block = vec![b'\n'; 64 * 1024];
+            for _ in 0..200 {
+                // SAFETY: the pointer and length are a vector's.
+                unsafe { libc::write(1, block.as_ptr().cast(), block.len()) };
+            }
+            "written".into()
         }
         "frame-garbage" => raw_frame(b"\xff\xff\xff\xffgarbage"),
         "frame-oversized" => raw_frame(&(2u32 << 20).to_be_bytes()),
@@ -218,6 +244,14 @@ fn map(protection: i32, fd: i32, what: &str) -> String {
     let flags = libc::MAP_PRIVATE | if fd < 0 { libc::MAP_ANONYMOUS } else { 0 };
     // SAFETY: a new page at an address of the kernel's choice.
     let page = unsafe { libc::mmap(null_mut(), 4096, protection, flags, fd, 0) };
+    told(if page == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }, what)
+}
+
+fn map_kind(kind: i32, what: &str) -> String {
+    // SAFETY: a new page at an address of the kernel's choice.
+    let page = unsafe {
+        libc::mmap(null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, kind | libc::MAP_ANONYMOUS, -1, 0)
+    };
     told(if page == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }, what)
 }
 
