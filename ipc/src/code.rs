@@ -19,11 +19,14 @@ macro_rules! codes {
                 match self { $(Code::$name => $text,)* Code::Other(text) => text }
             }
 
-            /// Reads a word from the wire. Never fails: an unknown word stays itself, cut at 64 bytes.
+            /// Reads a word from the wire. Never fails: an unknown word stays itself, as far as it is printable, cut at 64
+            /// characters; one of which nothing is left is `UNKNOWN`, because an empty code would mean success.
             pub fn parse(text: &str) -> Code {
-                match text {
+                let clean: String = text.chars().filter(|c| !c.is_control()).take(64).collect();
+                match clean.as_str() {
                     $($text => Code::$name,)*
-                    other => Code::Other(other.chars().take(64).filter(|c| !c.is_control()).collect()),
+                    "" => Code::Other("UNKNOWN".into()),
+                    _ => Code::Other(clean),
                 }
             }
         }
@@ -81,5 +84,8 @@ mod tests {
         assert_eq!(Code::parse("FROM_THE_FUTURE"), Code::Other("FROM_THE_FUTURE".into()));
         assert_eq!(Code::parse(&"X".repeat(1000)).as_str().len(), 64);
         assert_eq!(Code::parse("A\u{1b}[31m").as_str(), "A[31m");
+        // Found by the fuzzer: a code that vanishes must not turn an error into a success.
+        assert_eq!(Code::parse("\0\0").as_str(), "UNKNOWN");
+        assert_eq!(Code::parse("TIME\0OUT"), Code::Timeout);
     }
 }

@@ -201,6 +201,29 @@ fn a_runner_that_reads_nothing_is_replaced_and_does_not_hold_the_nodes_end_up() 
 }
 
 #[test]
+fn a_slow_plugin_is_not_taken_for_a_hung_one_and_loses_nothing() {
+    let mut a = Spec::new("slow-a").with("hostile").start();
+    let b = Spec::new("slow-b")
+        .with("hostile")
+        .top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", a.port))
+        .start();
+    a.expect("app_handshake_success");
+    // Together they take longer than any one message may.
+    for _ in 0..11 {
+        assert_eq!(b.prompt("hostile", "say sin slow").as_deref(), Ok("1"));
+    }
+    for _ in 0..11 {
+        a.expect("slept");
+    }
+    let status = a.status("hostile");
+    assert_eq!(
+        (status["starts"].as_u64(), status["counters"]["dropped"].as_u64()),
+        (Some(1), Some(0)),
+        "{status}"
+    );
+}
+
+#[test]
 fn a_plugin_cannot_speak_in_the_nodes_voice() {
     let node = Spec::new("forge").with("hostile").start();
     assert_eq!(node.prompt("hostile", "forge").as_deref(), Ok("forged"));

@@ -508,7 +508,10 @@ impl Supervisor {
 
     /// Moves messages in order, with many answers outstanding, and finds a plugin that no longer answers.
     async fn messages(&mut self, link: &mut Link, caller: &Caller) -> Ended {
-        let mut answers: JoinSet<bool> = JoinSet::new();
+        let mut answers: JoinSet<()> = JoinSet::new();
+        // Handlers run one after the other, so a message may wait for those before it: what counts is that some answer comes.
+        let patience = limits::CALL_DEADLINE + limits::CANCEL_GRACE;
+        let mut progress = tokio::time::Instant::now();
         // Half of the open calls: prompts and requests keep room beside messages.
         let most = limits::MAX_CALLS_TO_PLUGIN / 2;
         // The message on its way into the link. It may have to wait there, and orders must be heard meanwhile.
@@ -520,6 +523,9 @@ impl Supervisor {
                     sending = None;
                     match sent {
                         Ok(Ok(sent)) => {
+                            if answers.is_empty() {
+                                progress = tokio::time::Instant::now();
+                            }
                             let (logs, generation) = (self.logs.clone(), self.status.borrow().generation);
                             answers.spawn(answered(sent, logs, generation));
                         }
@@ -538,10 +544,9 @@ impl Supervisor {
                         return Ended::Because(Cause::Asked);
                     }
                 }
-                Some(answered) = answers.join_next() => {
-                    if matches!(answered, Ok(false)) {
-                        return Ended::Because(Cause::Hang("on_message".into()));
-                    }
+                Some(_) = answers.join_next() => progress = tokio::time::Instant::now(),
+                () = tokio::time::sleep_until(progress + patience), if !answers.is_empty() => {
+                    return Ended::Because(Cause::Hang("on_message".into()));
                 }
                 Some(message) = self.queue.recv(), if sending.is_none() && answers.len() < most => {
                     let caller = caller.clone();
@@ -551,7 +556,6 @@ impl Supervisor {
                         drop(message); // its room in the queue is free once the link has it
                         sent
                     };
-                    let patience = limits::CALL_DEADLINE + limits::CANCEL_GRACE;
                     sending = Some(Box::pin(tokio::time::timeout(patience, send)));
                 }
             }
@@ -562,16 +566,12 @@ impl Supervisor {
 /// A message on its way into the link.
 type Sending = Pin<Box<dyn Future<Output = Result<Result<Sent, HostError>, Elapsed>> + Send>>;
 
-/// Waits for the answer to a message; false if there was none in deadline and grace.
-async fn answered(sent: Sent, logs: Arc<LogBook>, generation: Generation) -> bool {
-    let until = tokio::time::Instant::now() + limits::CALL_DEADLINE + limits::CANCEL_GRACE;
+/// Waits for the answer to a message and logs what went wrong in the handler.
+async fn answered(sent: Sent, logs: Arc<LogBook>, generation: Generation) {
+    let until = tokio::time::Instant::now() + limits::MAX_DEADLINE;
     match sent.answer(until).await {
-        Ok(_) | Err(Failed::Gone(_)) => true,
-        Err(Failed::Answered(error)) => {
-            logs.add(generation.0, "error", "on_message", &error.to_string());
-            true
-        }
-        Err(Failed::Late) => false,
+        Ok(_) | Err(Failed::Gone(_) | Failed::Late) => {}
+        Err(Failed::Answered(error)) => logs.add(generation.0, "error", "on_message", &error.to_string()),
     }
 }
 

@@ -128,6 +128,10 @@ pub fn commit(sin: &str) -> String {
         "hang" => loop {
             std::thread::sleep(Duration::from_secs(3600));
         },
+        "slow" => {
+            std::thread::sleep(Duration::from_millis(1200));
+            "slept".into()
+        }
         "memory" => memory(),
         "threads" => threads(),
         "log-flood" => {
