@@ -224,6 +224,21 @@ fn a_slow_plugin_is_not_taken_for_a_hung_one_and_loses_nothing() {
 }
 
 #[test]
+fn a_plugins_events_reach_the_log_under_its_name_and_its_sinks_hear_the_nodes() {
+    let mut node = Spec::new("events").with("echo").with("hostile").start();
+    assert_eq!(node.prompt("hostile", "emit").as_deref(), Ok("emitted"));
+    node.expect("action=hostile_was_here");
+    assert_eq!(node.prompt("hostile", "sink").as_deref(), Ok("registered"));
+    assert_eq!(node.json(&["plugin", "restart", "echo"])["plugin"]["state"], "Ready");
+    node.expect("heard that echo is ready");
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(node.wait().success());
+    let log = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("a log");
+    let line = log.lines().find(|line| line.contains("hostile_was_here")).expect("the event is in the file");
+    assert!(line.contains(r#""component":"plugin.hostile:example""#) && line.contains("timestamp"), "{line}");
+}
+
+#[test]
 fn a_plugin_cannot_speak_in_the_nodes_voice() {
     let node = Spec::new("forge").with("hostile").start();
     assert_eq!(node.prompt("hostile", "forge").as_deref(), Ok("forged"));

@@ -518,7 +518,7 @@ impl Requests {
                 }
                 Ok(())
             }
-            Frame::Call { id, cause: _, method, deadline_ms: _, body } => {
+            Frame::Call { id, cause: _, method, deadline_ms, body } => {
                 if id.generation() != generation {
                     return Err(format!("a call with id {:#x} of another generation", id.0));
                 }
@@ -536,8 +536,14 @@ impl Requests {
                 match Request::decode(method, body) {
                     Ok(request) => {
                         let (host, caller) = (self.host.clone(), self.caller.clone());
+                        let wanted = Duration::from_millis(u64::from(deadline_ms));
+                        let deadline = if deadline_ms == 0 {
+                            limits::REQUEST_DEADLINE
+                        } else {
+                            wanted.min(limits::REQUEST_DEADLINE)
+                        };
                         let task = self.tasks.spawn(async move {
-                            let served = timeout(limits::REQUEST_DEADLINE, host.call(request)).await;
+                            let served = timeout(deadline, host.call(request)).await;
                             let answer = match served {
                                 Ok(answer) => answer,
                                 Err(_) => {

@@ -8,7 +8,9 @@
 pub mod sins;
 
 use std::ffi::c_void;
+use std::sync::Arc;
 use thenodes::config::{ConfigDefaults, EncryptionConfig, LoggingConfig};
+use thenodes::events::{dispatcher, LogEvent, LogLevel, LogSink, SystemEvent};
 use thenodes::network::message::{Message, MessageType};
 use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
 use thenodes::realms::RealmInfo;
@@ -42,6 +44,18 @@ extern "C" fn constructor() {
 static CONSTRUCTOR: extern "C" fn() = constructor;
 
 struct Hostile;
+
+/// A sink of the plugin's own: says what it hears of other plugins.
+struct Listener;
+
+#[async_trait::async_trait]
+impl LogSink for Listener {
+    async fn handle(&self, event: &LogEvent) {
+        if let LogEvent::Plugin(event) = event {
+            println!("heard that {} is {}", event.plugin, event.action);
+        }
+    }
+}
 
 #[async_trait::async_trait]
 impl Plugin for Hostile {
@@ -83,6 +97,19 @@ impl Plugin for Hostile {
                 });
                 let peers = ctx.peer_manager.list_peers().await.len();
                 Some(format!("{} {peers}", task.await.ok()?))
+            }
+            "emit" => {
+                let event = SystemEvent {
+                    meta: dispatcher::meta("example", LogLevel::Info),
+                    action: "hostile_was_here".into(),
+                    detail: Some("from a plugin".into()),
+                };
+                ctx.events().emit(LogEvent::System(event));
+                Some("emitted".into())
+            }
+            "sink" => {
+                ctx.events().register_sink(Arc::new(Listener));
+                Some("registered".into())
             }
             "sleep" => {
                 std::future::pending::<()>().await;
