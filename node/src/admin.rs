@@ -3,8 +3,9 @@
 
 use crate::events::Emitter;
 use crate::network::Network;
+use crate::plugins::handle::{Handle, Status};
 use crate::plugins::logs::Line;
-use crate::plugins::supervisor::{Handle, Policy, Status};
+use crate::plugins::supervisor::Policy;
 use crate::plugins::Registry;
 use interprocess::local_socket::tokio::{prelude::*, Listener, Stream};
 use interprocess::local_socket::{prelude::*, GenericFilePath, ListenerOptions, Stream as BlockingStream};

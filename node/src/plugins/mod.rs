@@ -4,6 +4,7 @@
 //! This wing does not know the network: it sees the rest of the node only as the SDK's `Host` trait.
 
 pub mod grants;
+pub mod handle;
 pub mod image;
 pub mod lifecycle;
 pub mod link;

@@ -2,9 +2,10 @@
 //! file is named and left out; the others start.
 
 use super::grants::Verdict;
+use super::handle::Handle;
 use super::image::{self, Image};
 use super::lifecycle::State;
-use super::supervisor::{self, Handle, Policy, Surroundings};
+use super::supervisor::{self, Policy, Surroundings};
 use crate::config::Permission;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

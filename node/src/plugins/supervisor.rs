@@ -2,6 +2,7 @@
 //! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
 
 use super::grants::{Grants, Verdict};
+use super::handle::{Command, Delivery, Handle, Status};
 use super::image::Image;
 use super::lifecycle::{Action, Cause, Event, Life, State};
 use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
@@ -18,10 +19,10 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thenodes::host::{Host, HostError, LogLine, NodeInfo, Notice, Request, Response};
-use thenodes_ipc::launch::{Confinement, LayerReport, Level, ProcessLimits, Registration};
-use thenodes_ipc::{limits, pack, Code, Generation, PluginName};
+use thenodes_ipc::launch::{Confinement, Level, ProcessLimits, Registration};
+use thenodes_ipc::{limits, pack, Generation, PluginName};
 use tokio::process::Child;
-use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{mpsc, watch, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
 
@@ -57,133 +58,6 @@ pub struct Change {
 pub trait Observer: Send + Sync + 'static {
     /// Something changed.
     fn changed(&self, change: Change);
-}
-
-/// What a plugin is doing, for status lists.
-#[derive(Debug, Clone)]
-pub struct Status {
-    /// State.
-    pub state: State,
-    /// Which process.
-    pub generation: Generation,
-    /// Pid of the runner's process tree in the node's namespace.
-    pub pid: Option<u32>,
-    /// The walls as measured.
-    pub level: Option<Level>,
-    /// The walls one by one.
-    pub layers: Vec<LayerReport>,
-    /// What the plugin said about itself.
-    pub registration: Option<Registration>,
-    /// Why the last process ended.
-    pub last_death: Option<Cause>,
-    /// Milliseconds from the last death being seen to Ready again.
-    pub last_recovery: Option<Duration>,
-    /// Milliseconds from start to Ready.
-    pub last_start: Option<Duration>,
-    /// Starts so far.
-    pub starts: u32,
-}
-
-/// What others may do with a plugin. Cheap to clone.
-#[derive(Clone)]
-pub struct Handle {
-    /// Name.
-    pub name: PluginName,
-    /// The checked file.
-    pub image: Arc<Image>,
-    /// Its log.
-    pub logs: Arc<LogBook>,
-    /// Its counters.
-    pub counters: Arc<Counters>,
-    queue: mpsc::Sender<Delivery>,
-    room: Arc<Semaphore>,
-    commands: mpsc::Sender<Command>,
-    status: watch::Receiver<Status>,
-    caller: watch::Receiver<Option<Caller>>,
-}
-
-/// A message in a plugin's queue; holds its part of the queue's bytes.
-struct Delivery {
-    body: Arc<[u8]>,
-    _room: OwnedSemaphorePermit,
-}
-
-enum Command {
-    Restart,
-    Stop,
-}
-
-impl Handle {
-    /// Queues a message. Never waits: if the queue is full the message is dropped and counted.
-    pub fn deliver(&self, message: Arc<[u8]>) {
-        let size = u32::try_from(message.len()).unwrap_or(u32::MAX);
-        let taken = match self.room.clone().try_acquire_many_owned(size) {
-            Ok(room) => self.queue.try_send(Delivery { body: message, _room: room }).is_ok(),
-            Err(_) => false,
-        };
-        if !taken {
-            Counters::count(&self.counters.dropped);
-        }
-    }
-
-    /// Tells the plugin something without waiting.
-    pub fn notify(&self, method: &str, body: Arc<[u8]>) {
-        if let Some(caller) = self.caller.borrow().as_ref() {
-            if !caller.notify(method, body) {
-                Counters::count(&self.counters.dropped);
-            }
-        }
-    }
-
-    /// Calls the plugin. `UNAVAILABLE` with the state if it is not Ready.
-    pub async fn call(
-        &self,
-        method: &str,
-        body: Arc<[u8]>,
-        deadline: Duration,
-    ) -> Result<Vec<u8>, HostError> {
-        let caller = self.caller.borrow().clone();
-        match caller {
-            Some(caller) => {
-                caller.call(method, body, deadline).await.map_err(|failed| failed.into_error(method))
-            }
-            None => {
-                let status = self.status.borrow();
-                let mut text = format!("plugin {} is {}", self.name, status.state.word());
-                if let Some(cause) = &status.last_death {
-                    text.push_str(&format!("; last: {cause}"));
-                }
-                Err(HostError::new(Code::Unavailable, text))
-            }
-        }
-    }
-
-    /// What it is doing.
-    pub fn status(&self) -> Status {
-        self.status.borrow().clone()
-    }
-
-    /// Looks at what it is doing, without a copy.
-    pub fn with_status<T>(&self, look: impl FnOnce(&Status) -> T) -> T {
-        look(&self.status.borrow())
-    }
-
-    /// Waits until the status satisfies a condition; `None` when the plugin's task has ended.
-    pub async fn wait(&self, condition: impl FnMut(&Status) -> bool) -> Option<Status> {
-        let mut status = self.status.clone();
-        let found = status.wait_for(condition).await.ok()?.clone();
-        Some(found)
-    }
-
-    /// Starts it again.
-    pub async fn restart(&self) {
-        let _ = self.commands.send(Command::Restart).await;
-    }
-
-    /// Ends it, orderly if it can.
-    pub async fn stop(&self) {
-        let _ = self.commands.send(Command::Stop).await;
-    }
 }
 
 /// What the supervisor waits for besides its own plugin.

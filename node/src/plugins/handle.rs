@@ -1,0 +1,143 @@
+//! What the rest of the node may do with a plugin: give it messages, call it, look at it, order it to start or stop. None of it
+//! waits for the plugin unless it says so, and all of it works while the plugin is dead.
+
+use super::image::Image;
+use super::lifecycle::{Cause, State};
+use super::link::{Caller, Counters};
+use super::logs::LogBook;
+use std::sync::Arc;
+use std::time::Duration;
+use thenodes::host::HostError;
+use thenodes_ipc::launch::{LayerReport, Level, Registration};
+use thenodes_ipc::{Code, Generation, PluginName};
+use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
+
+/// What a plugin is doing, for status lists.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// State.
+    pub state: State,
+    /// Which process.
+    pub generation: Generation,
+    /// Pid of the runner's process tree in the node's namespace.
+    pub pid: Option<u32>,
+    /// The walls as measured.
+    pub level: Option<Level>,
+    /// The walls one by one.
+    pub layers: Vec<LayerReport>,
+    /// What the plugin said about itself.
+    pub registration: Option<Registration>,
+    /// Why the last process ended.
+    pub last_death: Option<Cause>,
+    /// Milliseconds from the last death being seen to Ready again.
+    pub last_recovery: Option<Duration>,
+    /// Milliseconds from start to Ready.
+    pub last_start: Option<Duration>,
+    /// Starts so far.
+    pub starts: u32,
+}
+
+/// What others may do with a plugin. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    /// Name.
+    pub name: PluginName,
+    /// The checked file.
+    pub image: Arc<Image>,
+    /// Its log.
+    pub logs: Arc<LogBook>,
+    /// Its counters.
+    pub counters: Arc<Counters>,
+    pub(super) queue: mpsc::Sender<Delivery>,
+    pub(super) room: Arc<Semaphore>,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) caller: watch::Receiver<Option<Caller>>,
+}
+
+/// A message in the plugin's queue; holds its part of the queue's bytes.
+pub(super) struct Delivery {
+    pub(super) body: Arc<[u8]>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// An order to the supervisor.
+pub(super) enum Command {
+    /// Start it again.
+    Restart,
+    /// End it.
+    Stop,
+}
+
+impl Handle {
+    /// Queues a message. Never waits: if the queue is full the message is dropped and counted.
+    pub fn deliver(&self, message: Arc<[u8]>) {
+        let size = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        let taken = match self.room.clone().try_acquire_many_owned(size) {
+            Ok(room) => self.queue.try_send(Delivery { body: message, _room: room }).is_ok(),
+            Err(_) => false,
+        };
+        if !taken {
+            Counters::count(&self.counters.dropped);
+        }
+    }
+
+    /// Tells the plugin something without waiting.
+    pub fn notify(&self, method: &str, body: Arc<[u8]>) {
+        if let Some(caller) = self.caller.borrow().as_ref() {
+            if !caller.notify(method, body) {
+                Counters::count(&self.counters.dropped);
+            }
+        }
+    }
+
+    /// Calls the plugin. `UNAVAILABLE` with the state if it is not Ready.
+    pub async fn call(
+        &self,
+        method: &str,
+        body: Arc<[u8]>,
+        deadline: Duration,
+    ) -> Result<Vec<u8>, HostError> {
+        let caller = self.caller.borrow().clone();
+        match caller {
+            Some(caller) => {
+                caller.call(method, body, deadline).await.map_err(|failed| failed.into_error(method))
+            }
+            None => {
+                let status = self.status.borrow();
+                let mut text = format!("plugin {} is {}", self.name, status.state.word());
+                if let Some(cause) = &status.last_death {
+                    text.push_str(&format!("; last: {cause}"));
+                }
+                Err(HostError::new(Code::Unavailable, text))
+            }
+        }
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Looks at what it is doing, without a copy.
+    pub fn with_status<T>(&self, look: impl FnOnce(&Status) -> T) -> T {
+        look(&self.status.borrow())
+    }
+
+    /// Waits until the status satisfies a condition; `None` when the plugin's task has ended.
+    pub async fn wait(&self, condition: impl FnMut(&Status) -> bool) -> Option<Status> {
+        let mut status = self.status.clone();
+        let found = status.wait_for(condition).await.ok()?.clone();
+        Some(found)
+    }
+
+    /// Starts it again.
+    pub async fn restart(&self) {
+        let _ = self.commands.send(Command::Restart).await;
+    }
+
+    /// Ends it, orderly if it can.
+    pub async fn stop(&self) {
+        let _ = self.commands.send(Command::Stop).await;
+    }
+}
