@@ -345,3 +345,28 @@ fn a_peer_cannot_push_the_audit_log_out() {
     let log = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("a log");
     assert!(log.contains("identity_resolved") && log.contains("app_handshake_success"), "{log}");
 }
+
+#[test]
+fn in_open_mode_any_key_is_let_in_with_or_without_client_certificates() {
+    for mtls in ["", "mtls = false\n"] {
+        let open = format!("[encryption]\n{mtls}[encryption.trust_policy]\nmode = \"open\"");
+        let mut a = Spec::encrypted("node-a").with("kvstore").more(&open).start();
+        let mut b = Spec::encrypted("node-b").with("kvstore").more(&open).top(&bootstrap(&a)).start();
+        a.expect("decision=Accept reason=open-policy mode=Open");
+        b.expect("decision=Accept reason=open-policy mode=Open");
+        a.expect("app_handshake_success");
+        b.expect("app_handshake_success");
+        assert_eq!(b.prompt("kv", "put x y").as_deref(), Ok("ok (1 peers)"));
+        a.expect("x put by node-b");
+    }
+}
+
+#[test]
+fn without_a_certificate_nobody_passes_an_allowlist() {
+    let mut a = Spec::encrypted("node-a").start();
+    // It encrypts, but shows no certificate of its own; it would trust anybody.
+    let open = "[encryption]\nmtls = false\n[encryption.trust_policy]\nmode = \"open\"";
+    let _b = Spec::encrypted("node-b").more(open).top(&bootstrap(&a)).start();
+    a.expect("action=secure_channel_failed");
+    assert!(a.json(&["peers"])["peers"].as_array().is_some_and(Vec::is_empty));
+}

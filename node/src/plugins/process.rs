@@ -76,6 +76,7 @@ pub struct Order<'a> {
 pub fn start(order: &Order<'_>) -> io::Result<Started> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut child = Command::new(order.runner)
+        .arg0("thenodes-runner") // not the path, which is the host's business
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
