@@ -305,7 +305,7 @@ fn a_trusted_key_cannot_take_an_id_that_its_certificate_does_not_name() {
 fn messages_that_grow_when_they_are_parsed_do_not_grow_the_node() {
     let mut node = Spec::new("weights").with_hostile("deaf", "message:hang").start();
     let before = node.memory();
-    let tree = format!("[{}]", vec!["{\"\":0}"; 100_000].join(","));
+    let tree = format!("[{}]", vec!["{\"\":0}"; 60_000].join(","));
     let line = format!(
         r#"{{"from":"p","to":"*","msg_type":{{"EXTENSION":{{"kind":"k"}}}},"payload":{{"type":"Json","value":{tree}}},"realm":null}}"#
     );
@@ -369,4 +369,22 @@ fn without_a_certificate_nobody_passes_an_allowlist() {
     let _b = Spec::encrypted("node-b").more(open).top(&bootstrap(&a)).start();
     a.expect("action=secure_channel_failed");
     assert!(a.json(&["peers"])["peers"].as_array().is_some_and(Vec::is_empty));
+}
+
+#[test]
+fn a_line_heavier_than_all_room_costs_only_itself() {
+    let mut node = Spec::new("heavy").start();
+    let mut peer = Stranger::greeted(&node, "peer");
+    let mut other = Stranger::greeted(&node, "other");
+    for _ in 0..2 {
+        node.expect("app_handshake_success");
+    }
+    peer.say(&"{".repeat(1_000_000));
+    let refused = node.expect("action=message_invalid");
+    assert!(refused.contains("once parsed"), "{refused}");
+    for (stranger, id) in [(&mut peer, "peer"), (&mut other, "other")] {
+        stranger.say(r#"{"from":"x","to":"*","msg_type":{"TEXT":"still here"},"payload":null,"realm":null}"#);
+        let seen = node.expect("action=message_text");
+        assert!(seen.contains(id), "{seen}");
+    }
 }

@@ -35,6 +35,8 @@ pub const MAX_GREETINGS_PER_IP: usize = 16;
 pub const INBOUND_QUEUE: usize = 1024;
 /// Weight of all messages on their way up, bytes once parsed: whoever brings more waits.
 pub const INBOUND_WEIGHT: usize = 128 * 1024 * 1024;
+// Whoever waits for more room than there is waits for ever.
+const _: () = assert!(wire::MAX_WEIGHT <= INBOUND_WEIGHT / 2);
 /// Messages that may wait for one peer.
 pub const PEER_QUEUE: usize = 256;
 /// Bytes that may wait for one peer.

@@ -4,7 +4,7 @@
 use super::channel::{secure, Bytes, ChannelError};
 use super::handshake::{hello, judge, Refusal};
 use super::peers::{Direction, Place};
-use super::wire::{decode, encode, weight, LineDecoder, WireError, MAX_HELLO, MAX_LINE};
+use super::wire::{decode, encode, weight, LineDecoder, WireError, MAX_HELLO, MAX_LINE, MAX_WEIGHT};
 use super::{
     Inbound, Network, HANDSHAKE_DEADLINE, MAX_REMEMBERED_KEYS, PROBE_INTERVAL, SILENCE, WRITE_DEADLINE,
 };
@@ -231,10 +231,15 @@ async fn read(
             let next = match decoder.next_line() {
                 Ok(None) => break,
                 Ok(Some(line)) => {
-                    let weight = u32::try_from(weight(line)).unwrap_or(u32::MAX);
-                    match network.room.clone().acquire_many_owned(weight).await {
-                        Ok(room) => decode(line).map(|message| (message, room)),
-                        Err(_) => return "the node is shutting down".into(),
+                    let weight = weight(line);
+                    match u32::try_from(weight) {
+                        Ok(size) if weight <= MAX_WEIGHT => {
+                            match network.room.clone().acquire_many_owned(size).await {
+                                Ok(room) => decode(line).map(|message| (message, room)),
+                                Err(_) => return "the node is shutting down".into(),
+                            }
+                        }
+                        _ => Err(WireError::TooHeavy(weight)),
                     }
                 }
                 Err(error) => Err(error),

@@ -8,6 +8,10 @@ pub const MAX_LINE: usize = 1024 * 1024;
 /// Longest line before HELLO: a stranger gets less.
 pub const MAX_HELLO: usize = 16 * 1024;
 
+/// Most that one line may weigh, see [`weight`]. Well below the room for all messages: whoever waits for more room than there
+/// is waits for ever, and everybody else behind it.
+pub const MAX_WEIGHT: usize = 64 * 1024 * 1024;
+
 /// Why bytes are no message. The first two end the connection; the others only cost the line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
@@ -17,6 +21,9 @@ pub enum WireError {
     /// Not UTF-8: the peer speaks something else.
     #[error("a line that is not UTF-8")]
     NotUtf8,
+    /// Too much once parsed: it would need more room than one message may have.
+    #[error("a line that may take {0} bytes once parsed; one message may take {MAX_WEIGHT}")]
+    TooHeavy(usize),
     /// Not JSON, or no message.
     #[error("no message: {0}")]
     NotAMessage(String),
@@ -27,7 +34,7 @@ impl WireError {
     pub fn is_fatal(&self) -> bool {
         match self {
             WireError::TooLong(_) | WireError::NotUtf8 => true,
-            WireError::NotAMessage(_) => false,
+            WireError::TooHeavy(_) | WireError::NotAMessage(_) => false,
         }
     }
 }
