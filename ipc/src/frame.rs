@@ -116,7 +116,7 @@ pub enum Frame<'a> {
     Ignored,
 }
 
-const LAUNCH_STEPS: [&str; 5] = ["hello", "confined", "proceed", "registered", "refused"];
+const LAUNCH_STEPS: [&str; 6] = ["hello", "confined", "proceed", "registered", "refused", "denial"];
 
 impl<'a> Frame<'a> {
     /// Writes prefix and header of this frame; the body follows on the wire as it is, so that one body can be sent to many.

@@ -2,7 +2,7 @@
 //!
 //! | step | from | body | meaning |
 //! |---|---|---|---|
-//! | `hello` | node | [`NodeHello`] + the library and what it needs as descriptors | who you are, what to open, your limits |
+//! | `hello` | node | [`NodeHello`] + the report pipe, the library and what it needs as descriptors | who you are, what to open, your limits |
 //! | `hello` | runner | [`RunnerHello`] | the versions I speak; ends here if there is none in common |
 //! | `confined` | runner | [`Confinement`] | every wall, measured from inside |
 //! | `proceed` | node | empty | good enough: open the library |
@@ -75,6 +75,101 @@ pub struct NodeHello {
     pub needed: Vec<Needed>,
     /// Limits.
     pub limits: ProcessLimits,
+    /// Which system calls it may make.
+    #[serde(default)]
+    pub seccomp: SeccompMode,
+    /// System calls beside those of the mode, by name; only with [`SeccompMode::Custom`].
+    #[serde(default)]
+    pub calls: Vec<String>,
+    /// Paths of the host that it may use.
+    #[serde(default)]
+    pub paths: Vec<PathGrant>,
+    /// Size of a writable `/tmp` of the plugin's own, bytes; zero for none. It counts as memory and is gone with the process.
+    #[serde(default)]
+    pub temporary: u64,
+    /// Takes walls away, for tests of the others. Only a runner built for such tests knows it; every other refuses to start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without: Option<Without>,
+}
+
+impl NodeHello {
+    /// Every path with contents inside: the granted ones, and the plugin's own temporary one.
+    pub fn all_paths(&self) -> Vec<PathGrant> {
+        let temporary = PathGrant { path: TEMPORARY.into(), write: true, create: true };
+        self.paths.iter().cloned().chain((self.temporary > 0).then_some(temporary)).collect()
+    }
+}
+
+/// Where a plugin's own temporary storage is, inside.
+pub const TEMPORARY: &str = "/tmp";
+
+/// What a test takes away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Without {
+    /// These walls are not put up.
+    pub layers: Vec<Layer>,
+    /// These system calls are taken off the allow-list, by name.
+    pub calls: Vec<String>,
+    /// Calls that would end the process fail with `EPERM`.
+    pub gentle: bool,
+}
+
+/// How long the list of allowed system calls is. Every mode is an allow-list; what none of them contains is listed in
+/// `docs/isolation.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeccompMode {
+    /// What a Rust plugin with tokio really uses.
+    #[default]
+    Strict,
+    /// And harmless questions about oneself, pipes and timers.
+    Basic,
+    /// And anonymous files, and descriptors between one's own sockets.
+    Moderate,
+    /// And everything else that neither makes a process nor reaches out of the sandbox by itself.
+    Permissive,
+    /// `strict` and the calls that the operator names.
+    Custom,
+}
+
+impl SeccompMode {
+    /// All of them.
+    pub const ALL: [SeccompMode; 5] = [
+        SeccompMode::Strict,
+        SeccompMode::Basic,
+        SeccompMode::Moderate,
+        SeccompMode::Permissive,
+        SeccompMode::Custom,
+    ];
+
+    /// The word in configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            SeccompMode::Strict => "strict",
+            SeccompMode::Basic => "basic",
+            SeccompMode::Moderate => "moderate",
+            SeccompMode::Permissive => "permissive",
+            SeccompMode::Custom => "custom",
+        }
+    }
+
+    /// The mode of this name.
+    pub fn parse(word: &str) -> Option<SeccompMode> {
+        Self::ALL.into_iter().find(|mode| mode.word() == word)
+    }
+}
+
+/// A path of the host inside the sandbox, under the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathGrant {
+    /// Absolute, normalized.
+    pub path: String,
+    /// Existing files may be changed.
+    #[serde(default)]
+    pub write: bool,
+    /// Files and directories may be made, renamed and removed below it.
+    #[serde(default)]
+    pub create: bool,
 }
 
 /// First frame back: runner to node.

@@ -19,6 +19,7 @@ pub mod id;
 pub mod launch;
 pub mod limits;
 pub mod pack;
+pub mod report;
 
 pub use code::Code;
 pub use frame::{Frame, FrameDecoder, FrameError};

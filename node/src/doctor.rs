@@ -25,6 +25,7 @@ async fn measure(config: &Config) -> Result<(Value, bool), String> {
         generation: Generation(1),
         limits: config.plugins.limits,
         run_as: run_as(config.plugins.uid_base, u32::from(u16::MAX)),
+        sandbox: Default::default(),
     };
     let started = process::start(&order).map_err(|e| format!("starting {}: {e}", runner.display()))?;
     let report = Greeting::new(started.stream).confined().await.map_err(|ended| match ended {

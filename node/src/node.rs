@@ -364,7 +364,7 @@ struct PluginEvents(Emitter, Arc<Forwarder>);
 
 impl Observer for PluginEvents {
     fn changed(&self, change: Change) {
-        if change.action != "ready" {
+        if !matches!(change.action, "ready" | "denied") {
             self.1.unsubscribe(&change.plugin); // the next process asks anew, if it wants events
         }
         let level = if change.bad { LogLevel::Error } else { LogLevel::Info };

@@ -3,7 +3,7 @@
 //! can: that is what the walls around it are for.
 #![allow(unsafe_code)]
 
-use crate::confine::root::Root;
+use crate::broker;
 use libloading::os::unix::{Library, Symbol, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::c_void;
 use std::mem::{offset_of, size_of};
@@ -28,9 +28,10 @@ pub(crate) struct Plugin {
     table: PluginTable,
 }
 
-/// Opens what the library needs, then the library.
-pub(crate) fn open(root: &Root, needed: &[Needed]) -> Result<Opened, String> {
-    for (path, needed) in root.needed.iter().zip(needed) {
+/// Opens what the library needs, then the library. The paths are names for the broker, which answers with the verified bytes.
+pub(crate) fn open(needed: &[Needed]) -> Result<Opened, String> {
+    for needed in needed {
+        let path = broker::needed_path(&needed.soname);
         // SAFETY: constructors of this library run confined, like everything after this line.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
         let library = library
@@ -38,7 +39,7 @@ pub(crate) fn open(root: &Root, needed: &[Needed]) -> Result<Opened, String> {
         std::mem::forget(library); // stays for the life of the process
     }
     // SAFETY: as above: the walls stand, and what is opened here may do what they let it.
-    let library = unsafe { Library::open(Some(&root.library), RTLD_NOW | RTLD_LOCAL) };
+    let library = unsafe { Library::open(Some(broker::LIBRARY), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|e| format!("opening the library: {}", whole(&e)))?;
     // SAFETY: the symbol has this type by contract; a library that lies about it only harms itself.
     let entry = unsafe { library.get::<Entry>(abi::ENTRY_SYMBOL.as_bytes()) };

@@ -12,6 +12,8 @@ use thenodes_ipc::{limits, pack, Frame, FrameDecoder};
 /// The first frame and what came with it.
 pub(crate) struct Received {
     pub(crate) hello: NodeHello,
+    /// Where the warden tells the node what was refused.
+    pub(crate) report: OwnedFd,
     /// The library and then what it needs, in the order of `hello.needed`; empty for a probe.
     pub(crate) files: Vec<OwnedFd>,
 }
@@ -61,7 +63,7 @@ impl Link {
         let mut buffer = vec![0; 16 * 1024];
         loop {
             let count = {
-                let mut space = nix::cmsg_space!([RawFd; limits::MAX_NEEDED_LIBRARIES + 1]);
+                let mut space = nix::cmsg_space!([RawFd; limits::MAX_NEEDED_LIBRARIES + 2]);
                 let mut parts = [IoSliceMut::new(&mut buffer)];
                 let flags = MsgFlags::MSG_CMSG_CLOEXEC;
                 let message =
@@ -83,8 +85,8 @@ impl Link {
                 Some(Frame::Launch { step: "hello", body }) => {
                     let hello: NodeHello = pack::decode(body).map_err(|e| format!("hello: {e}"))?;
                     let expected = match hello.library_size {
-                        0 => 0,
-                        _ => 1 + hello.needed.len(),
+                        0 => 1,
+                        _ => 2 + hello.needed.len(),
                     };
                     if files.len() != expected {
                         return Err(format!(
@@ -93,7 +95,9 @@ impl Link {
                         ));
                     }
                     self.stream.set_read_timeout(None).map_err(|e| e.to_string())?;
-                    return Ok(Received { hello, files });
+                    let mut files = files.into_iter();
+                    let report = files.next().ok_or("hello came without the report pipe")?;
+                    return Ok(Received { hello, report, files: files.collect() });
                 }
                 Some(_) => return Err("the first frame is not hello".into()),
             }

@@ -1,7 +1,7 @@
 //! The runner: one process tree per plugin, built from the outside in, each step in its own room.
 //!
 //! ```text
-//! node ─ spawns ─> warden   reads `hello`, leaves the node's uid and namespaces        (this program, as it was exec'ed)
+//! node ─ spawns ─> warden   reads `hello`, leaves the node's uid and namespaces; answers what the filter refuses
 //!                    └ stub     pid 1 of the new pid namespace: builds the empty root, reaps, tells the true cause of death
 //!                        └ runner  pid 2: puts up the remaining walls, measures them, reports; only then opens the library
 //! ```
@@ -10,7 +10,9 @@
 //! single-threaded until the library is open: Landlock and most prctls bind only the calling thread.
 //! Warden and stub never map the library. The runner counts as hostile from the moment it does, our code in it included.
 
+mod broker;
 mod confine;
+mod explain;
 mod library;
 mod link;
 mod selftest;
@@ -20,10 +22,11 @@ mod sys;
 mod warden;
 
 use confine::Walls;
-use link::{Link, Received};
+use link::Link;
 use std::process::ExitCode;
 use thenodes_ipc::launch::{Confinement, Layer, Refusal, Registration, RunnerHello, Step, Versions};
 use thenodes_ipc::limits;
+use thenodes_ipc::report::Phase;
 
 /// Wrong use: the runner is started by the node, not by people.
 const EXIT_USAGE: u8 = 64;
@@ -35,6 +38,10 @@ fn main() -> ExitCode {
         Some("--version") => {
             println!("thenodes-runner {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
+        }
+        Some("--explain") => {
+            return explain::print(std::env::args().skip(2))
+                .map_or_else(usage_because, |()| ExitCode::SUCCESS)
         }
         Some(_) => return usage(),
         None => {}
@@ -51,56 +58,66 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("thenodes-runner is started by the node, which hands it a socket as standard input; see docs/protocol.md");
+    usage_because("thenodes-runner is started by the node, which hands it a socket as standard input; see docs/protocol.md".into())
+}
+
+fn usage_because(why: String) -> ExitCode {
+    eprintln!("{why}");
     ExitCode::from(EXIT_USAGE)
 }
 
 /// The order of confinement, a line per step.
 fn run(link: &mut Link) -> Result<ExitCode, Refusal> {
-    let Received { hello, files } = link.receive_hello().map_err(|e| refusal(Step::Hello, e))?;
+    let received = link.receive_hello().map_err(|e| refusal(Step::Hello, e))?;
     let ours = RunnerHello {
         versions: Versions::OURS,
         max_frame: limits::MAX_FRAME as u32,
         build: format!("thenodes-runner {}", env!("CARGO_PKG_VERSION")),
     };
     link.send_step("hello", &ours).map_err(|e| refusal(Step::Hello, e))?;
-    if hello.versions.common(Versions::OURS).is_none() {
+    if received.hello.versions.common(Versions::OURS).is_none() {
         return Err(refusal(Step::Hello, "no link protocol version in common with this node"));
     }
-    link.set_cap(hello.max_frame as usize);
+    if received.hello.without.is_some() && !cfg!(feature = "without") {
+        return Err(refusal(Step::Hello, "this runner leaves no wall out"));
+    }
+    link.set_cap(received.hello.max_frame as usize);
 
+    let confining = |e: String| refusal(Step::Confine, e);
     let mut walls = Walls::default();
-    let leash = match warden::detach(&hello, &mut walls).map_err(|e| refusal(Step::Confine, e))? {
-        warden::Role::Warden(watch) => {
-            drop(files);
-            return Ok(watch.until_the_end(link));
-        }
+    let (hello, role) = warden::detach(received, &mut walls).map_err(confining)?;
+    let mut leash = match role {
+        warden::Role::Warden(watch) => return Ok(watch.until_the_end(link, &hello)),
         warden::Role::Stub(leash) => leash,
     };
-    let root = confine::root::build(&hello, files, &mut walls);
-    match stub::split(leash, &root).map_err(|e| refusal(Step::Confine, e))? {
+    let root = warden::build_root(&hello, &mut leash, &mut walls);
+    let leash = match stub::split(leash).map_err(confining)? {
         stub::Role::Stub(reaper) => reaper.until_the_end(link),
-        stub::Role::Runner => {}
-    }
+        stub::Role::Runner(leash) => leash,
+    };
 
-    confine::state::clean(link, &root, &mut walls).map_err(|e| refusal(Step::Confine, e))?;
+    warden::hand_over_memory(&leash).map_err(confining)?;
+    confine::state::clean(link, leash, &mut walls).map_err(confining)?;
     let own_count = hello.run_as.is_some() || walls.whole_so_far(Layer::Namespaces);
     confine::rlimits::set(&hello.limits, own_count, &mut walls);
     confine::privileges::drop_all(&hello.plugin, &mut walls);
-    confine::landlock::restrict(&root, &mut walls);
-    selftest::before_the_filter(&hello, &root, own_count, &mut walls);
-    confine::seccomp::first_filter(&mut walls);
-    selftest::behind_the_filter(&mut walls);
+    confine::landlock::restrict(&hello, &root, &mut walls);
+    selftest::before_the_filter(&hello, own_count, &mut walls);
+    let filters = confine::filter(&hello, &mut walls).map_err(confining)?;
+    selftest::behind_the_filter(&hello, &mut walls);
     let report = Confinement { layers: walls.report() };
-    link.send_step("confined", &report).map_err(|e| refusal(Step::Confine, e))?;
-    link.wait_for("proceed").map_err(|e| refusal(Step::Confine, e))?;
+    link.send_step("confined", &report).map_err(confining)?;
+    link.wait_for("proceed").map_err(confining)?;
     if hello.library_size == 0 {
         return Ok(ExitCode::SUCCESS); // a probe: there is nothing to open
     }
 
-    let opened = library::open(&root, &hello.needed).map_err(|e| refusal(Step::Open, e))?;
+    sys::mark(Phase::Constructor);
+    let opened = library::open(&hello.needed).map_err(|e| refusal(Step::Open, e))?;
+    sys::mark(Phase::Register);
     let plugin = opened.register().map_err(|e| refusal(Step::Register, e))?;
-    confine::seccomp::second_filter().map_err(|e| refusal(Step::Register, e))?;
+    filters.second().map_err(|e| refusal(Step::Register, e))?;
+    sys::mark(Phase::Serve);
     let registration: Registration = plugin.describe().map_err(|e| refusal(Step::Register, e))?;
     link.send_step("registered", &registration).map_err(|e| refusal(Step::Register, e))?;
     Ok(serve::until_the_end(link, plugin, hello.generation))

@@ -1,7 +1,7 @@
 //! Tries what must fail, from inside, after the walls stand and before anything of the plugin is opened. Return codes of
 //! the steps are not believed: others have reported a sandbox that was not there.
 
-use crate::confine::{rlimits, root::Root, state, Walls};
+use crate::confine::{rlimits, state, Walls};
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::resource::getrlimit;
@@ -14,10 +14,10 @@ use thenodes_ipc::launch::{Layer, NodeHello};
 const DESCRIPTORS: i32 = 4096;
 
 /// Everything that can be tried while system calls are still free.
-pub(crate) fn before_the_filter(hello: &NodeHello, root: &Root, own_count: bool, walls: &mut Walls) {
+pub(crate) fn before_the_filter(hello: &NodeHello, own_count: bool, walls: &mut Walls) {
     namespaces(walls);
-    empty_root(walls);
-    clean_state(root, walls);
+    root(hello, walls);
+    clean_state(walls);
     let mut held = true;
     for (resource, name, value) in rlimits::table(&hello.limits, own_count) {
         if getrlimit(resource) != Ok((value, value)) {
@@ -38,7 +38,15 @@ pub(crate) fn before_the_filter(hello: &NodeHello, root: &Root, own_count: bool,
 }
 
 /// What proves the filter itself: a call that any process may make now fails.
-pub(crate) fn behind_the_filter(walls: &mut Walls) {
+pub(crate) fn behind_the_filter(hello: &NodeHello, walls: &mut Walls) {
+    let open = (0..DESCRIPTORS).filter(|fd| sys::is_open(*fd)).collect::<Vec<_>>();
+    let as_expected = open == (0..=state::LINK_FD).collect::<Vec<_>>();
+    walls.test(Layer::CleanState, "descriptors 0 to 3 are open and no others", as_expected);
+    if hello.without.is_none() {
+        // Both exist on every host; here the broker knows only the library.
+        let closed = ["/", "/etc/passwd"].iter().all(|path| File::open(path).is_err());
+        walls.test(Layer::Seccomp, "nothing can be opened by path but what the broker hands out", closed);
+    }
     let refused = nix::sys::utsname::uname().is_err_and(|e| e == Errno::EPERM);
     let counted = sys::refuses_uncounted_memory();
     walls.test(Layer::Rlimits, "memory that limits do not count (shared, growing down) is refused", counted);
@@ -59,27 +67,32 @@ fn namespaces(walls: &mut Walls) {
     walls.test(Layer::Namespaces, "no further user namespace can be made", refused);
 }
 
-fn empty_root(walls: &mut Walls) {
+fn root(hello: &NodeHello, walls: &mut Walls) {
     let host_paths =
         ["/etc/passwd", "/etc", "/proc", "/proc/self/status", "/dev/null", "/sys", "/usr", "/home", "/tmp"];
     for path in host_paths {
-        if std::fs::symlink_metadata(path).is_ok() {
+        // A directory on the way to a granted path is there, and empty but for that path.
+        let below =
+            |grant: &str| grant == path || grant.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+        let above = |grant: &str| path.strip_prefix(grant).is_some_and(|rest| rest.starts_with('/'));
+        let granted = hello.all_paths().iter().any(|grant| below(&grant.path) || above(&grant.path));
+        if !granted && std::fs::symlink_metadata(path).is_ok() {
             walls.hole(Layer::Root, format!("{path} exists inside"));
         }
     }
     // Landlock would refuse this too; statfs tells a read-only mount without trying to write.
     let read_only = nix::sys::statvfs::statvfs("/")
         .is_ok_and(|fs| fs.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
-    walls.test(Layer::Root, "the root is read-only and holds no path of the host", read_only);
+    walls.test(
+        Layer::Root,
+        "the root is read-only and holds no path of the host but the granted ones",
+        read_only,
+    );
 }
 
-fn clean_state(root: &Root, walls: &mut Walls) {
+fn clean_state(walls: &mut Walls) {
     walls.test(Layer::CleanState, "the environment is empty", std::env::vars_os().next().is_none());
     walls.test(Layer::CleanState, "there are no arguments", std::env::args_os().len() <= 1);
-    let expected = state::LINK_FD + root.kept.len() as i32;
-    let open = (0..DESCRIPTORS).filter(|fd| sys::is_open(*fd)).collect::<Vec<_>>();
-    let as_expected = open == (0..=expected).collect::<Vec<_>>();
-    walls.test(Layer::CleanState, "descriptors 0 to 3 are open and no others", as_expected);
 }
 
 fn privileges(walls: &mut Walls) {

@@ -1,7 +1,6 @@
 //! Process 1 of the plugin's pid namespace. It exists so that the plugin is not process 1: for that one the kernel turns
 //! `abort` into something else and ignores signals. It reaps, tells the warden the true status, and its end ends all.
 
-use crate::confine::root::Root;
 use crate::link::Link;
 use crate::sys;
 use crate::warden::Leash;
@@ -14,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 /// Who this process is after [`split`].
 pub(crate) enum Role {
     Stub(Reaper),
-    Runner,
+    Runner(Leash),
 }
 
 /// What the stub holds.
@@ -25,7 +24,7 @@ pub(crate) struct Reaper {
 }
 
 /// Binds the stub's life to the warden's and forks the runner.
-pub(crate) fn split(leash: Leash, root: &Root) -> Result<Role, String> {
+pub(crate) fn split(leash: Leash) -> Result<Role, String> {
     die_with_parent()?;
     if hung_up(&leash)? {
         return Err("the warden has gone".into());
@@ -37,9 +36,7 @@ pub(crate) fn split(leash: Leash, root: &Root) -> Result<Role, String> {
             if nix::unistd::getppid() != me {
                 return Err("the stub has gone".into());
             }
-            // Standard input is the link until now; from here on it is nothing.
-            root.keep_null(leash.null);
-            Ok(Role::Runner)
+            Ok(Role::Runner(leash))
         }
         ForkResult::Parent { child } => {
             let runner_fd = sys::pidfd_open(child).map_err(|e| format!("watching the runner: {e}"))?;
@@ -62,7 +59,8 @@ fn hung_up(leash: &Leash) -> Result<bool, String> {
 impl Reaper {
     /// Waits for the runner's end or the warden's, and ends.
     pub(crate) fn until_the_end(self, link: &Link) -> ! {
-        for fd in [link.raw_fd(), 1, 2, self.leash.null.as_raw_fd()] {
+        let Leash { null, proc, confidence, .. } = &self.leash;
+        for fd in [link.raw_fd(), 1, 2, null.as_raw_fd(), proc.as_raw_fd(), confidence.as_raw_fd()] {
             let _ = nix::unistd::close(fd);
         }
         loop {

@@ -5,7 +5,8 @@
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use seccompiler::{sock_filter, BpfProgram};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Takes over a descriptor that this process was started with.
 ///
@@ -61,7 +62,7 @@ pub(crate) fn place(fd: RawFd, target: RawFd) -> nix::Result<()> {
     if fd == target {
         return Ok(());
     }
-    // SAFETY: plain numbers; the target is one of the fixed descriptors 0, 3 and 4 that `state` lays out.
+    // SAFETY: plain numbers; the target is one of the fixed descriptors that `state` lays out.
     Errno::result(unsafe { libc::dup3(fd, target, libc::O_CLOEXEC) }).map(drop)
 }
 
@@ -201,8 +202,207 @@ pub(crate) fn die_as(status: i32) -> ! {
     exit_now(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 1 })
 }
 
+/// True for the wait status of a process that this signal ended.
+pub(crate) fn is_death_by(status: i32, signal: Signal) -> bool {
+    libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == signal as i32
+}
+
+/// Tells the broker what runs next. To everybody else this is a call that fails.
+pub(crate) fn mark(phase: thenodes_ipc::report::Phase) {
+    let option = crate::confine::syscalls::PR_MARK_PHASE as libc::c_int;
+    let _ = prctl(option, [phase as libc::c_ulong, 0, 0, 0]);
+}
+
 /// Ends this process without running anything of the runtime; for the forked warden and stub.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: ends the process.
     unsafe { libc::_exit(code) }
+}
+
+/// A BPF program as the kernel takes it, at an address that is known before it is filled. It is never freed: the address is
+/// part of a rule, and must not come to mean something else.
+pub(crate) struct Program {
+    header: &'static mut libc::sock_fprog,
+}
+
+impl Program {
+    /// An empty program with an address.
+    pub(crate) fn reserve() -> Program {
+        Program { header: Box::leak(Box::new(libc::sock_fprog { len: 0, filter: std::ptr::null_mut() })) }
+    }
+
+    /// Where the kernel is told to look.
+    pub(crate) fn address(&self) -> u64 {
+        std::ptr::from_ref::<libc::sock_fprog>(self.header) as u64
+    }
+
+    /// Puts the instructions in.
+    pub(crate) fn fill(&mut self, program: BpfProgram) {
+        const { assert!(size_of::<sock_filter>() == size_of::<libc::sock_filter>()) };
+        let program: &'static mut [sock_filter] = Vec::leak(program);
+        self.header.len = u16::try_from(program.len()).unwrap_or(0); // an empty program is refused by the kernel
+        self.header.filter = program.as_mut_ptr().cast();
+    }
+}
+
+fn seccomp(flags: libc::c_ulong, program: &Program) -> nix::Result<libc::c_long> {
+    // SAFETY: the header and its instructions are leaked, so they are there; the kernel copies them.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::c_long::from(libc::SECCOMP_SET_MODE_FILTER),
+            flags,
+            program.address(),
+        )
+    };
+    Errno::result(done)
+}
+
+/// Installs a filter on this, the only thread, and returns the descriptor by which its questions are answered.
+pub(crate) fn install_with_listener(program: &Program) -> nix::Result<OwnedFd> {
+    let listening = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // With the second flag (Linux 5.19) a question that was taken is not taken back by a signal, unless it kills.
+    let fd = match seccomp(listening | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, program) {
+        Err(Errno::EINVAL) => seccomp(listening, program)?,
+        other => other?,
+    };
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Installs a filter on every thread of this process, or on none.
+pub(crate) fn install_on_all_threads(program: &Program) -> nix::Result<()> {
+    match seccomp(libc::SECCOMP_FILTER_FLAG_TSYNC, program)? {
+        0 => Ok(()),
+        _thread_that_differs => Err(Errno::EACCES),
+    }
+}
+
+/// One message with one descriptor, whose address is known before it is sent: the allow-list lets exactly this one pass.
+pub(crate) struct Handover {
+    socket: RawFd,
+    message: &'static mut libc::msghdr,
+    control: &'static mut [u64; 4],
+}
+
+impl Handover {
+    /// Prepares a message over this socket.
+    pub(crate) fn prepare(socket: RawFd) -> Handover {
+        let byte: &'static mut [u8; 1] = Box::leak(Box::new([0]));
+        let part: &'static mut libc::iovec =
+            Box::leak(Box::new(libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 }));
+        let control: &'static mut [u64; 4] = Box::leak(Box::new([0; 4]));
+        // SAFETY: an all-zero msghdr is an empty message.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        Handover { socket, message: Box::leak(Box::new(message)), control }
+    }
+
+    /// The socket's number.
+    pub(crate) fn socket(&self) -> u64 {
+        self.socket as u64
+    }
+
+    /// The message's address.
+    pub(crate) fn address(&self) -> u64 {
+        std::ptr::from_ref::<libc::msghdr>(self.message) as u64
+    }
+
+    /// Sends the descriptor.
+    pub(crate) fn send(self, fd: BorrowedFd<'_>) -> nix::Result<()> {
+        let size = size_of::<RawFd>() as libc::c_uint;
+        // SAFETY: CMSG_LEN and CMSG_SPACE only compute; the buffer of 32 bytes, aligned for a header, holds one header of 16
+        // bytes and one descriptor; the message and all it points to are leaked.
+        let sent = unsafe {
+            self.message.msg_controllen = libc::CMSG_SPACE(size) as _;
+            let head = self.control.as_mut_ptr().cast::<libc::cmsghdr>();
+            (*head).cmsg_level = libc::SOL_SOCKET;
+            (*head).cmsg_type = libc::SCM_RIGHTS;
+            (*head).cmsg_len = libc::CMSG_LEN(size) as _;
+            libc::CMSG_DATA(head).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
+            libc::syscall(libc::SYS_sendmsg, self.socket(), self.address(), libc::MSG_NOSIGNAL)
+        };
+        Errno::result(sent).map(drop)
+    }
+}
+
+/// A system call that a filter asks about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Question {
+    pub(crate) id: u64,
+    pub(crate) thread: u32,
+    pub(crate) arch: u32,
+    pub(crate) number: i64,
+    pub(crate) address: u64,
+    pub(crate) args: [u64; 6],
+}
+
+/// Takes the next question; `None` if its asker has died meanwhile, or there is none.
+pub(crate) fn next_question(listener: BorrowedFd<'_>) -> nix::Result<Option<Question>> {
+    // SAFETY: all-zero is what the kernel wants to find in a `seccomp_notif`, and it fills it.
+    let (done, got) = unsafe {
+        let mut got: libc::seccomp_notif = std::mem::zeroed();
+        let done = libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &mut got);
+        (done, got)
+    };
+    match Errno::result(done) {
+        Ok(_) => Ok(Some(Question {
+            id: got.id,
+            thread: got.pid,
+            arch: got.data.arch,
+            number: i64::from(got.data.nr),
+            address: got.data.instruction_pointer,
+            args: got.data.args,
+        })),
+        Err(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// True while the asker waits: what was read from its memory meanwhile was its memory, not a successor's.
+pub(crate) fn still_asks(listener: BorrowedFd<'_>, id: u64) -> bool {
+    // SAFETY: the kernel reads one number.
+    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0 }
+}
+
+/// Answers with a result or an error number. There is no way here to let the call run.
+pub(crate) fn answer(listener: BorrowedFd<'_>, id: u64, result: Result<i64, i32>) {
+    let response = libc::seccomp_notif_resp {
+        id,
+        val: result.unwrap_or(0),
+        error: result.err().map_or(0, |number| -number),
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the response. It fails if the asker has died, which is no news.
+    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &response) };
+}
+
+/// Lets a call run after all. Only in a runner that is built to test the other walls.
+#[cfg(feature = "without")]
+pub(crate) fn let_it_run(listener: BorrowedFd<'_>, id: u64) {
+    let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+    let response = libc::seccomp_notif_resp { id, val: 0, error: 0, flags };
+    // SAFETY: as above.
+    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &response) };
+}
+
+/// Answers with a new descriptor in the asker that is a copy of `file`.
+pub(crate) fn answer_with_file(
+    listener: BorrowedFd<'_>,
+    id: u64,
+    file: BorrowedFd<'_>,
+    flags: u32,
+) -> nix::Result<()> {
+    let addition = libc::seccomp_notif_addfd {
+        id,
+        flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+        srcfd: file.as_raw_fd() as u32,
+        newfd: 0,
+        newfd_flags: flags,
+    };
+    // SAFETY: the kernel reads the structure; the descriptor is borrowed and open.
+    Errno::result(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &addition) })
+        .map(drop)
 }

@@ -92,7 +92,7 @@ fn each_death_is_named_and_the_plugin_is_back() {
         ("exit0", "exit", "exit code 0"),
         ("_exit0", "exit", "exit code 0"),
         ("stack", "signal", "SIGSEGV"),
-        ("socket", "denied_syscall", "SIGSYS"),
+        ("socket", "denied_syscall", "socket(AF_INET"),
         ("rt-signal", "signal", "signal 40"),
         ("link-deaf", "exit", "exit code 0"),
         ("frame-garbage", "protocol_violation", "cap is"),

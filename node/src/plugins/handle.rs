@@ -1,6 +1,7 @@
 //! What the rest of the node may do with a plugin: give it messages, call it, look at it, order it to start or stop. None of it
 //! waits for the plugin unless it says so, and all of it works while the plugin is dead.
 
+use super::denials::DenialBook;
 use super::image::Image;
 use super::lifecycle::{Cause, State};
 use super::link::{Caller, Counters};
@@ -48,6 +49,8 @@ pub struct Handle {
     pub logs: Arc<LogBook>,
     /// Its counters.
     pub counters: Arc<Counters>,
+    /// What its walls refused.
+    pub denials: Arc<DenialBook>,
     pub(super) queue: mpsc::Sender<Delivery>,
     pub(super) room: Arc<Semaphore>,
     pub(super) commands: mpsc::Sender<Command>,

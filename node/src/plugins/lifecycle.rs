@@ -65,6 +65,8 @@ impl State {
 pub enum Cause {
     /// A signal ended the plugin.
     Signal(i32),
+    /// A wall ended the plugin: what it attempted.
+    Denied(String),
     /// It ended itself.
     Exit(i32),
     /// It broke the link protocol.
@@ -96,6 +98,7 @@ impl Cause {
         match self {
             Cause::Refused(..) | Cause::Level { .. } | Cause::Load(_) => true,
             Cause::Signal(_)
+            | Cause::Denied(_)
             | Cause::Exit(_)
             | Cause::Violation(_)
             | Cause::Hang(_)
@@ -108,7 +111,7 @@ impl Cause {
     /// A stable word for events and `--json`.
     pub fn word(&self) -> &'static str {
         match self {
-            Cause::Signal(libc_sigsys::SIGSYS) => "denied_syscall",
+            Cause::Signal(libc_sigsys::SIGSYS) | Cause::Denied(_) => "denied_syscall",
             Cause::Signal(_) => "signal",
             Cause::Exit(_) => "exit",
             Cause::Violation(_) => "protocol_violation",
@@ -142,6 +145,7 @@ impl fmt::Display for Cause {
                 Ok(signal) => write!(f, "{signal}"),
                 Err(_) => write!(f, "signal {number}"),
             },
+            Cause::Denied(what) => write!(f, "a wall of the sandbox ended it: {what}"),
             Cause::Exit(code) => write!(f, "ended itself with exit code {code}"),
             Cause::Violation(what) => write!(f, "broke the link protocol: {what}"),
             Cause::Hang(method) => write!(f, "did not answer {method} within deadline and grace"),

@@ -3,6 +3,7 @@
 //!
 //! This wing does not know the network: it sees the rest of the node only as the SDK's `Host` trait.
 
+pub mod denials;
 pub mod grants;
 pub mod handle;
 pub mod image;

@@ -10,8 +10,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use thenodes_ipc::launch::{Needed, NodeHello, ProcessLimits, Versions};
+use thenodes_ipc::launch::{Needed, NodeHello, PathGrant, ProcessLimits, SeccompMode, Versions, Without};
 use thenodes_ipc::{limits, pack, Frame, Generation, PluginName};
+use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 /// A runner that was just started; it has `hello` and nothing else.
@@ -24,6 +25,8 @@ pub struct Started {
     pub stdout: ChildStdout,
     /// Log pipes.
     pub stderr: ChildStderr,
+    /// Where the warden tells what was refused; the plugin's process does not have its other end.
+    pub report: Receiver,
 }
 
 /// Where the runner program is: beside the node's own, or where packages put it.
@@ -70,6 +73,23 @@ pub struct Order<'a> {
     pub limits: ProcessLimits,
     /// Uid to become; set when the node is root.
     pub run_as: Option<u32>,
+    /// What is particular about its sandbox.
+    pub sandbox: Sandbox,
+}
+
+/// What one plugin's sandbox has beside the walls that all have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Which list of system calls.
+    pub seccomp: SeccompMode,
+    /// System calls by name, with [`SeccompMode::Custom`].
+    pub calls: Vec<String>,
+    /// Paths of the host.
+    pub paths: Vec<PathGrant>,
+    /// Size of a `/tmp` of its own, bytes.
+    pub temporary: u64,
+    /// What a test takes away; refused by every runner that is not built for such tests.
+    pub without: Option<Without>,
 }
 
 /// Starts a runner and sends it `hello`.
@@ -86,13 +106,15 @@ pub fn start(order: &Order<'_>) -> io::Result<Started> {
         .spawn()?;
     let pipes = child.stdout.take().zip(child.stderr.take());
     let (stdout, stderr) = pipes.ok_or_else(|| io::Error::other("the runner has no log pipes"))?;
-    send_hello(&ours, order)?;
+    let (told, tells) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    send_hello(&ours, tells, order)?;
+    let report = Receiver::from_owned_fd(told)?;
     ours.set_nonblocking(true)?;
     let stream = Stream::try_from(OwnedFd::from(ours))?;
-    Ok(Started { child, stream, stdout, stderr })
+    Ok(Started { child, stream, stdout, stderr, report })
 }
 
-fn send_hello(link: &UnixStream, order: &Order<'_>) -> io::Result<()> {
+fn send_hello(link: &UnixStream, report: OwnedFd, order: &Order<'_>) -> io::Result<()> {
     let files: Vec<&Sealed> = order
         .image
         .map(|image| {
@@ -112,15 +134,20 @@ fn send_hello(link: &UnixStream, order: &Order<'_>) -> io::Result<()> {
             .map(|image| image.needed.iter().map(|(soname, _)| Needed { soname: soname.clone() }).collect())
             .unwrap_or_default(),
         limits: order.limits,
+        seccomp: order.sandbox.seccomp,
+        calls: order.sandbox.calls.clone(),
+        paths: order.sandbox.paths.clone(),
+        temporary: order.sandbox.temporary,
+        without: order.sandbox.without.clone(),
     };
     let body = pack::encode(&hello).map_err(io::Error::other)?;
     let mut frame = Vec::new();
     Frame::Launch { step: "hello", body: &body }
         .encode(&mut frame, limits::MAX_FRAME)
         .map_err(io::Error::other)?;
-    let fds: Vec<RawFd> = files.iter().map(|file| file.fd.as_raw_fd()).collect();
-    let rights = [ControlMessage::ScmRights(&fds)];
-    let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
+    let fds: Vec<RawFd> =
+        std::iter::once(report.as_raw_fd()).chain(files.iter().map(|file| file.fd.as_raw_fd())).collect();
+    let control = &[ControlMessage::ScmRights(&fds)];
     // A few kilobytes into an empty socket buffer: cannot block. A short write would be a kernel defect.
     let sent = sendmsg::<UnixAddr>(
         link.as_raw_fd(),

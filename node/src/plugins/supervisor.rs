@@ -1,13 +1,14 @@
 //! One task per plugin: feeds [`lifecycle`](super::lifecycle), carries out its actions, and moves messages from the plugin's
 //! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
 
+use super::denials::{self, DenialBook};
 use super::grants::{Grants, Verdict};
 use super::handle::{Command, Delivery, Handle, Status};
 use super::image::Image;
 use super::lifecycle::{Action, Cause, Event, Life, State};
 use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
 use super::logs::{follow, LogBook};
-use super::process::{self, Order, Started};
+use super::process::{self, Order, Sandbox, Started};
 use crate::config::{Permission, Required};
 use crate::text::printable;
 use std::future::Future;
@@ -21,10 +22,14 @@ use std::time::{Duration, Instant};
 use thenodes::host::{Host, HostError, LogLine, NodeInfo, Notice, Request, Response};
 use thenodes_ipc::launch::{Confinement, Level, ProcessLimits, Registration};
 use thenodes_ipc::{limits, pack, Generation, PluginName};
+use tokio::net::unix::pipe::Receiver;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
+
+/// Events about refusals that one plugin may cause in a second; its log and its book have them all.
+const DENIALS_SHOWN: u32 = 5;
 
 /// How plugins of this node are run.
 #[derive(Debug, Clone)]
@@ -96,6 +101,7 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
         name: image.name.clone(),
         logs: Arc::new(LogBook::new(image.name.clone())),
         counters: Arc::default(),
+        denials: Arc::default(),
         image,
         queue: queue_in,
         room: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_BYTES)),
@@ -108,6 +114,7 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
         image: handle.image.clone(),
         logs: handle.logs.clone(),
         counters: handle.counters.clone(),
+        denials: handle.denials.clone(),
         around,
         life,
         status: status_out,
@@ -126,6 +133,7 @@ struct Supervisor {
     image: Arc<Image>,
     logs: Arc<LogBook>,
     counters: Arc<Counters>,
+    denials: Arc<DenialBook>,
     around: Surroundings,
     life: Life,
     status: watch::Sender<Status>,
@@ -234,8 +242,9 @@ impl Supervisor {
             generation,
             limits: policy.limits,
             run_as: run_as(policy.uid_base, self.around.slot),
+            sandbox: Sandbox::default(),
         };
-        let Started { child, stream, stdout, stderr } = match process::start(&order) {
+        let Started { child, stream, stdout, stderr, report } = match process::start(&order) {
             Ok(started) => started,
             Err(error) => return Cause::Spawn(error.to_string()),
         };
@@ -245,6 +254,7 @@ impl Supervisor {
         pipes.spawn(follow(stdout, logs, generation.0, "info", "stdout"));
         let logs = self.logs.clone();
         pipes.spawn(follow(stderr, logs, generation.0, "warn", "stderr"));
+        pipes.spawn(self.follow_denials(report, generation));
 
         let greeting = Greeting::new(stream);
         let ended = match self.start_up(greeting, generation).await {
@@ -258,7 +268,29 @@ impl Supervisor {
             while pipes.join_next().await.is_some() {}
         })
         .await;
-        cause
+        match (cause, self.denials.kill_of(generation)) {
+            (Cause::Signal(_), Some(kill)) => Cause::Denied(kill.to_string()),
+            (cause, _) => cause,
+        }
+    }
+
+    /// Carries the warden's records into the book, the log and, not too often, the events.
+    fn follow_denials(&self, report: Receiver, generation: Generation) -> impl Future<Output = ()> + 'static {
+        let (book, logs, status) = (self.denials.clone(), self.logs.clone(), self.status.subscribe());
+        let (observer, plugin) = (self.around.observer.clone(), self.name.clone());
+        async move {
+            let mut shown = Throttle { most: DENIALS_SHOWN, since: None, count: 0 };
+            let loading = || matches!(status.borrow().state, State::Initializing);
+            let tell = |entry: &denials::Entry| {
+                logs.add_own(generation.0, "warn", &format!("denied: {entry}"));
+                // The record of an end is told with the end.
+                if !entry.killed && shown.may() {
+                    let detail = format!("generation={generation} {entry}");
+                    observer.changed(Change { plugin: plugin.clone(), action: "denied", detail, bad: false });
+                }
+            };
+            denials::follow(report, generation, &book, loading, tell).await;
+        }
     }
 
     /// From `hello` to a registered plugin, while orders to stop are heard.
@@ -434,6 +466,23 @@ impl Supervisor {
                 }
             }
         }
+    }
+}
+
+/// So many a second, and no more.
+struct Throttle {
+    most: u32,
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Throttle {
+    fn may(&mut self) -> bool {
+        if self.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
+            (self.since, self.count) = (Some(Instant::now()), 0);
+        }
+        self.count = self.count.saturating_add(1);
+        self.count <= self.most
     }
 }
 

@@ -10,7 +10,41 @@ pub(crate) mod seccomp;
 pub(crate) mod state;
 pub(crate) mod syscalls;
 
-use thenodes_ipc::launch::{Layer, LayerReport};
+use crate::sys::{self, Handover};
+use seccomp::Filters;
+use std::os::fd::{AsFd, OwnedFd};
+use thenodes_ipc::launch::{Layer, LayerReport, NodeHello};
+
+/// True if a test wants this wall left out. Only a runner built for such tests ever gets so far, see `main`.
+pub(crate) fn omitted(hello: &NodeHello, layer: Layer) -> bool {
+    hello.without.as_ref().is_some_and(|without| without.layers.contains(&layer))
+}
+
+/// Puts the system call filter up: from here on the broker answers what the allow-list does not contain.
+pub(crate) fn filter(hello: &NodeHello, walls: &mut Walls) -> Result<Filters, String> {
+    let handover = Handover::prepare(state::CONFIDENCE_FD);
+    let filters = Filters::compile(hello, &handover)?;
+    let put_up =
+        filters.first().and_then(|listener| hand_over(handover, listener)).and_then(|()| filters.seal());
+    walls.step(Layer::Seccomp, "the filter", put_up);
+    if omitted(hello, Layer::Seccomp) {
+        walls.hole(Layer::Seccomp, "left out for a test");
+    }
+    Ok(filters)
+}
+
+/// Gives the listener to the broker, waits until it has it, and closes the way there.
+fn hand_over(handover: Handover, listener: OwnedFd) -> Result<(), String> {
+    handover.send(listener.as_fd()).map_err(|e| format!("handing the listener to the broker: {e}"))?;
+    drop(listener);
+    let confidence = sys::adopt(state::CONFIDENCE_FD).ok_or("the way to the broker was lost")?;
+    let mut word = [0];
+    match nix::unistd::read(&confidence, &mut word) {
+        Ok(1) => Ok(()),
+        Ok(_) => Err("the broker has gone".into()),
+        Err(e) => Err(format!("waiting for the broker: {e}")),
+    }
+}
 
 /// What is known of each wall so far. A wall counts only if somebody measured it and nobody found a hole.
 #[derive(Debug, Default)]

@@ -1,99 +1,129 @@
-//! The plugin's root: a small read-only tmpfs that holds the verified library bytes and what it needs, nothing else. No
-//! path of the host exists in it, no `/proc`, no `/dev`.
+//! The plugin's root: a small read-only tmpfs that holds nothing but the paths that were granted. The library is not in it:
+//! its verified bytes come from the broker as a descriptor. No other path of the host exists, no `/proc`, no `/dev`.
 
 use super::Walls;
+use nix::errno::Errno;
+use nix::fcntl::{open, OFlag};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
+use nix::sys::stat::{fstat, Mode, SFlag};
 use nix::unistd::{chdir, pivot_root};
-use std::cell::RefCell;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek};
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use thenodes_ipc::launch::{Layer, NodeHello};
+use thenodes_ipc::launch::{Layer, NodeHello, PathGrant, TEMPORARY};
 
 /// Where the new root is mounted for a moment: any directory that every Linux system has.
 const STAGES: [&str; 3] = ["/tmp", "/proc", "/usr"];
+/// Most files and directories in it.
+const TEMPORARY_FILES: u64 = 4096;
+
+/// The granted paths, opened while the host is still to be seen.
+#[derive(Default)]
+pub(crate) struct Sources(Vec<(PathGrant, OwnedFd)>);
+
+impl Sources {
+    /// Opens every granted path. One that does not exist, or that this uid may not reach, is an error that says so.
+    pub(crate) fn open(hello: &NodeHello) -> Result<Sources, String> {
+        let one = |grant: &PathGrant| match open(
+            grant.path.as_str(),
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        ) {
+            Ok(fd) => Ok((grant.clone(), fd)),
+            Err(e) => Err(format!("the granted path {}: {e} (as uid {})", grant.path, nix::unistd::getuid())),
+        };
+        hello.paths.iter().map(one).collect::<Result<_, _>>().map(Sources)
+    }
+}
 
 /// What the runner finds after this step.
 pub(crate) struct Root {
-    /// True if the empty root is in force.
+    /// True if the new root is in force.
     pub(crate) empty: bool,
-    /// The library, and then what it needs, as paths that can be opened from inside.
-    pub(crate) library: PathBuf,
-    pub(crate) needed: Vec<PathBuf>,
-    /// Library descriptors that must stay open because there is no empty root to hold copies.
-    pub(crate) kept: Vec<RawFd>,
-    /// `/dev/null`, on its way to becoming standard input.
-    null: RefCell<Option<OwnedFd>>,
 }
 
-impl Root {
-    pub(crate) fn keep_null(&self, null: OwnedFd) {
-        *self.null.borrow_mut() = Some(null);
+/// Builds the root and moves into it.
+pub(crate) fn build(hello: &NodeHello, sources: Sources, walls: &mut Walls) -> Root {
+    if super::omitted(hello, Layer::Root) {
+        walls.hole(Layer::Root, "left out for a test");
+        return Root { empty: false };
     }
-
-    pub(crate) fn take_null(&self) -> Option<OwnedFd> {
-        self.null.borrow_mut().take()
-    }
+    let built = try_build(hello, sources);
+    Root { empty: walls.step(Layer::Root, "building the root", built).is_some() }
 }
 
-/// Builds the root and moves into it. If that fails, the library is opened from its sealed descriptors, and the report
-/// says that this wall is missing.
-pub(crate) fn build(hello: &NodeHello, files: Vec<OwnedFd>, walls: &mut Walls) -> Root {
-    let built = try_build(hello, &files);
-    let empty = walls.step(Layer::Root, "building the empty root", built).is_some();
-    let names: Vec<PathBuf> = std::iter::once(PathBuf::from("/plugin.so"))
-        .chain(hello.needed.iter().map(|needed| Path::new("/lib").join(&needed.soname)))
-        .collect();
-    let (paths, kept): (Vec<PathBuf>, Vec<RawFd>) = if empty {
-        (names, Vec::new()) // the copies are enough: the descriptors are closed here
-    } else {
-        // The numbers that `state` gives them.
-        let paths = (0..files.len()).map(|n| PathBuf::from(format!("/proc/self/fd/{}", 4 + n))).collect();
-        (paths, files.into_iter().map(IntoRawFd::into_raw_fd).collect())
-    };
-    let mut paths = paths.into_iter();
-    let library = paths.next().unwrap_or_default();
-    Root { empty, library, needed: paths.collect(), kept, null: RefCell::new(None) }
+fn failed(what: impl std::fmt::Display) -> impl FnOnce(Errno) -> io::Error {
+    move |e| io::Error::other(format!("{what}: {e}"))
 }
 
-fn try_build(hello: &NodeHello, files: &[OwnedFd]) -> io::Result<()> {
+fn try_build(hello: &NodeHello, Sources(sources): Sources) -> io::Result<()> {
     let none: Option<&str> = None;
     // Our mounts must not travel to the host, nor the host's to us.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let stage = STAGES.iter().find(|stage| Path::new(stage).is_dir()).ok_or(io::ErrorKind::NotFound)?;
     let stage = Path::new(stage);
-    let mut bytes = 64 * 1024;
-    for file in files {
-        bytes += nix::sys::stat::fstat(file).map(|s| s.st_size as u64)?.next_multiple_of(4096);
-    }
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    let inodes = 8 + files.len();
-    let options = format!("size={bytes},nr_inodes={inodes},mode=0755");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // Room for the directories on the way to granted paths, and nothing else.
+    let inodes = 8 + hello.paths.iter().map(|grant| grant.path.matches('/').count() + 1).sum::<usize>();
+    let options = format!("size=64k,nr_inodes={inodes},mode=0755");
     mount(Some("plugin"), stage, Some("tmpfs"), flags, Some(options.as_str()))?;
-    if let Some((library, needed)) = files.split_first() {
-        copy(library, &stage.join("plugin.so"))?;
-        if !needed.is_empty() {
-            fs::create_dir(stage.join("lib"))?;
-        }
-        for (file, named) in needed.iter().zip(&hello.needed) {
-            copy(file, &stage.join("lib").join(&named.soname))?;
-        }
+    for (grant, source) in &sources {
+        bind(stage, grant, source)?;
+    }
+    if hello.temporary > 0 {
+        let inside = below(stage, TEMPORARY);
+        fs::create_dir_all(&inside)?;
+        let options = format!("size={},nr_inodes={TEMPORARY_FILES},mode=0700", hello.temporary);
+        mount(Some("temporary"), &inside, Some("tmpfs"), flags, Some(options.as_str()))?;
     }
     chdir(stage)?;
-    pivot_root(".", ".")?;
-    umount2(".", MntFlags::MNT_DETACH)?;
+    pivot_root(".", ".").map_err(failed("pivot_root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(failed("leaving the old root"))?;
     chdir("/")?;
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-    mount(none, "/", none, read_only | flags, none)?;
+    mount(none, "/", none, read_only | flags, none).map_err(failed("making the root read-only"))?;
     Ok(())
 }
 
-/// Copies the bytes that the node verified and sealed; the path they once came from is never opened again.
-fn copy(from: &OwnedFd, to: &Path) -> io::Result<()> {
-    let mut from = File::from(from.try_clone()?);
-    from.rewind()?;
-    let mut to = OpenOptions::new().write(true).create_new(true).mode(0o444).open(to)?;
-    io::copy(&mut from, &mut to).map(drop)
+fn below(stage: &Path, path: &str) -> PathBuf {
+    stage.join(path.trim_start_matches('/'))
+}
+
+/// Shows a path of the host inside, under its own name.
+fn bind(stage: &Path, grant: &PathGrant, source: &OwnedFd) -> io::Result<()> {
+    let none: Option<&str> = None;
+    let inside = below(stage, &grant.path);
+    let about = |e: Errno| io::Error::other(format!("the granted path {}: {e}", grant.path));
+    let kind = SFlag::from_bits_truncate(fstat(source)?.st_mode) & SFlag::S_IFMT;
+    if kind == SFlag::S_IFDIR {
+        fs::create_dir_all(&inside)?;
+    } else if kind == SFlag::S_IFREG {
+        if let Some(parent) = inside.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        if !inside.exists() {
+            File::create(&inside)?;
+        }
+    } else {
+        return Err(io::Error::other(format!(
+            "the granted path {} is neither a file nor a directory",
+            grant.path
+        )));
+    }
+    let from = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
+    // Not recursive: what is mounted below was not granted. The kernel refuses to uncover what such a mount hides.
+    mount(Some(&from), &inside, none, MsFlags::MS_BIND, none).map_err(|e| match e {
+        Errno::EINVAL => io::Error::other(format!(
+            "the granted path {} has other mounts below it; grant those directories one by one",
+            grant.path
+        )),
+        e => about(e),
+    })?;
+    let mut flags =
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    if !(grant.write || grant.create) {
+        flags |= MsFlags::MS_RDONLY;
+    }
+    mount(none, &inside, none, flags, none).map_err(about)
 }

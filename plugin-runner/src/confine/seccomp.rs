@@ -1,103 +1,169 @@
-//! The seccomp filters. Several are stacked, because one filter has one way of saying no; of several verdicts the kernel
-//! takes the strictest. They are installed on all threads (there is one before the library is opened, and the second
-//! filter must also bind threads that a constructor started; if one of them cannot be bound, installing fails and we stop).
+//! The seccomp filters. The first is the allow-list: what it does not contain is not decided by the kernel but told to the
+//! broker, which knows no answer that lets a call run. Two small ones are stacked on it, whose answer is the end of the process:
+//! one as soon as the broker holds the listener, one when the library is registered. They bind every thread (there is one
+//! before the library is opened; the last must also bind threads that a constructor started, or installing it fails and we stop).
 
-use super::syscalls::{Args, ALLOWED, ALLOWED_HERE, FAILING, IOCTL_ALLOWED};
-use super::Walls;
+use super::syscalls::{self, Allowed, Args};
+use crate::sys::{self, Handover, Program};
 use seccompiler::{
-    apply_filter_all_threads, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len,
-    SeccompCmpOp as Op, SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
+    SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch,
 };
 use std::collections::BTreeMap;
-use thenodes_ipc::launch::Layer;
+use std::os::fd::OwnedFd;
+use thenodes_ipc::launch::{Layer, NodeHello};
 
 type Rules = BTreeMap<i64, Vec<Rule>>;
 
-/// Installs the allow-list. From here on this process may do only what `syscalls` names.
-pub(crate) fn first_filter(walls: &mut Walls) {
-    let installed = first_programs().map_err(|e| e.to_string()).and_then(|programs| install(&programs));
-    walls.step(Layer::Seccomp, "installing the allow-list", installed);
+/// Stands for "tell the broker" until the program is finished: the compiler knows no such answer.
+const ASK: SeccompAction = SeccompAction::Trace(0x0a5b);
+/// `BPF_RET | BPF_K`.
+const RETURN: u16 = 0x06;
+/// `SECCOMP_RET_TRACE` with that mark, `SECCOMP_RET_KILL_PROCESS`, `SECCOMP_RET_USER_NOTIF`.
+const MARKED: u32 = 0x7ff0_0a5b;
+const KILL: u32 = 0x8000_0000;
+const TELL: u32 = 0x7fc0_0000;
+
+/// The filters of one runner, compiled before the first is installed: what installs the last must have an address by then.
+pub(crate) struct Filters {
+    allow_list: Program,
+    sealing: Program,
+    second: Program,
+    /// For tests of the other walls: only what must be answered is asked, the rest passes.
+    free: bool,
 }
 
-/// Tightens once the library is registered: nothing more is opened, mapped executable, or filtered. It binds libraries whose
-/// constructors return; one that never lets this be reached keeps the first filter and the other walls, and no more than
-/// those may be relied on.
-pub(crate) fn second_filter() -> Result<(), String> {
-    let programs = second_programs().map_err(|e| e.to_string())?;
-    install(&programs).map_err(|e| format!("the second filter could not bind every thread: {e}"))
+impl Filters {
+    /// Compiles the filters for what the node granted. `handover` is the only message that may be sent.
+    pub(crate) fn compile(hello: &NodeHello, handover: &Handover) -> Result<Filters, String> {
+        let text = |e: BackendError| format!("compiling the filters: {e}");
+        let (mut second, mut sealing, mut list) =
+            (Program::reserve(), Program::reserve(), Program::reserve());
+        let special = Special { second: second.address(), sealing: sealing.address(), handover };
+        second.fill(second_program(&special).map_err(text)?);
+        sealing.fill(sealing_program(&special).map_err(text)?);
+        let mut omitted = Vec::new();
+        if let Some(without) = &hello.without {
+            omitted.extend(without.calls.iter().filter_map(|name| syscalls::number_of(name)));
+        }
+        let entries = syscalls::entries(hello.seccomp, &hello.all_paths());
+        let entries = entries.into_iter().filter(|entry| !omitted.contains(&entry.number));
+        let added = syscalls::added(&hello.calls)?;
+        let free = super::omitted(hello, Layer::Seccomp);
+        let program = if free { only_asking() } else { allow_list(entries, &added, &special) };
+        list.fill(program.map_err(text)?);
+        Ok(Filters { allow_list: list, sealing, second, free })
+    }
+
+    /// Installs the allow-list. From here on this process may do only what `syscalls` names. The listener goes to the broker.
+    pub(crate) fn first(&self) -> Result<OwnedFd, String> {
+        sys::install_with_listener(&self.allow_list).map_err(|e| match e {
+            nix::errno::Errno::EBUSY => {
+                "installing the allow-list: another program already supervises the system calls of this one (EBUSY); run the node outside of it".to_owned()
+            }
+            e => format!("installing the allow-list: {e}"),
+        })
+    }
+
+    /// Forbids the message that handed the listener over.
+    pub(crate) fn seal(&self) -> Result<(), String> {
+        if self.free {
+            return Ok(());
+        }
+        sys::install_on_all_threads(&self.sealing).map_err(|e| format!("installing the sealing filter: {e}"))
+    }
+
+    /// Tightens once the library is registered: nothing more is mapped executable, no filter is installed. It binds libraries
+    /// whose constructors return; one that never lets this be reached keeps the first filters and the other walls, and no more
+    /// than those may be relied on.
+    pub(crate) fn second(&self) -> Result<(), String> {
+        if self.free {
+            return Ok(());
+        }
+        sys::install_on_all_threads(&self.second)
+            .map_err(|e| format!("the second filter could not bind every thread: {e}"))
+    }
 }
 
-fn install(programs: &[BpfProgram]) -> Result<(), String> {
-    programs.iter().try_for_each(|program| apply_filter_all_threads(program).map_err(|e| e.to_string()))
+/// Addresses by which the runner's own calls are known from everybody else's.
+struct Special<'a> {
+    second: u64,
+    sealing: u64,
+    handover: &'a Handover,
 }
 
 fn arch() -> Result<TargetArch, BackendError> {
     std::env::consts::ARCH.try_into()
 }
 
-/// A filter that lets pass what it does not mention and answers what it mentions with `verdict`.
-fn refusing(rules: Rules, verdict: SeccompAction) -> Result<BpfProgram, BackendError> {
-    SeccompFilter::new(rules, SeccompAction::Allow, verdict, arch()?)?.try_into()
-}
-
-fn first_programs() -> Result<Vec<BpfProgram>, BackendError> {
-    let mut programs = Vec::new();
-    let errors: std::collections::BTreeSet<i32> = FAILING.iter().map(|(_, errno, _)| *errno).collect();
-    for errno in errors {
-        let rules = FAILING.iter().filter(|entry| entry.1 == errno).map(|entry| (entry.0, vec![])).collect();
-        programs.push(refusing(rules, SeccompAction::Errno(errno as u32))?);
-    }
-    let other_ioctl = Rule::new(vec![Condition::new(1, Len::Qword, Op::Ne, IOCTL_ALLOWED)?])?;
-    let rules = BTreeMap::from([(libc::SYS_ioctl, vec![other_ioctl])]);
-    programs.push(refusing(rules, SeccompAction::Errno(libc::ENOTTY as u32))?);
-    // Memory that RLIMIT_DATA does not count must not be had: shared mappings stay pinned when all but a page is unmapped,
-    // and a mapping that grows down is taken for a stack.
-    let flag = |mask: i32, value: i32| {
-        Rule::new(vec![Condition::new(3, Len::Qword, Op::MaskedEq(mask as u64), value as u64)?])
-    };
-    let uncounted = vec![
-        flag(libc::MAP_TYPE, libc::MAP_SHARED)?,
-        flag(libc::MAP_TYPE, libc::MAP_SHARED_VALIDATE)?,
-        flag(libc::MAP_GROWSDOWN, libc::MAP_GROWSDOWN)?,
-        flag(libc::MAP_HUGETLB, libc::MAP_HUGETLB)?,
-    ];
-    programs.push(refusing(
-        BTreeMap::from([(libc::SYS_mmap, uncounted)]),
-        SeccompAction::Errno(libc::EPERM as u32),
-    )?);
-    // The allow-list comes last: after it, installing needs calls that it allows.
+fn allow_list<'a>(
+    entries: impl Iterator<Item = &'a Allowed>,
+    added: &[libc::c_long],
+    special: &Special<'_>,
+) -> Result<BpfProgram, BackendError> {
     let mut rules = Rules::new();
-    for entry in ALLOWED.iter().chain(ALLOWED_HERE) {
-        rules.insert(entry.number, conditions(entry.args)?);
+    let mut always = added.to_vec();
+    for entry in entries {
+        let alternatives = conditions(entry.args, special)?;
+        if alternatives.is_empty() {
+            always.push(entry.number);
+        }
+        rules.entry(entry.number).or_default().extend(alternatives);
     }
-    for (number, _, _) in FAILING {
-        rules.insert(*number, vec![]); // the strictest verdict counts: these fail, and do not kill
+    for number in always {
+        rules.insert(number, vec![]); // no condition at all: the widest entry counts
     }
-    rules.insert(libc::SYS_ioctl, vec![]); // likewise: ENOTTY above for all but one
-    let kill = SeccompAction::KillProcess;
-    programs.push(SeccompFilter::new(rules, kill, SeccompAction::Allow, arch()?)?.try_into()?);
-    Ok(programs)
+    asking(SeccompFilter::new(rules, ASK, SeccompAction::Allow, arch()?)?)
 }
 
-fn second_programs() -> Result<Vec<BpfProgram>, BackendError> {
-    let executable =
-        Rule::new(vec![Condition::new(2, Len::Qword, has(libc::PROT_EXEC as u64), libc::PROT_EXEC as u64)?])?;
-    let opening = BTreeMap::from([(libc::SYS_openat, vec![]), (libc::SYS_mmap, vec![executable])]);
-    let filtering = BTreeMap::from([(libc::SYS_seccomp, vec![]), (libc::SYS_pread64, vec![])]);
-    Ok(vec![
-        refusing(opening, SeccompAction::Errno(libc::EACCES as u32))?,
-        refusing(filtering, SeccompAction::KillProcess)?,
-    ])
+/// No wall at all, for tests of the others: the broker still hands out the library, and hears of phases.
+fn only_asking() -> Result<BpfProgram, BackendError> {
+    let one = |arg, value: u32| Rule::new(vec![Condition::new(arg, Len::Dword, Op::Eq, u64::from(value))?]);
+    let rules = Rules::from([
+        (libc::SYS_openat, vec![one(0, libc::AT_FDCWD as u32)?]),
+        (libc::SYS_prctl, vec![one(0, syscalls::PR_MARK_PHASE)?]),
+    ]);
+    asking(SeccompFilter::new(rules, SeccompAction::Allow, ASK, arch()?)?)
 }
 
-/// All bits of `mask` that the value names are set.
-fn has(mask: u64) -> Op {
-    Op::MaskedEq(mask)
+fn asking(filter: SeccompFilter) -> Result<BpfProgram, BackendError> {
+    let mut program: BpfProgram = filter.try_into()?;
+    // The broker hears about other architectures' calls too, which the compiler answers by killing.
+    for instruction in &mut program {
+        if instruction.code == RETURN && matches!(instruction.k, MARKED | KILL) {
+            instruction.k = TELL;
+        }
+    }
+    Ok(program)
+}
+
+/// Lets everything pass but these, which end the process.
+fn killing(rules: Rules) -> Result<BpfProgram, BackendError> {
+    SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::KillProcess, arch()?)?.try_into()
+}
+
+/// Every other message is the broker's to refuse; this one the allow-list lets pass, so it must die here.
+fn sealing_program(special: &Special<'_>) -> Result<BpfProgram, BackendError> {
+    killing(BTreeMap::from([(libc::SYS_sendmsg, conditions(Args::Handover, special)?)]))
+}
+
+/// Likewise for the runner's own filters; and nothing more becomes executable.
+fn second_program(special: &Special<'_>) -> Result<BpfProgram, BackendError> {
+    // What the first filter lets pass: code from a file. Every other executable mapping is the broker's to refuse.
+    let (write, run) = (libc::PROT_WRITE as u64, libc::PROT_EXEC as u64);
+    let executable = Rule::new(vec![
+        Condition::new(2, Len::Qword, Op::MaskedEq(write | run), run)?,
+        Condition::new(3, Len::Qword, Op::MaskedEq(libc::MAP_ANONYMOUS as u64), 0)?,
+    ])?;
+    let filtering = conditions(Args::SecondFilter, special)?;
+    killing(BTreeMap::from([(libc::SYS_mmap, vec![executable]), (libc::SYS_seccomp, filtering)]))
 }
 
 /// The alternatives under which a call passes; no alternative at all means always.
-fn conditions(args: Args) -> Result<Vec<Rule>, BackendError> {
+fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendError> {
     let one = |condition| Rule::new(vec![condition]);
+    let masked =
+        |arg, mask: i32, value: i32| Condition::new(arg, Len::Qword, Op::MaskedEq(mask as u64), value as u64);
     Ok(match args {
         Args::Any => vec![],
         Args::OneOf { arg, values } => values
@@ -105,33 +171,64 @@ fn conditions(args: Args) -> Result<Vec<Rule>, BackendError> {
             .map(|value| one(Condition::new(arg, Len::Dword, Op::Eq, u64::from(*value))?))
             .collect::<Result<_, _>>()?,
         Args::Equals { arg, value } => vec![one(Condition::new(arg, Len::Qword, Op::Eq, value)?)?],
+        Args::Not { arg, value } => vec![one(Condition::new(arg, Len::Dword, Op::Ne, u64::from(value))?)?],
         Args::Without { arg, mask } => vec![one(Condition::new(arg, Len::Qword, Op::MaskedEq(mask), 0)?)?],
-        Args::MapWriteXorExecute => {
-            let (write, run) = (libc::PROT_WRITE as u64, libc::PROT_EXEC as u64);
-            vec![
-                one(Condition::new(2, Len::Qword, Op::MaskedEq(run), 0)?)?,
-                Rule::new(vec![
-                    Condition::new(2, Len::Qword, Op::MaskedEq(write | run), run)?,
-                    Condition::new(3, Len::Qword, Op::MaskedEq(libc::MAP_ANONYMOUS as u64), 0)?,
-                ])?,
-            ]
+        Args::CountedWriteXorExecute => {
+            // Memory that RLIMIT_DATA does not count must not be had: shared mappings stay pinned when all but a page is
+            // unmapped, and a mapping that grows down is taken for a stack.
+            let (write, run) = (libc::PROT_WRITE, libc::PROT_EXEC);
+            let counted = || -> Result<Vec<Condition>, BackendError> {
+                Ok(vec![
+                    masked(3, libc::MAP_TYPE, libc::MAP_PRIVATE)?,
+                    masked(3, libc::MAP_GROWSDOWN | libc::MAP_HUGETLB, 0)?,
+                ])
+            };
+            let mut data = counted()?;
+            data.push(masked(2, run, 0)?);
+            let mut code = counted()?;
+            code.push(masked(2, write | run, run)?);
+            code.push(masked(3, libc::MAP_ANONYMOUS, 0)?);
+            vec![Rule::new(data)?, Rule::new(code)?]
         }
         Args::OwnPid => {
             let pid = u64::from(std::process::id());
             vec![one(Condition::new(0, Len::Dword, Op::Eq, pid)?)?]
         }
+        Args::SecondFilter => [special.second, special.sealing]
+            .into_iter()
+            .map(|address| {
+                Rule::new(vec![
+                    Condition::new(0, Len::Qword, Op::Eq, u64::from(libc::SECCOMP_SET_MODE_FILTER))?,
+                    Condition::new(1, Len::Qword, Op::Eq, libc::SECCOMP_FILTER_FLAG_TSYNC)?,
+                    Condition::new(2, Len::Qword, Op::Eq, address)?,
+                ])
+            })
+            .collect::<Result<_, _>>()?,
+        Args::Handover => vec![Rule::new(vec![
+            Condition::new(0, Len::Qword, Op::Eq, special.handover.socket())?,
+            Condition::new(1, Len::Qword, Op::Eq, special.handover.address())?,
+        ])?],
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use thenodes_ipc::launch::{PathGrant, SeccompMode};
 
     #[test]
     fn the_filters_compile_for_this_architecture_and_fit_the_kernels_limit() {
-        for program in first_programs().expect("first").into_iter().chain(second_programs().expect("second"))
-        {
+        let paths = [PathGrant { path: "/x".into(), write: true, create: true }];
+        let handover = Handover::prepare(4);
+        let special = Special { second: 1, sealing: 2, handover: &handover };
+        for mode in SeccompMode::ALL {
+            let entries = syscalls::entries(mode, &paths);
+            let program = allow_list(entries.into_iter(), &[], &special).expect("compiles");
             assert!(program.len() < 4096, "{} instructions", program.len());
+            let answers = program.iter().filter(|i| i.code == RETURN).map(|i| i.k);
+            assert!(answers.clone().all(|k| matches!(k, TELL | 0x7fff_0000)), "allow or tell, nothing else");
+            assert!(answers.clone().any(|k| k == TELL));
         }
+        assert!(second_program(&special).expect("compiles").len() < 4096);
     }
 }

@@ -1,7 +1,10 @@
-//! The allow-list as data: every system call a plugin may make, under which arguments, and why. What is not here ends the
-//! process. Found by tracing real plugins (tokio, malloc, threads, panics); see `docs/threat-model.md`.
+//! The allow-list as data: every system call a plugin may make, under which arguments, in which mode, and why. What is not
+//! here never runs: the broker answers it, with the error that [`FAILING`] names or with the end of the process. Found by
+//! tracing real plugins (tokio, malloc, threads, panics); a test fails when an entry of the strict list is idle.
 
-use libc::{c_long, c_ulong};
+use libc::c_long;
+use syscalls::Sysno;
+use thenodes_ipc::launch::{PathGrant, SeccompMode};
 
 /// What the arguments must be.
 #[derive(Debug, Clone, Copy)]
@@ -12,122 +15,274 @@ pub(crate) enum Args {
     OneOf { arg: u8, values: &'static [u32] },
     /// Argument `arg` equals this in all 64 bits.
     Equals { arg: u8, value: u64 },
+    /// Argument `arg` is anything but this (compared as 32 bits).
+    Not { arg: u8, value: u32 },
     /// No bit of `mask` is set in argument `arg`.
     Without { arg: u8, mask: u64 },
-    /// `mmap`: executable only if it is neither writable nor anonymous.
-    MapWriteXorExecute,
+    /// `mmap`: private, of a kind that limits count, and executable only if neither writable nor anonymous.
+    CountedWriteXorExecute,
     /// Argument 0 is this process.
     OwnPid,
+    /// `seccomp`: only the installation of the second filter, from the address where it lies.
+    SecondFilter,
+    /// `sendmsg`: only the one that hands the listener to the broker, from the address where its message lies.
+    Handover,
 }
 
 /// One entry.
 pub(crate) struct Allowed {
     pub(crate) number: c_long,
     pub(crate) args: Args,
-    #[allow(dead_code)] // for readers; printed by tools later
+    /// The first mode that has it.
+    pub(crate) from: SeccompMode,
     pub(crate) why: &'static str,
+}
+
+impl Allowed {
+    pub(crate) fn name(&self) -> &'static str {
+        name_of(i64::from(self.number)).unwrap_or("unknown")
+    }
+}
+
+/// Name of a system call of this architecture.
+pub(crate) fn name_of(number: i64) -> Option<&'static str> {
+    usize::try_from(number).ok().and_then(Sysno::new).map(|call| call.name())
+}
+
+/// Number of a system call of this architecture.
+pub(crate) fn number_of(name: &str) -> Option<c_long> {
+    name.parse::<Sysno>().ok().map(|call| c_long::from(call.id()))
 }
 
 /// Flags of `pthread_create` in glibc: a thread of this process and nothing else.
 pub(crate) const THREAD_FLAGS: u64 = 0x3d_0f00;
 
-const WRITING: u64 = (libc::O_WRONLY
-    | libc::O_RDWR
-    | libc::O_CREAT
-    | libc::O_TRUNC
-    | libc::O_APPEND
-    | libc::O_PATH
-    | libc::O_TMPFILE) as u64;
-
 const PR_SET_VMA: u32 = 0x5356_4d41;
+/// `prctl` with this option is no call of the kernel's: the runner tells the broker its phase by it.
+pub(crate) const PR_MARK_PHASE: u32 = 0x544e_0001;
+/// Requests of `ioctl` that may pass, all 64 bits compared, so that garbage above an int's 32 bits does not pass either.
+pub(crate) const IOCTL_ALLOWED: u64 = libc::FIONBIO as u64;
 
 macro_rules! allowed {
-    ($($number:ident, $args:expr, $why:literal;)*) => {
-        &[$(Allowed { number: libc::$number, args: $args, why: $why },)*]
+    ($($from:ident { $($number:ident, $args:expr, $why:literal;)* })*) => {
+        &[$($(Allowed { number: libc::$number, args: $args, from: SeccompMode::$from, why: $why },)*)*]
     };
 }
 
-use Args::{Any, Equals, MapWriteXorExecute, OneOf, OwnPid, Without};
+use Args::{Any, CountedWriteXorExecute, Equals, Handover, Not, OneOf, OwnPid, SecondFilter, Without};
 
 /// Allowed from the opening of the library on.
-pub(crate) const ALLOWED: &[Allowed] = allowed! {
-    SYS_read, Any, "the link";
-    SYS_write, Any, "the link and the log pipes";
-    SYS_readv, Any, "std::io";
-    SYS_writev, Any, "the link: header and body in one call";
-    SYS_pread64, Any, "the loader reads ELF headers";
-    SYS_lseek, Any, "std::io on files";
-    SYS_close, Any, "descriptors of one's own";
-    SYS_fcntl, OneOf { arg: 1, values: &[
-        libc::F_DUPFD as u32, libc::F_GETFD as u32, libc::F_SETFD as u32, libc::F_GETFL as u32, libc::F_SETFL as u32,
-        libc::F_DUPFD_CLOEXEC as u32,
-    ] }, "runtimes duplicate and mark their descriptors";
-    SYS_ioctl, OneOf { arg: 1, values: &[libc::FIONBIO as u32] }, "non-blocking mode; every other request is ENOTTY";
-    SYS_openat, Without { arg: 2, mask: WRITING }, "the loader opens the library; reading only, and the root is empty";
-    SYS_newfstatat, Any, "the loader; the root is empty";
-    SYS_fstat, Any, "the loader and std::io";
-    SYS_statx, Any, "std::fs; the root is empty";
-    SYS_getcwd, Any, "the loader and backtraces";
-    SYS_brk, Any, "malloc";
-    SYS_mmap, MapWriteXorExecute, "malloc, stacks, the loader";
-    SYS_munmap, Any, "malloc, stacks, the loader";
-    SYS_mremap, Any, "realloc";
-    SYS_mprotect, Without { arg: 2, mask: libc::PROT_EXEC as u64 }, "guard pages, RELRO; never executable";
-    SYS_madvise, Any, "malloc gives memory back";
-    SYS_futex, Any, "locks";
-    SYS_clone, Equals { arg: 0, value: THREAD_FLAGS }, "threads, and nothing but threads";
-    SYS_set_robust_list, Any, "a thread begins";
-    SYS_rseq, Any, "a thread begins";
-    SYS_set_tid_address, Any, "a thread begins";
-    SYS_sched_getaffinity, Any, "available_parallelism";
-    SYS_sched_yield, Any, "spin locks";
-    SYS_gettid, Any, "names in panic messages";
-    SYS_getpid, Any, "abort and seeds of hash maps";
-    SYS_tgkill, OwnPid, "abort raises a signal in its own process";
-    SYS_rt_sigaction, Any, "abort resets SIGABRT";
-    SYS_rt_sigprocmask, Any, "thread start and abort";
-    SYS_rt_sigreturn, Any, "the end of a signal handler";
-    SYS_sigaltstack, Any, "a thread's stack for signals";
-    SYS_restart_syscall, Any, "the kernel resumes a wait";
-    SYS_exit, Any, "a thread ends";
-    SYS_exit_group, Any, "the process ends";
-    SYS_getrandom, Any, "hash seeds";
-    SYS_clock_gettime, Any, "clocks, where the vDSO has none";
-    SYS_clock_nanosleep, Any, "sleep";
-    SYS_nanosleep, Any, "sleep";
-    SYS_epoll_create1, Any, "tokio";
-    SYS_epoll_ctl, Any, "tokio";
-    SYS_epoll_pwait, Any, "tokio";
-    SYS_eventfd2, Any, "tokio wakes itself";
-    SYS_ppoll, Any, "waiting on own descriptors";
-    SYS_socketpair, Equals { arg: 0, value: libc::AF_UNIX as u64 }, "a runtime of the plugin's own wakes itself with one";
-    SYS_sendto, Equals { arg: 4, value: 0 }, "wake-ups on own sockets; no address, so no fast open";
-    SYS_recvfrom, Any, "wake-ups on own sockets";
-    SYS_shutdown, Any, "the end of own sockets";
-    SYS_prlimit64, Equals { arg: 2, value: 0 }, "reading limits (stack size of threads), never setting them";
-    SYS_prctl, OneOf { arg: 0, values: &[libc::PR_SET_NAME as u32, PR_SET_VMA, libc::PR_SET_NO_NEW_PRIVS as u32] },
-        "names of threads and mappings; no_new_privs again before the second filter";
-    SYS_seccomp, Any, "the second filter; a plugin can only tighten, and after it not even that";
+const CALLS: &[Allowed] = allowed! {
+    Strict {
+        SYS_read, Any, "the link";
+        SYS_write, Any, "the link and the log pipes";
+        SYS_readv, Any, "std::io";
+        SYS_writev, Any, "the link: header and body in one call";
+        SYS_pread64, Any, "the loader reads ELF headers";
+        SYS_lseek, Any, "std::io on files";
+        SYS_close, Any, "descriptors of one's own";
+        SYS_fcntl, OneOf { arg: 1, values: &[
+            libc::F_DUPFD as u32, libc::F_GETFD as u32, libc::F_SETFD as u32, libc::F_GETFL as u32, libc::F_SETFL as u32,
+            libc::F_DUPFD_CLOEXEC as u32,
+        ] }, "runtimes duplicate and mark their descriptors";
+        SYS_ioctl, Equals { arg: 1, value: IOCTL_ALLOWED }, "non-blocking mode; every other request is ENOTTY";
+        SYS_newfstatat, Equals { arg: 3, value: libc::AT_EMPTY_PATH as u64 }, "the loader and std::io ask about a descriptor they hold";
+        SYS_statx, Equals { arg: 2, value: libc::AT_EMPTY_PATH as u64 }, "std::fs asks about a descriptor it holds";
+        SYS_fstat, Any, "the loader and std::io";
+        SYS_getcwd, Any, "the loader and backtraces; the answer is /";
+        SYS_brk, Any, "malloc";
+        SYS_mmap, CountedWriteXorExecute, "malloc, stacks, the loader";
+        SYS_munmap, Any, "malloc, stacks, the loader";
+        SYS_mremap, Any, "realloc";
+        SYS_mprotect, Without { arg: 2, mask: libc::PROT_EXEC as u64 }, "guard pages, RELRO; never executable";
+        SYS_madvise, Any, "malloc gives memory back";
+        SYS_futex, Any, "locks";
+        SYS_clone, Equals { arg: 0, value: THREAD_FLAGS }, "threads, and nothing but threads";
+        SYS_set_robust_list, Any, "a thread begins";
+        SYS_rseq, Any, "a thread begins";
+        SYS_sched_getaffinity, Any, "available_parallelism";
+        SYS_sched_yield, Any, "spin locks";
+        SYS_gettid, Any, "names in panic messages";
+        SYS_getpid, Any, "abort and seeds of hash maps";
+        SYS_tgkill, OwnPid, "abort raises a signal in its own process";
+        SYS_rt_sigaction, Any, "abort resets SIGABRT";
+        SYS_rt_sigprocmask, Any, "thread start and abort";
+        SYS_rt_sigreturn, Any, "the end of a signal handler";
+        SYS_sigaltstack, Any, "a thread's stack for signals";
+        SYS_restart_syscall, Any, "the kernel resumes a wait";
+        SYS_exit, Any, "a thread ends";
+        SYS_exit_group, Any, "the process ends";
+        SYS_getrandom, Any, "hash seeds";
+        SYS_clock_gettime, Any, "clocks, where the vDSO has none";
+        SYS_clock_nanosleep, Any, "sleep";
+        SYS_nanosleep, Any, "sleep";
+        SYS_epoll_create1, Any, "tokio";
+        SYS_epoll_ctl, Any, "tokio";
+        SYS_epoll_pwait, Any, "tokio";
+        SYS_eventfd2, Any, "tokio wakes itself";
+        SYS_ppoll, Any, "waiting on own descriptors";
+        SYS_socketpair, Equals { arg: 0, value: libc::AF_UNIX as u64 }, "a runtime of the plugin's own wakes itself with one";
+        SYS_sendto, Equals { arg: 4, value: 0 }, "wake-ups on own sockets; no address, so no fast open";
+        SYS_recvfrom, Any, "wake-ups on own sockets";
+        SYS_shutdown, Any, "the end of own sockets";
+        SYS_prlimit64, Equals { arg: 2, value: 0 }, "reading limits (stack size of threads), never setting them";
+        SYS_prctl, OneOf { arg: 0, values: &[libc::PR_SET_NAME as u32, PR_SET_VMA] }, "names of threads and mappings";
+        SYS_sendmsg, Handover, "the runner's own, once; the second filter of the start forbids it before the library is opened";
+        SYS_seccomp, SecondFilter, "the runner's own tightening; forbidden by the filter it installs";
+    }
+    Basic {
+        SYS_uname, Any, "name and version of the kernel";
+        SYS_sysinfo, Any, "memory and load of the machine";
+        SYS_getrusage, Any, "counters of one's own";
+        SYS_times, Any, "counters of one's own";
+        SYS_clock_getres, Any, "resolution of clocks";
+        SYS_gettimeofday, Any, "clocks, where the vDSO has none";
+        SYS_getuid, Any, "one's own number";
+        SYS_geteuid, Any, "one's own number";
+        SYS_getgid, Any, "one's own number";
+        SYS_getegid, Any, "one's own number";
+        SYS_getppid, Any, "the stub's number, 1";
+        SYS_getcpu, Any, "allocators with per-processor caches";
+        SYS_membarrier, Any, "runtimes with asymmetric fences";
+        SYS_mincore, Any, "allocators and garbage collectors ask which pages are there";
+        SYS_pipe2, Any, "runtimes wake themselves with pipes";
+        SYS_dup, Any, "descriptors of one's own";
+        SYS_dup3, Any, "descriptors of one's own";
+        SYS_timerfd_create, Any, "timers as descriptors";
+        SYS_timerfd_settime, Any, "timers as descriptors";
+        SYS_timerfd_gettime, Any, "timers as descriptors";
+        SYS_pselect6, Any, "waiting on own descriptors";
+        SYS_pwritev, Any, "std::io";
+        SYS_preadv, Any, "std::io";
+        SYS_set_tid_address, Any, "a thread begins";
+        SYS_rt_sigpending, Any, "signals of one's own";
+        SYS_rt_sigtimedwait, Any, "signals of one's own";
+        SYS_sched_getparam, Any, "questions about one's own scheduling";
+        SYS_sched_getscheduler, Any, "questions about one's own scheduling";
+        SYS_sched_get_priority_max, Any, "questions about scheduling";
+        SYS_sched_get_priority_min, Any, "questions about scheduling";
+    }
+    Moderate {
+        SYS_memfd_create, Any, "anonymous files; shared mappings of them stay refused, and nothing can be executed from them";
+        SYS_ftruncate, Any, "the size of anonymous files, within the limit of file size";
+        SYS_fallocate, Any, "the size of anonymous files, within the limit of file size";
+        SYS_pwrite64, Any, "anonymous files";
+        SYS_getsockopt, Any, "own socket pairs";
+        SYS_getsockname, Any, "own socket pairs";
+        SYS_getpeername, Any, "own socket pairs";
+        SYS_signalfd4, Any, "signals as descriptors";
+        SYS_sched_setaffinity, Any, "threads of one's own on processors of one's own";
+        SYS_flock, Any, "locks on own files";
+        SYS_fadvise64, Any, "advice about own files";
+        SYS_close_range, Any, "descriptors of one's own";
+    }
+    Permissive {
+        SYS_capget, Any, "asking for capabilities, of which there are none";
+        SYS_getpgid, Any, "questions about oneself";
+        SYS_getsid, Any, "questions about oneself";
+        SYS_getgroups, Any, "questions about oneself";
+        SYS_getresuid, Any, "questions about oneself";
+        SYS_getresgid, Any, "questions about oneself";
+        SYS_getpriority, Any, "questions about oneself";
+        SYS_setitimer, Any, "timers of one's own";
+        SYS_getitimer, Any, "timers of one's own";
+        SYS_timer_create, Any, "timers of one's own";
+        SYS_timer_settime, Any, "timers of one's own";
+        SYS_timer_gettime, Any, "timers of one's own";
+        SYS_timer_getoverrun, Any, "timers of one's own";
+        SYS_timer_delete, Any, "timers of one's own";
+        SYS_rt_sigsuspend, Any, "waiting for a signal of one's own";
+        SYS_mlock, Any, "refused by its limit, which is zero; not by this list";
+        SYS_munlock, Any, "memory of one's own";
+        SYS_msync, Any, "memory of one's own";
+        SYS_copy_file_range, Any, "between own files";
+        SYS_splice, Any, "between own pipes and files";
+        SYS_tee, Any, "between own pipes";
+        SYS_sendfile, Any, "between own files";
+        SYS_setsockopt, Any, "own socket pairs";
+        SYS_fsync, Any, "own files";
+        SYS_fdatasync, Any, "own files";
+        SYS_umask, Any, "own files";
+    }
 };
 
 /// Calls of x86-64 that newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
-pub(crate) const ALLOWED_HERE: &[Allowed] = allowed! {
-    SYS_epoll_wait, Any, "tokio";
-    SYS_poll, Any, "waiting on own descriptors";
+const CALLS_HERE: &[Allowed] = allowed! {
+    Strict {
+        SYS_epoll_wait, Any, "tokio";
+        SYS_poll, Any, "waiting on own descriptors";
+    }
+    Basic {
+        SYS_time, Any, "clocks, where the vDSO has none";
+        SYS_pipe, Any, "runtimes wake themselves with pipes";
+        SYS_dup2, Any, "descriptors of one's own";
+        SYS_select, Any, "waiting on own descriptors";
+        SYS_epoll_create, Any, "older runtimes";
+        SYS_eventfd, Any, "older runtimes";
+    }
+    Permissive {
+        SYS_alarm, Any, "timers of one's own";
+        SYS_pause, Any, "waiting for a signal of one's own";
+        SYS_getpgrp, Any, "questions about oneself";
+    }
 };
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) const ALLOWED_HERE: &[Allowed] = &[];
+const CALLS_HERE: &[Allowed] = &[];
+
+/// With a path that may be read. Opening by path goes through the broker; below an open directory the kernel alone decides,
+/// by the mount and by Landlock.
+const CALLS_FOR_READING: &[Allowed] = allowed! {
+    Strict {
+        SYS_openat, Not { arg: 0, value: libc::AT_FDCWD as u32 }, "below an open directory, where only granted paths exist";
+        SYS_newfstatat, Any, "asking about files; only granted paths exist";
+        SYS_statx, Any, "asking about files; only granted paths exist";
+        SYS_getdents64, Any, "listing directories; only granted paths exist";
+    }
+};
+
+/// With a path that may be written to. The rights are those of mounts and Landlock; the filter only lets the words through.
+const CALLS_FOR_WRITING: &[Allowed] = allowed! {
+    Strict {
+        SYS_pwrite64, Any, "files that may be written to";
+        SYS_ftruncate, Any, "files that may be written to";
+        SYS_fsync, Any, "files that may be written to";
+        SYS_fdatasync, Any, "files that may be written to";
+        SYS_mkdirat, Any, "below a path where files may be made";
+        SYS_unlinkat, Any, "below a path where files may be made";
+        SYS_renameat2, Any, "below a path where files may be made";
+        SYS_renameat, Any, "below a path where files may be made";
+    }
+};
+#[cfg(target_arch = "x86_64")]
+const CALLS_FOR_WRITING_HERE: &[Allowed] = allowed! {
+    Strict {
+        SYS_mkdir, Any, "below a path where files may be made";
+        SYS_rmdir, Any, "below a path where files may be made";
+        SYS_unlink, Any, "below a path where files may be made";
+        SYS_rename, Any, "below a path where files may be made";
+    }
+};
+#[cfg(not(target_arch = "x86_64"))]
+const CALLS_FOR_WRITING_HERE: &[Allowed] = &[];
 
 /// Calls that fail with an error instead of ending the process, because honest libraries try them and go on without.
 pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
+    (
+        libc::SYS_openat,
+        libc::ENOENT,
+        "answered by the broker: only the library's own parts and granted paths",
+    ),
     (
         libc::SYS_clone3,
         libc::ENOSYS,
         "its flags lie in memory, out of a filter's sight; libc falls back to clone",
     ),
+    (libc::SYS_ioctl, libc::ENOTTY, "whether something is a terminal; nothing is"),
     (libc::SYS_sendmsg, libc::EPERM, "could carry descriptors"),
     (libc::SYS_recvmsg, libc::EPERM, "could carry descriptors"),
+    (libc::SYS_newfstatat, libc::ENOENT, "by path; the root is empty"),
+    (libc::SYS_statx, libc::ENOENT, "by path; the root is empty"),
     (libc::SYS_readlinkat, libc::ENOENT, "std asks for /proc/self/exe; there is no /proc"),
     (libc::SYS_faccessat, libc::ENOENT, "the root is empty"),
     (libc::SYS_faccessat2, libc::ENOENT, "the root is empty"),
@@ -139,14 +294,190 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
     (libc::SYS_sysinfo, libc::EPERM, "nothing about the host"),
     (libc::SYS_getrusage, libc::EPERM, "counters of little use and some leak"),
     #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, libc::ENOENT, "the old way to open by path"),
+    #[cfg(target_arch = "x86_64")]
     (libc::SYS_readlink, libc::ENOENT, "std asks for /proc/self/exe; there is no /proc"),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_access, libc::ENOENT, "the loader asks for /etc/ld.so.preload"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_stat, libc::ENOENT, "by path; the root is empty"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_lstat, libc::ENOENT, "by path; the root is empty"),
 ];
 
-/// Argument of `ioctl` that may pass; every other one is `ENOTTY`, all 64 bits compared, so that garbage above an int's 32
-/// bits passes neither way.
-pub(crate) const IOCTL_ALLOWED: c_ulong = libc::FIONBIO;
+/// Calls that no mode contains and no operator can add: they make processes, change what this process is, reach other
+/// processes or the network, or are whole machines of their own inside the kernel.
+pub(crate) const NEVER: &[c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_kcmp,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_fsopen,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_fsconfig,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_syslog,
+    libc::SYS_personality,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_openat2,
+    libc::SYS_openat,
+    libc::SYS_mknodat,
+    libc::SYS_symlinkat,
+    libc::SYS_linkat,
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendto,
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_shmctl,
+    libc::SYS_msgget,
+    libc::SYS_semget,
+    libc::SYS_mq_open,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setgroups,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    libc::SYS_capset,
+    libc::SYS_seccomp,
+    libc::SYS_prctl,
+    libc::SYS_prlimit64,
+    libc::SYS_setrlimit,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_pkey_mprotect,
+    libc::SYS_memfd_secret,
+    libc::SYS_remap_file_pages,
+    libc::SYS_ioctl,
+    libc::SYS_fcntl,
+    libc::SYS_landlock_create_ruleset,
+    libc::SYS_landlock_restrict_self,
+    libc::SYS_fanotify_init,
+    libc::SYS_vhangup,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_nfsservctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_fork,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_vfork,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_arch_prctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_symlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_kexec_file_load,
+];
+
+/// True if a mode contains what `from` introduced.
+fn contains(mode: SeccompMode, from: SeccompMode) -> bool {
+    match mode {
+        SeccompMode::Custom => from == SeccompMode::Strict,
+        other => from <= other,
+    }
+}
+
+/// Every entry of a mode, with the grants' own.
+pub(crate) fn entries(mode: SeccompMode, paths: &[PathGrant]) -> Vec<&'static Allowed> {
+    let reading = if paths.is_empty() { &[] } else { CALLS_FOR_READING };
+    let writes = paths.iter().any(|grant| grant.write || grant.create);
+    let (writing, writing_here) =
+        if writes { (CALLS_FOR_WRITING, CALLS_FOR_WRITING_HERE) } else { (&[] as &[_], &[] as &[_]) };
+    CALLS
+        .iter()
+        .chain(CALLS_HERE)
+        .chain(reading)
+        .chain(writing)
+        .chain(writing_here)
+        .filter(|entry| contains(mode, entry.from))
+        .collect()
+}
+
+/// Numbers of the calls that an operator added by name.
+pub(crate) fn added(names: &[String]) -> Result<Vec<c_long>, String> {
+    let number = |name: &String| match number_of(name) {
+        None => Err(format!("{name:?} is no system call of this machine")),
+        Some(number) if NEVER.contains(&number) => Err(format!(
+            "{name} is never allowed: it makes processes, reaches out of the sandbox, or takes walls down"
+        )),
+        Some(number) => Ok(number),
+    };
+    names.iter().map(number).collect()
+}
 
 #[cfg(test)]
 mod tests {
@@ -154,38 +485,38 @@ mod tests {
 
     #[test]
     fn every_entry_has_a_reason_and_stands_once() {
-        let mut numbers: Vec<_> = ALLOWED.iter().chain(ALLOWED_HERE).map(|entry| entry.number).collect();
-        numbers.extend(FAILING.iter().map(|(number, _, _)| *number));
-        let count = numbers.len();
-        numbers.sort_unstable();
-        numbers.dedup();
-        assert_eq!(numbers.len(), count, "a system call stands twice");
-        assert!(ALLOWED.iter().chain(ALLOWED_HERE).all(|entry| !entry.why.is_empty()));
-        assert!(FAILING.iter().all(|(_, _, why)| !why.is_empty()));
+        for mode in SeccompMode::ALL {
+            let mut numbers: Vec<_> = entries(mode, &[]).iter().map(|entry| entry.number).collect();
+            let count = numbers.len();
+            numbers.sort_unstable();
+            numbers.dedup();
+            assert_eq!(numbers.len(), count, "a system call stands twice in {mode:?}");
+            assert!(entries(mode, &[])
+                .iter()
+                .all(|entry| !entry.why.is_empty() && entry.name() != "unknown"));
+        }
+        assert!(FAILING
+            .iter()
+            .all(|(number, _, why)| !why.is_empty() && name_of(i64::from(*number)).is_some()));
     }
 
     #[test]
-    fn nothing_that_makes_processes_sockets_or_privileges_is_on_the_list() {
-        let allowed: Vec<_> = ALLOWED.iter().chain(ALLOWED_HERE).map(|entry| entry.number).collect();
-        for never in [
-            libc::SYS_execve,
-            libc::SYS_execveat,
-            libc::SYS_socket,
-            libc::SYS_connect,
-            libc::SYS_bind,
-            libc::SYS_ptrace,
-            libc::SYS_process_vm_readv,
-            libc::SYS_io_uring_setup,
-            libc::SYS_bpf,
-            libc::SYS_unshare,
-            libc::SYS_setns,
-            libc::SYS_mount,
-            libc::SYS_memfd_create,
-            libc::SYS_kill,
-            libc::SYS_userfaultfd,
-            libc::SYS_keyctl,
-        ] {
-            assert!(!allowed.contains(&never), "{never}");
+    fn modes_grow_and_none_contains_what_is_never_allowed() {
+        let sizes = [SeccompMode::Strict, SeccompMode::Basic, SeccompMode::Moderate, SeccompMode::Permissive]
+            .map(|mode| entries(mode, &[]).len());
+        assert!(sizes.is_sorted() && sizes[0] < sizes[3], "{sizes:?}");
+        let everything = [PathGrant { path: "/x".into(), write: true, create: true }];
+        for entry in entries(SeccompMode::Permissive, &everything) {
+            // What is never allowed as such may be allowed for one harmless argument.
+            assert!(!NEVER.contains(&entry.number) || !matches!(entry.args, Any), "{}", entry.name());
+        }
+    }
+
+    #[test]
+    fn an_operator_can_add_a_call_but_not_one_of_those() {
+        assert_eq!(added(&["uname".into()]), Ok(vec![libc::SYS_uname]));
+        for never in ["execve", "socket", "ptrace", "mmap", "openat", "clone3", "no_such_call"] {
+            assert!(added(&[never.into()]).is_err(), "{never}");
         }
     }
 }

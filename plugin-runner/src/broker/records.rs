@@ -1,0 +1,120 @@
+//! Records of refusals on their way to the node. A plugin that is refused a million times a second costs itself time and the
+//! node a bounded number of records: what is beyond that is counted, and told with the next record of its kind.
+
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
+use nix::poll::{poll, PollFd, PollFlags};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+use thenodes_ipc::report::{Denial, MAX_RECORD, RECORDS_PER_SECOND};
+use thenodes_ipc::{pack, Frame};
+
+/// How long the last record may wait for a node that does not read, milliseconds.
+const LAST_WAIT: u16 = 200;
+/// Kinds that are counted one by one; there are fewer system calls.
+const MAX_KINDS: usize = 1024;
+
+/// The pipe, and what could not be told yet.
+pub(crate) struct Records {
+    pipe: OwnedFd,
+    second: Instant,
+    left: u32,
+    untold: BTreeMap<i64, (u64, Denial)>,
+}
+
+impl Records {
+    /// Over this pipe.
+    pub(crate) fn new(pipe: OwnedFd) -> Records {
+        // A node that does not read must not stop us: a full pipe is a reason to count.
+        let _ = fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+        Records { pipe, second: Instant::now(), left: RECORDS_PER_SECOND, untold: BTreeMap::new() }
+    }
+
+    /// Tells it, or counts it.
+    pub(crate) fn add(&mut self, kind: i64, denial: Denial) {
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            self.second = Instant::now();
+            self.left = RECORDS_PER_SECOND;
+        }
+        let before = self.untold.remove(&kind).map_or(0, |(count, _)| count);
+        let denial = Denial { count: before + denial.count, ..denial };
+        if self.left > 0 && self.write(&denial) {
+            self.left -= 1;
+        } else if self.untold.len() < MAX_KINDS || self.untold.contains_key(&kind) {
+            self.untold.insert(kind, (denial.count, denial));
+        }
+    }
+
+    /// Tells what was counted, as far as the pipe takes it.
+    pub(crate) fn flush(&mut self) {
+        for (_, (_, denial)) in std::mem::take(&mut self.untold) {
+            self.write(&denial);
+        }
+    }
+
+    /// The record of an end: after everything else, and with some patience.
+    pub(crate) fn last(&mut self, denial: Denial) {
+        self.flush();
+        if !self.write(&denial) {
+            let _ = poll(&mut [PollFd::new(self.pipe.as_fd(), PollFlags::POLLOUT)], LAST_WAIT);
+            self.write(&denial);
+        }
+    }
+
+    /// Writes all of it or nothing: a record is smaller than what a pipe takes at once.
+    fn write(&self, denial: &Denial) -> bool {
+        const { assert!(MAX_RECORD <= 4096, "POSIX: larger writes may be cut") };
+        let Ok(body) = pack::encode(denial) else { return false };
+        let mut frame = Vec::new();
+        Frame::Launch { step: "denial", body: &body }.encode(&mut frame, MAX_RECORD).is_ok()
+            && frame.len() <= MAX_RECORD
+            && nix::unistd::write(&self.pipe, &frame) == Ok(frame.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thenodes_ipc::report::{Phase, Verdict};
+
+    fn denial() -> Denial {
+        Denial {
+            verdict: Verdict::Failed(2),
+            phase: Phase::Serve,
+            layer: "root".into(),
+            syscall: "openat".into(),
+            arguments: "x".repeat(500),
+            at: String::new(),
+            thread: 1,
+            count: 1,
+        }
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_counted_and_loses_nothing() {
+        let (out, into) = nix::unistd::pipe().expect("a pipe");
+        let mut records = Records::new(into);
+        for _ in 0..100_000 {
+            records.add(257, denial());
+        }
+        records.last(Denial { verdict: Verdict::Killed, ..denial() });
+        drop(records);
+        let mut decoder = thenodes_ipc::FrameDecoder::new(MAX_RECORD);
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut std::fs::File::from(out), &mut bytes).expect("read");
+        assert!(bytes.len() < 128 * 1024, "{} bytes", bytes.len());
+        decoder.push(&bytes);
+        let (mut told, mut counted) = (0, 0);
+        let mut last = None;
+        while let Some(Frame::Launch { body, .. }) = decoder.next().expect("whole frames") {
+            let denial: Denial = pack::decode(body).expect("a record");
+            told += 1;
+            counted += denial.count;
+            last = Some(denial);
+        }
+        assert_eq!(counted, 100_001);
+        // The machine may have been slow: a new second allows as many again.
+        assert!(told <= 10 * RECORDS_PER_SECOND, "{told} records");
+        assert_eq!(last.map(|last| last.verdict), Some(Verdict::Killed));
+    }
+}
