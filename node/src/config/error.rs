@@ -43,18 +43,23 @@ pub enum ConfigError {
 
 /// The text of a file, for errors.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Origin {
-    pub(super) path: PathBuf,
-    pub(super) text: String,
+pub(crate) struct Origin {
+    pub(crate) path: PathBuf,
+    pub(crate) text: String,
 }
 
 impl Origin {
-    pub(super) fn new(path: &Path, text: &str) -> Self {
+    pub(crate) fn new(path: &Path, text: &str) -> Self {
         Self { path: path.into(), text: text.into() }
     }
 
+    /// The line of a place, from 1.
+    pub(crate) fn line(&self, at: usize) -> usize {
+        self.text.get(..at.min(self.text.len())).unwrap_or_default().matches('\n').count() + 1
+    }
+
     /// An error at a place in the file.
-    pub(super) fn error(
+    pub(crate) fn error(
         &self,
         span: Range<usize>,
         what: impl Into<String>,

@@ -2,10 +2,15 @@
 //! always wins over what plugins suggest; what nobody wrote has a default that is safe.
 
 mod error;
+mod limits;
 mod policy;
 pub(crate) mod raw;
+pub mod scope;
 
 pub use error::ConfigError;
+pub(crate) use error::Origin;
+pub use limits::ManifestLimits;
+pub(crate) use limits::RawLimits;
 pub use policy::{Permission, Required};
 pub(crate) use raw::is_node_id;
 pub use raw::Raw;
@@ -258,7 +263,17 @@ impl Config {
 
     /// The permissions of plugins without a manifest, unless the operator names others: what TheNodes' plugins always had.
     pub fn default_permissions() -> Vec<Permission> {
-        Permission::ALL.to_vec()
+        vec![
+            Permission::MessageReceive,
+            Permission::MessageSend,
+            Permission::CommandRegister,
+            Permission::PeersRead,
+            Permission::PeersWrite,
+            Permission::EventsEmit,
+            Permission::EventsSubscribe,
+            Permission::ConfigDefaults,
+            Permission::NodeInfo,
+        ]
     }
 }
 

@@ -22,11 +22,25 @@ pub enum Permission {
     EventsSubscribe,
     /// The plugin suggests configuration defaults.
     ConfigDefaults,
+    /// The plugin is told the node's id, realm and session.
+    NodeInfo,
+    /// The plugin gets random bytes.
+    Random,
+    /// The plugin reads variables of the node's environment.
+    EnvRead,
+    /// The plugin reads files.
+    FsRead,
+    /// The plugin writes to files that exist.
+    FsWrite,
+    /// The plugin makes and removes files.
+    FsCreate,
+    /// The plugin connects to others through the node.
+    NetConnect,
 }
 
 impl Permission {
     /// All of them.
-    pub const ALL: [Permission; 8] = [
+    pub const ALL: [Permission; 15] = [
         Permission::MessageReceive,
         Permission::MessageSend,
         Permission::CommandRegister,
@@ -35,6 +49,32 @@ impl Permission {
         Permission::EventsEmit,
         Permission::EventsSubscribe,
         Permission::ConfigDefaults,
+        Permission::NodeInfo,
+        Permission::Random,
+        Permission::EnvRead,
+        Permission::FsRead,
+        Permission::FsWrite,
+        Permission::FsCreate,
+        Permission::NetConnect,
+    ];
+
+    /// Words of the vocabulary that this release does not serve; nobody can be given them.
+    pub const NOT_SERVED: [&str; 15] = [
+        "kv.read",
+        "kv.write",
+        "blob.read",
+        "blob.write",
+        "sql.query",
+        "context.read",
+        "context.write",
+        "sign",
+        "timers",
+        "hooks.subscribe",
+        "hooks.intercept",
+        "hooks.emit",
+        "metrics",
+        "learning",
+        "plugin.call",
     ];
 
     /// Its name.
@@ -48,6 +88,13 @@ impl Permission {
             Permission::EventsEmit => "events.emit",
             Permission::EventsSubscribe => "events.subscribe",
             Permission::ConfigDefaults => "config.defaults",
+            Permission::NodeInfo => "node.info",
+            Permission::Random => "random",
+            Permission::EnvRead => "env.read",
+            Permission::FsRead => "fs.read",
+            Permission::FsWrite => "fs.write",
+            Permission::FsCreate => "fs.create",
+            Permission::NetConnect => "net.connect",
         }
     }
 
@@ -55,6 +102,34 @@ impl Permission {
     pub fn parse(name: &str) -> Option<Permission> {
         Permission::ALL.into_iter().find(|permission| permission.name() == name)
     }
+
+    /// The word of the vocabulary that somebody may have meant.
+    pub fn nearest(word: &str) -> Option<&'static str> {
+        // Longer texts are no typing errors, and the comparison costs the product of both lengths.
+        if word.len() > 64 {
+            return None;
+        }
+        let word = word.to_ascii_lowercase().replace(['_', ':', '-', '/'], ".");
+        let all = Permission::ALL.map(Permission::name).into_iter().chain(Permission::NOT_SERVED);
+        all.map(|known| (distance(&word, known), known))
+            .min()
+            .filter(|(d, _)| *d <= 3)
+            .map(|(_, known)| known)
+    }
+}
+
+/// How many letters have to be added, removed or replaced to make one word the other.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.chars().enumerate() {
+            let replaced = corner + usize::from(x != y);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[b.chars().count()]
 }
 
 impl fmt::Display for Permission {
@@ -101,5 +176,19 @@ mod tests {
             assert_eq!(Permission::parse(permission.name()), Some(permission));
         }
         assert_eq!(Permission::parse("root"), None);
+    }
+
+    #[test]
+    fn a_mistyped_word_finds_its_neighbour_and_nonsense_finds_none() {
+        for (typed, meant) in [
+            ("message_send", "message.send"),
+            ("fs.raed", "fs.read"),
+            ("net:connect", "net.connect"),
+            ("KV.get", "kv.read"),
+        ] {
+            assert_eq!(Permission::nearest(typed), Some(meant), "{typed}");
+        }
+        assert_eq!(Permission::nearest("everything"), None);
+        assert_eq!(Permission::nearest(&"x".repeat(10_000)), None);
     }
 }

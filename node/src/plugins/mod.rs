@@ -10,8 +10,10 @@ pub mod image;
 pub mod lifecycle;
 pub mod link;
 pub mod logs;
+pub mod manifest;
 pub mod process;
 pub mod registry;
 pub mod supervisor;
 
+pub use crate::config::scope;
 pub use registry::Registry;

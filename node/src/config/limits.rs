@@ -1,0 +1,129 @@
+//! Limits of a plugin as numbers: one table with the same keys in a manifest, in `[plugins.for.NAME]` and in `[plugins.limits]`.
+//! Whoever writes one may only make it tighter: the smallest number of the three holds.
+
+use super::error::{ConfigError, Origin};
+use serde::Deserialize;
+use serde_spanned::Spanned;
+use thenodes_ipc::launch::ProcessLimits;
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $name:ident: $least:literal to $most:literal,)*) => {
+        /// The table as it is written.
+        #[derive(Debug, Clone, Default, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(crate) struct RawLimits {
+            $($name: Option<Spanned<u64>>,)*
+        }
+
+        /// Limits that somebody wrote; `None` is no wish.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub struct ManifestLimits {
+            $($(#[$doc])* pub $name: Option<u64>,)*
+        }
+
+        impl RawLimits {
+            /// Checks each number.
+            pub(crate) fn check(&self, origin: &Origin) -> Result<ManifestLimits, ConfigError> {
+                Ok(ManifestLimits { $($name: within(origin, &self.$name, $least, $most)?,)* })
+            }
+        }
+
+        impl ManifestLimits {
+            /// The smaller number of each.
+            #[must_use]
+            pub fn tighter(&self, other: &ManifestLimits) -> ManifestLimits {
+                ManifestLimits { $($name: smaller(self.$name, other.$name),)* }
+            }
+
+            /// Every key with its number and the range that it may have.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, Option<u64>, std::ops::RangeInclusive<u64>)> {
+                [$((stringify!($name), self.$name, $least..=$most),)*].into_iter()
+            }
+        }
+    };
+}
+
+limits! {
+    /// Memory, MiB.
+    memory_mb: 16 to 65_536,
+    /// Deadline of a call, seconds.
+    call_timeout_s: 1 to 300,
+    /// Share of one processor, per cent.
+    cpu_percent: 1 to 6400,
+    /// Processor time in all, seconds.
+    cpu_seconds: 1 to 31_536_000,
+    /// Threads.
+    threads: 4 to 4096,
+    /// Open descriptors.
+    fds: 16 to 65_536,
+    /// Open connections through the node.
+    connections: 0 to 1024,
+    /// Largest file, MiB.
+    file_mb: 0 to 65_536,
+    /// Timers.
+    timers: 0 to 16,
+    /// Subscriptions.
+    subscriptions: 0 to 16,
+}
+
+/// Keys that nothing enforces yet; whoever writes one is told so.
+const NOT_ENFORCED: [&str; 7] =
+    ["call_timeout_s", "cpu_percent", "cpu_seconds", "connections", "file_mb", "timers", "subscriptions"];
+
+impl ManifestLimits {
+    /// Keys that were written and that this release does not enforce.
+    pub fn without_effect(&self) -> impl Iterator<Item = &'static str> {
+        self.each()
+            .filter(|(name, value, _)| value.is_some() && NOT_ENFORCED.contains(name))
+            .map(|(name, _, _)| name)
+    }
+
+    /// What the kernel holds the process to, where these do not ask for more than `most`.
+    pub fn process(&self, most: ProcessLimits) -> ProcessLimits {
+        let mb = |mb: u64| mb.saturating_mul(1024 * 1024);
+        ProcessLimits {
+            memory: self.memory_mb.map_or(most.memory, |own| mb(own).min(most.memory)),
+            threads: self.threads.map_or(most.threads, |own| own.min(most.threads)),
+            descriptors: self.fds.map_or(most.descriptors, |own| own.min(most.descriptors)),
+        }
+    }
+}
+
+fn within(
+    origin: &Origin,
+    value: &Option<Spanned<u64>>,
+    least: u64,
+    most: u64,
+) -> Result<Option<u64>, ConfigError> {
+    match value {
+        None => Ok(None),
+        Some(value) if (least..=most).contains(value.get_ref()) => Ok(Some(*value.get_ref())),
+        Some(value) => {
+            Err(origin.error(value.span(), "out of range", Some(&format!("from {least} to {most}"))))
+        }
+    }
+}
+
+fn smaller(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, other) => one.or(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn nobody_widens_a_limit(a in proptest::option::of(16u64..1000), b in proptest::option::of(16u64..1000), most in 16u64..1000) {
+            let limits = |n| ManifestLimits { memory_mb: n, threads: n, fds: n, ..Default::default() };
+            let most = ProcessLimits { memory: most * 1024 * 1024, threads: most, descriptors: most };
+            let met = limits(a).tighter(&limits(b)).process(most);
+            for one in [limits(a).process(most), limits(b).process(most), most] {
+                proptest::prop_assert!(met.memory <= one.memory && met.threads <= one.threads && met.descriptors <= one.descriptors);
+            }
+        }
+    }
+}
