@@ -37,7 +37,7 @@ enum Task {
         #[arg(long, default_value_t = 7)]
         rounds: usize,
     },
-    /// Fuzz a door (frame, wire, hello, manifest) with a nightly compiler and cargo-fuzz.
+    /// Fuzz a door (frame, launch, wire, hello, manifest) with a nightly compiler and cargo-fuzz.
     Fuzz {
         /// Which door.
         target: String,
