@@ -195,11 +195,11 @@ impl Spec {
 /// The hostile plugin with its switch set: `PHASE:SIN`.
 pub fn hostile(switch: &str) -> Vec<u8> {
     let mut bytes = fs::read(plugin("hostile")).expect("the hostile plugin is built");
-    let marker = b"hostile-switch=none:none                                        ";
+    // As long as `hostile::SWITCH`: room for a path behind the sin.
+    let marker = format!("{:<256}", "hostile-switch=none:none").into_bytes();
     let at = bytes.windows(marker.len()).position(|w| w == marker).expect("the marker is in the library");
-    let mut text = format!("hostile-switch={switch}").into_bytes();
-    assert!(text.len() <= marker.len(), "a switch of at most 49 bytes");
-    text.resize(marker.len(), b' ');
+    let text = format!("{:<256}", format!("hostile-switch={switch}")).into_bytes();
+    assert_eq!(text.len(), marker.len(), "a switch of at most 241 bytes: {switch}");
     bytes[at..at + marker.len()].copy_from_slice(&text);
     bytes
 }

@@ -2,9 +2,12 @@
 //!
 //! One build serves every test: the bytes of [`SWITCH`] are found in the finished library and overwritten with
 //! `PHASE:SIN`, and the sin happens in that phase: `constructor`, `register`, `load`, `message`, `thread`. Without a switch it is well
-//! behaved until its prompt (`hostile SIN`) says otherwise. [`sins`] holds the attacks; `hostile-control` runs the same ones
-//! outside any sandbox, where they must succeed, or the tests would prove nothing.
+//! behaved until its prompt (`hostile SIN`) says otherwise. [`probes`] holds the attacks on walls, [`sins`] the crashes, hangs
+//! and floods; `hostile-control` ([`control`]) runs the same attacks outside any sandbox, where they must succeed, or the tests
+//! would prove nothing.
 
+pub mod control;
+pub mod probes;
 pub mod sins;
 
 use std::ffi::c_void;
@@ -15,9 +18,20 @@ use thenodes::network::message::{Message, MessageType};
 use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
 use thenodes::realms::RealmInfo;
 
-/// Marker of 16 bytes and 48 bytes to be overwritten.
+/// `hostile-switch=` and 241 bytes to be overwritten: a phase, a sin, and an argument as long as a path.
 #[no_mangle]
-pub static SWITCH: [u8; 64] = *b"hostile-switch=none:none                                        ";
+pub static SWITCH: [u8; 256] = padded(b"hostile-switch=none:none");
+
+/// The text, and blanks behind it.
+const fn padded(text: &[u8]) -> [u8; 256] {
+    let mut bytes = [b' '; 256];
+    let mut at = 0;
+    while at < text.len() {
+        bytes[at] = text[at];
+        at += 1;
+    }
+    bytes
+}
 
 /// The sin for this phase, if the switch names one.
 fn chosen(phase: &str) -> Option<String> {
