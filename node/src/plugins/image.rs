@@ -97,6 +97,21 @@ pub struct Sealed {
     pub size: u64,
 }
 
+impl Sealed {
+    /// A copy of these bytes that nobody can change any more. The name is for people: it stands in lists of mappings, and so in
+    /// records of what was refused.
+    pub fn new(name: &str, bytes: &[u8]) -> io::Result<Sealed> {
+        let name = name.get(..200).unwrap_or(name); // the kernel takes 249 bytes
+        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let mut file = File::from(fd);
+        file.write_all(bytes)?;
+        let seals =
+            SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(Sealed { size: bytes.len() as u64, fd: file.into() })
+    }
+}
+
 /// A checked plugin, ready to be sent to a runner.
 #[derive(Debug)]
 pub struct Image {
@@ -124,15 +139,16 @@ impl Image {
         for soname in direct {
             gather(path, &soname, &mut seen, &mut needed)?;
         }
-        let sealed = |bytes: &[u8]| {
-            seal(&name, bytes).map_err(|source| ImageError::Read { path: path.into(), source })
+        let sealed = |name: &str, bytes: &[u8]| {
+            Sealed::new(name, bytes).map_err(|source| ImageError::Read { path: path.into(), source })
         };
+        let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or(name.as_str());
         Ok(Image {
             sha256: hex(&Sha256::digest(&bytes)),
-            library: sealed(&bytes)?,
+            library: sealed(file_name, &bytes)?,
             needed: needed
                 .into_iter()
-                .map(|(soname, bytes)| Ok((soname, sealed(&bytes)?)))
+                .map(|(soname, bytes)| { let file = sealed(&soname, &bytes)?; Ok((soname, file)) })
                 .collect::<Result<_, ImageError>>()?,
             path: path.into(),
             name,
@@ -260,16 +276,6 @@ fn gather(
     Err(ImageError::MissingLibrary { path: path.into(), soname: soname.into() })
 }
 
-fn seal(name: &PluginName, bytes: &[u8]) -> io::Result<Sealed> {
-    let fd = memfd_create(name.as_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-    let mut file = File::from(fd);
-    file.write_all(bytes)?;
-    let seals =
-        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-    Ok(Sealed { size: bytes.len() as u64, fd: file.into() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_sealed_image_cannot_be_changed() {
-        let sealed = seal(&PluginName::new("x").expect("a name"), b"bytes").expect("sealed");
+        let sealed = Sealed::new("x", b"bytes").expect("sealed");
         let mut file = File::from(sealed.fd);
         assert!(file.write_all(b"other").is_err());
         assert!(file.set_len(0).is_err());

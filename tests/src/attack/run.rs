@@ -1,0 +1,219 @@
+//! One attempt: a real runner is started with the hostile library set to one probe in one phase, driven by the node's own code
+//! through start-up, `load` and a message, and watched until it has said what came of it or has ended.
+
+use super::{Attempt, Phase, Verdict};
+use hostile::probes::Probe;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response};
+use thenodes::network::message::{Message, MessageType};
+use thenodes::realms::RealmInfo;
+use thenodes_ipc::launch::{Layer, ProcessLimits, Without};
+use thenodes_ipc::{pack, Code, Generation, PluginName};
+use thenodes_node::plugins::denials::{self, DenialBook};
+use thenodes_node::plugins::image::{Image, Sealed};
+use thenodes_node::plugins::link::{Ended, Greeting};
+use thenodes_node::plugins::process::{self, Order, Sandbox, Started};
+use thenodes_node::plugins::supervisor::run_as;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::sync::mpsc;
+
+/// How long an attempt may take. Long, because machines are slow; what is silent for so long proves nothing.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Bytes of a plugin's line that are looked at.
+const MAX_LINE: usize = 4096;
+
+/// What all attempts share.
+pub struct World {
+    runner: PathBuf,
+    library: Vec<u8>,
+    switch_at: usize,
+    needed: std::collections::BTreeSet<String>,
+    dir: tempfile::TempDir,
+    count: AtomicU32,
+    without: Option<Without>,
+}
+
+const MARKER: &[u8] = b"hostile-switch=none:none";
+const SWITCH: usize = 256;
+
+impl World {
+    /// With this runner and this hostile library. `without` needs a runner that is built for it.
+    pub fn new(runner: PathBuf, library: &std::path::Path, without: &[Layer]) -> Result<World, String> {
+        let bytes = std::fs::read(library).map_err(|e| format!("{}: {e}", library.display()))?;
+        let at = bytes.windows(MARKER.len()).position(|window| window == MARKER);
+        let needed = thenodes_node::plugins::image::libraries_of_program(&runner).map_err(|e| e.to_string())?;
+        let layers = without.to_vec();
+        Ok(World {
+            switch_at: at.ok_or("the hostile library has no switch")?,
+            library: bytes,
+            needed,
+            runner,
+            dir: tempfile::tempdir().map_err(|e| e.to_string())?,
+            count: AtomicU32::new(0),
+            without: (!layers.is_empty()).then(|| Without { layers, ..Without::default() }),
+        })
+    }
+
+    fn image(&self, switch: &str) -> Result<Image, String> {
+        let mut bytes = self.library.clone();
+        let place = bytes.get_mut(self.switch_at..self.switch_at + SWITCH).ok_or("the switch is cut off")?;
+        let text = format!("hostile-switch={switch}");
+        if text.len() > SWITCH {
+            return Err(format!("the switch {switch:?} is too long"));
+        }
+        place.fill(b' ');
+        place[..text.len()].copy_from_slice(text.as_bytes());
+        // Read once as a file, for the libraries it needs; then the switched bytes take its place.
+        let path = self.dir.path().join("libhostile.so");
+        if !path.exists() {
+            std::fs::write(&path, &self.library).map_err(|e| e.to_string())?;
+        }
+        let name = PluginName::new("hostile").map_err(|e| e.to_string())?;
+        Ok(Image {
+            name,
+            sha256: String::new(),
+            library: Sealed::new("hostile.so", &bytes).map_err(|e| e.to_string())?,
+            needed: Image::read(&path, &self.needed).map_err(|e| e.to_string())?.needed,
+            path,
+        })
+    }
+
+    /// Makes one attempt.
+    pub async fn attempt(&self, probe: &'static Probe, argument: &str, phase: Phase) -> Attempt {
+        let book = Arc::new(DenialBook::default());
+        let verdict = match tokio::time::timeout(PATIENCE, self.try_it(probe, argument, phase, &book)).await {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(error)) => Verdict::Silent(error),
+            Err(_) => Verdict::Silent(format!("nothing within {PATIENCE:?}")),
+        };
+        let record = book.all().last.last().map(ToString::to_string);
+        Attempt { probe: probe.name, phase, verdict, record }
+    }
+
+    async fn try_it(&self, probe: &Probe, argument: &str, phase: Phase, book: &Arc<DenialBook>) -> Result<Verdict, String> {
+        let image = self.image(format!("{}:{} {argument}", phase.word(), probe.name).trim_end())?;
+        let slot = self.count.fetch_add(1, Ordering::Relaxed) % 50_000;
+        let generation = Generation(1);
+        let order = Order {
+            runner: &self.runner,
+            image: Some(&image),
+            plugin: image.name.clone(),
+            generation,
+            limits: ProcessLimits { memory: 128 << 20, threads: 16, descriptors: 64, ..ProcessLimits::default() },
+            run_as: run_as(2_000_000, slot),
+            sandbox: Sandbox { without: self.without.clone(), ..Sandbox::default() },
+        };
+        let Started { mut child, stream, stdout, stderr, report } =
+            process::start(&order).map_err(|e| format!("the runner did not start: {e}"))?;
+        let (said, mut lines) = mpsc::channel(64);
+        tokio::spawn(listen(stdout, said.clone()));
+        tokio::spawn(listen(stderr, said));
+        let (records, to_end) = (book.clone(), tokio::sync::oneshot::channel::<()>());
+        tokio::spawn(async move {
+            denials::follow(report, generation, &records, || false, |_| {}).await;
+            drop(to_end.0);
+        });
+
+        let driven = drive(stream, generation, phase);
+        tokio::pin!(driven);
+        let mut verdict = None;
+        let mut link = None;
+        loop {
+            tokio::select! {
+                line = lines.recv() => match line {
+                    Some(line) => {
+                        if let Some(what) = line.split("GOT THROUGH").nth(1) {
+                            verdict = Some(Verdict::Through(what.trim_start_matches(": ").to_owned()));
+                            break;
+                        }
+                        if let Some(what) = line.strip_prefix("denied: ") {
+                            verdict = Some(Verdict::Refused(what.to_owned()));
+                            break;
+                        }
+                    }
+                    None => break, // the process has ended
+                },
+                outcome = &mut driven, if link.is_none() => match outcome {
+                    Ok(alive) => link = Some(alive),
+                    Err(Ended::Because(cause)) => {
+                        verdict = Some(Verdict::Ended(cause.to_string()));
+                        break;
+                    }
+                    Err(Ended::Closed) => link = Some(None),
+                },
+            }
+        }
+        drop(link);
+        let status = match &verdict {
+            // It has said what we wanted to know, and would wait for more.
+            Some(_) => {
+                let _ = child.kill().await;
+                None
+            }
+            None => child.wait().await.ok(),
+        };
+        // Records end with the warden.
+        let _ = to_end.1.await;
+        Ok(match (verdict, status) {
+            (Some(verdict), _) => verdict,
+            (None, Some(status)) if status.signal() == Some(nix::sys::signal::Signal::SIGSYS as i32) => Verdict::Killed,
+            (None, Some(status)) => Verdict::Ended(status.to_string()),
+            (None, None) => Verdict::Silent("it said nothing and cannot be waited for".into()),
+        })
+    }
+}
+
+/// Start-up, `load`, and a message where the phase wants one; keeps the link open afterwards.
+async fn drive(
+    stream: interprocess::os::unix::uds_local_socket::tokio::Stream,
+    generation: Generation,
+    phase: Phase,
+) -> Result<Option<thenodes_node::plugins::link::Link>, Ended> {
+    let mut greeting = Greeting::new(stream);
+    // Whatever level it is: taking walls away is what some runs are about.
+    greeting.confined().await?;
+    greeting.registered().await?;
+    let link = greeting.run(generation, Arc::new(Nobody), Arc::default());
+    let info = NodeInfo {
+        plugin: "hostile".into(),
+        node_id: "attacked".into(),
+        realm: RealmInfo::new("attack", "1"),
+        node_type: "daemon".into(),
+        session_id: String::new(),
+    };
+    let caller = link.caller().clone();
+    let body: Arc<[u8]> = pack::encode(&info).unwrap_or_default().into();
+    let _ = caller.call("load", body, PATIENCE).await;
+    if phase == Phase::Message {
+        let message = Message::new("a", "*", MessageType::Text("go".into()), None, None);
+        let body: Arc<[u8]> = pack::encode(&message).unwrap_or_default().into();
+        let _ = caller.call("message", body, PATIENCE).await;
+    }
+    Ok(Some(link))
+}
+
+async fn listen(pipe: impl AsyncRead + Unpin, said: mpsc::Sender<String>) {
+    let mut lines = BufReader::new(pipe).lines();
+    while let Ok(Some(mut line)) = lines.next_line().await {
+        line.truncate(line.floor_char_boundary(MAX_LINE));
+        if said.send(line).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A node that grants nothing.
+struct Nobody;
+
+#[async_trait::async_trait]
+impl Host for Nobody {
+    async fn call(&self, request: Request) -> Result<Response, HostError> {
+        Err(HostError::new(Code::PermissionDenied, request.method()))
+    }
+
+    fn notify(&self, _: Notice) {}
+}
