@@ -258,7 +258,7 @@ impl Config {
 
     /// The permissions of plugins without a manifest, unless the operator names others: what TheNodes' plugins always had.
     pub fn default_permissions() -> Vec<Permission> {
-        Permission::ALL.to_vec()
+        Permission::ALL.into_iter().filter(|permission| !permission.needs_scope()).collect()
     }
 }
 

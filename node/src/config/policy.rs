@@ -22,11 +22,19 @@ pub enum Permission {
     EventsSubscribe,
     /// The plugin suggests configuration defaults.
     ConfigDefaults,
+    /// The plugin may ask what the node says of itself.
+    NodeInfo,
+    /// The node draws random bytes for the plugin.
+    Random,
+    /// The plugin reads variables of the node's environment; which ones, a scope says.
+    EnvRead,
+    /// The node opens TCP connections for the plugin; where to, a scope says.
+    NetConnect,
 }
 
 impl Permission {
     /// All of them.
-    pub const ALL: [Permission; 8] = [
+    pub const ALL: [Permission; 12] = [
         Permission::MessageReceive,
         Permission::MessageSend,
         Permission::CommandRegister,
@@ -35,6 +43,10 @@ impl Permission {
         Permission::EventsEmit,
         Permission::EventsSubscribe,
         Permission::ConfigDefaults,
+        Permission::NodeInfo,
+        Permission::Random,
+        Permission::EnvRead,
+        Permission::NetConnect,
     ];
 
     /// Its name.
@@ -48,7 +60,16 @@ impl Permission {
             Permission::EventsEmit => "events.emit",
             Permission::EventsSubscribe => "events.subscribe",
             Permission::ConfigDefaults => "config.defaults",
+            Permission::NodeInfo => "node.info",
+            Permission::Random => "random",
+            Permission::EnvRead => "env.read",
+            Permission::NetConnect => "net.connect",
         }
+    }
+
+    /// True if the word alone opens nothing: it needs to say what it is for, and is never given by default.
+    pub fn needs_scope(self) -> bool {
+        matches!(self, Permission::EnvRead | Permission::NetConnect)
     }
 
     /// The permission of this name.
