@@ -103,7 +103,8 @@ impl TcpStream {
     }
 
     /// For code that is not async, such as `on_message`: the same stream with `std::io::Read` and `std::io::Write`.
-    /// Answers come on a thread that runs no plugin code, so waiting for them anywhere delays but does not deadlock.
+    /// Answers come on a thread that runs no plugin code, so waiting for them anywhere delays but does not deadlock. (An
+    /// embedder, whose host is the node itself, waits on a thread that has entered the node's runtime.)
     pub fn into_blocking(self) -> Blocking {
         Blocking(self)
     }
