@@ -40,6 +40,17 @@ impl Net {
     /// Errors: `PERMISSION_DENIED` without the permission `net.connect` for this host and for the address it has,
     /// `NETWORK_ERROR` if it cannot be reached, `TIMEOUT` after 5 s for the name or 10 s for the connection,
     /// `RESOURCE_EXHAUSTED` if this plugin has its ten connections open.
+    ///
+    /// ```
+    /// # async fn example(ctx: &thenodes::plugin_host::PluginContext) -> Result<(), thenodes::host::HostError> {
+    /// let mut stream = ctx.net().connect("example.org", 80).await?;
+    /// stream.write_all(b"HEAD / HTTP/1.0\r\n\r\n").await?;
+    /// let mut buffer = [0; 1024];
+    /// let count = stream.read(&mut buffer).await?;
+    /// # let _ = count;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, HostError> {
         match self.host.call(Request::NetConnect { host: host.into(), port }).await? {
             Response::Stream(id) => Ok(TcpStream {
@@ -82,7 +93,7 @@ impl fmt::Debug for TcpStream {
 }
 
 impl TcpStream {
-    /// Waits for bytes; 0 is the end of the stream. After 30 s without one it is `TIMEOUT`: the stream is as good as before.
+    /// Waits for bytes; 0 is the end of the stream. After 25 s without one it is `TIMEOUT`: the stream is as good as before.
     pub async fn read(&mut self, buffer: &mut [u8]) -> Result<usize, HostError> {
         poll_fn(|cx| self.poll_bytes(cx, buffer)).await
     }
