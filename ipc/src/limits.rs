@@ -24,6 +24,13 @@ pub const PLUGIN_QUEUE: usize = 256;
 /// Bytes of messages that may wait for one plugin.
 pub const PLUGIN_QUEUE_BYTES: usize = 8 * MAX_FRAME;
 
+/// Most bytes of a network stream in one call: large enough that the round trip does not show, small enough that all open
+/// calls of a plugin together ([`MAX_CALLS_FROM_PLUGIN`]) hold 4 MiB of them at most.
+pub const MAX_STREAM_CHUNK: usize = 64 * 1024;
+
+/// Most random bytes in one call.
+pub const MAX_RANDOM: usize = 64 * 1024;
+
 /// Default deadline of a message, an event and every other short call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
 

@@ -16,6 +16,7 @@ pub mod node;
 pub mod plugins;
 pub mod prompt;
 pub mod security;
+pub mod services;
 pub mod text;
 
 pub use config::Config;

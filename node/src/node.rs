@@ -13,6 +13,7 @@ use crate::plugins::process::find_runner;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
 use crate::plugins::Registry;
 use crate::security::{pki, tls::Tls};
+use crate::services::Scopes;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -122,11 +123,18 @@ impl Node {
         let witness = Arc::new(DenialReporter::new(events.clone()));
         let observer: Arc<dyn Observer> = Arc::new(PluginEvents(events.clone(), forwarder.clone()));
         let plugins = Registry::start(&early.plugins.dir, &policy, |name, slot| {
-            let host = NodeHost::new(name.clone(), network_later.clone(), events.clone(), forwarder.clone());
-            let granted = Granted::new(name.clone(), policy.grants.clone(), Arc::new(host), witness.clone());
+            let (name, policy, witness) = (name.clone(), policy.clone(), witness.clone());
+            let (network, events, forwarder) = (network_later.clone(), events.clone(), forwarder.clone());
+            // Environment and network need a scope, and nothing in the configuration gives one yet.
+            let scopes = Scopes::none();
+            let host = NodeHost::new(name.clone(), network, events, forwarder, scopes, witness.clone());
+            let grants = policy.grants.clone();
             Surroundings {
-                policy: policy.clone(),
-                host: Arc::new(granted),
+                policy,
+                host: Arc::new(move || {
+                    let own = Arc::new(host.for_process());
+                    Arc::new(Granted::new(name.clone(), grants.clone(), own, witness.clone()))
+                }),
                 observer: observer.clone(),
                 info: info.clone(),
                 slot,

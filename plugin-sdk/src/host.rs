@@ -48,6 +48,18 @@ pub(crate) mod as_text {
     }
 }
 
+/// Bytes that travel as one MessagePack byte string, never as an array of numbers. Printed as their length only: error
+/// messages and logs are no place for what a stream carries.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Bytes(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
 /// A connected peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerInfo {
@@ -89,6 +101,23 @@ impl HostError {
     /// An error with a message for people.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
+    }
+}
+
+/// For `?` in code that speaks of `std::io::Error`; the code survives as far as `io::ErrorKind` has a word for it.
+impl From<HostError> for std::io::Error {
+    fn from(error: HostError) -> Self {
+        use std::io::ErrorKind;
+        let kind = match &error.code {
+            Code::InvalidInput => ErrorKind::InvalidInput,
+            Code::PermissionDenied => ErrorKind::PermissionDenied,
+            Code::NotFound | Code::Unavailable => ErrorKind::NotConnected,
+            Code::Timeout => ErrorKind::TimedOut,
+            Code::NotImplemented => ErrorKind::Unsupported,
+            Code::NetworkError => ErrorKind::ConnectionAborted,
+            _ => ErrorKind::Other,
+        };
+        std::io::Error::new(kind, error)
     }
 }
 
@@ -164,6 +193,35 @@ requests! {
     StoreSample("store.sample") { count: u32, exclude: Vec<Text<SocketAddr>> },
     /// All that is known.
     StoreRecords("store.records") {},
+    /// What the node says of itself.
+    NodeInfo("node.info") {},
+    /// A variable of the node's environment.
+    EnvRead("env.read") { name: String },
+    /// Random bytes, at most [`thenodes_ipc::limits::MAX_RANDOM`].
+    Random("random") { count: u32 },
+    /// Open a TCP connection to a host by name or address. The socket stays with the node.
+    NetConnect("net.connect") { host: String, port: u16 },
+    /// Send bytes on a stream, at most [`thenodes_ipc::limits::MAX_STREAM_CHUNK`].
+    NetWrite("net.write") { stream: u64, bytes: Bytes },
+    /// Wait for bytes of a stream. None at all is the end of the stream.
+    NetRead("net.read") { stream: u64, max: u32 },
+    /// Tell the other side that no more bytes will be sent on a stream.
+    NetShutdown("net.shutdown") { stream: u64 },
+    /// Close a stream.
+    NetClose("net.close") { stream: u64 },
+}
+
+impl Request {
+    /// What is wanted, for messages about refusals: the method and, where there is one, the thing it is to reach.
+    pub fn wish(&self) -> String {
+        // Names come from plugins and may be long; what is longer than a host name may be says nothing more.
+        let short = |name: &str| name.chars().take(253).collect::<String>();
+        match self {
+            Request::NetConnect { host, port } => format!("{} {}:{port}", self.method(), short(host)),
+            Request::EnvRead { name } => format!("{} {}", self.method(), short(name)),
+            _ => self.method().into(),
+        }
+    }
 }
 
 /// The answer to a [`Request`].
@@ -182,6 +240,14 @@ pub enum Response {
     Records(Vec<PeerRecord>),
     /// Two numbers.
     Pair(u64, u64),
+    /// The node.
+    Node(Box<NodeInfo>),
+    /// A text, if there is one.
+    Text(Option<String>),
+    /// Bytes.
+    Bytes(Bytes),
+    /// The number of a stream, for this process of the plugin only.
+    Stream(u64),
 }
 
 /// Something a plugin tells its node without waiting.
@@ -193,6 +259,8 @@ pub enum Notice {
     Emit(Box<LogEvent>),
     /// Send me the node's events from now on.
     SubscribeEvents,
+    /// I am done with this stream. What [`Request::NetClose`] does, for code that cannot wait, such as `Drop`.
+    CloseStream(u64),
 }
 
 /// A line of a plugin's log.
@@ -214,6 +282,7 @@ impl Notice {
             Notice::Log(line) => ("log", pack::encode(line).map_err(bad)?),
             Notice::Emit(event) => ("events.emit", pack::encode(event).map_err(bad)?),
             Notice::SubscribeEvents => ("events.subscribe", Vec::new()),
+            Notice::CloseStream(stream) => ("net.close", pack::encode(stream).map_err(bad)?),
         })
     }
 
@@ -224,6 +293,7 @@ impl Notice {
             "log" => Ok(Notice::Log(pack::decode(body).map_err(bad)?)),
             "events.emit" => Ok(Notice::Emit(pack::decode(body).map_err(bad)?)),
             "events.subscribe" => Ok(Notice::SubscribeEvents),
+            "net.close" => Ok(Notice::CloseStream(pack::decode(body).map_err(bad)?)),
             other => Err(HostError::new(Code::Unhandled, format!("the node has no notice {other:?}"))),
         }
     }
@@ -259,11 +329,77 @@ mod tests {
             Request::StoreFailure { addr },
             Request::StoreSample { count: 3, exclude: vec![addr] },
             Request::StoreRecords {},
+            Request::NodeInfo {},
+            Request::EnvRead { name: "HOME".into() },
+            Request::Random { count: 32 },
+            Request::NetConnect { host: "example.com".into(), port: 443 },
+            Request::NetWrite { stream: 1, bytes: Bytes(vec![0, 255]) },
+            Request::NetRead { stream: 1, max: 65_536 },
+            Request::NetShutdown { stream: 1 },
+            Request::NetClose { stream: u64::MAX },
         ] {
             let body = request.encode().expect("encodes");
             assert_eq!(Request::decode(request.method(), &body), Ok(request));
         }
-        assert_eq!(Request::METHODS.len(), 12);
+        assert_eq!(Request::METHODS.len(), 20);
+    }
+
+    #[test]
+    fn bytes_travel_as_one_byte_string() {
+        let bytes = Bytes(vec![200; 1000]);
+        let body = Request::NetWrite { stream: 7, bytes: bytes.clone() }.encode().expect("encodes");
+        // bin16 and its length; as an array of numbers each byte would take two.
+        assert!(
+            body.len() < 1030 && body.windows(3).any(|w| w == [0xc5, 0x03, 0xe8]),
+            "{} bytes",
+            body.len()
+        );
+        let answer = pack::encode(&Response::Bytes(bytes.clone())).expect("encodes");
+        assert!(answer.len() < 1020);
+        assert_eq!(pack::decode(&answer), Ok(Response::Bytes(bytes.clone())));
+        assert_eq!(format!("{bytes:?}"), "1000 bytes");
+    }
+
+    #[test]
+    fn a_refusal_can_name_what_was_to_be_reached() {
+        let connect = Request::NetConnect { host: "h".repeat(1000), port: 80 };
+        assert_eq!(connect.wish(), format!("net.connect {}:80", "h".repeat(253)));
+        assert_eq!(Request::EnvRead { name: "HOME".into() }.wish(), "env.read HOME");
+        assert_eq!(Request::ListPeers {}.wish(), "peers.list");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn requests_and_answers_of_services_survive_the_link(
+            host: String, port: u16, stream: u64, bytes: Vec<u8>, count: u32, text: Option<String>,
+        ) {
+            for request in [
+                Request::EnvRead { name: host.clone() },
+                Request::Random { count },
+                Request::NetConnect { host, port },
+                Request::NetWrite { stream, bytes: Bytes(bytes.clone()) },
+                Request::NetRead { stream, max: count },
+                Request::NetShutdown { stream },
+                Request::NetClose { stream },
+            ] {
+                let body = request.encode().expect("encodes");
+                proptest::prop_assert_eq!(Request::decode(request.method(), &body), Ok(request));
+            }
+            for answer in [Response::Bytes(Bytes(bytes)), Response::Text(text), Response::Stream(stream)] {
+                let body = pack::encode(&answer).expect("encodes");
+                proptest::prop_assert_eq!(pack::decode(&body), Ok(answer));
+            }
+            let (method, body) = Notice::CloseStream(stream).encode().expect("encodes");
+            proptest::prop_assert_eq!(Notice::decode(method, &body), Ok(Notice::CloseStream(stream)));
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_of_services_panic(body: Vec<u8>) {
+            for method in Request::METHODS {
+                let _ = Request::decode(method, &body);
+            }
+            let _ = Notice::decode("net.close", &body);
+        }
     }
 
     #[test]

@@ -107,6 +107,9 @@ fn the_wings_of_the_node_do_not_know_each_other() {
         ("events", "crate::plugins"),
         ("security", "crate::plugins"),
         ("config", "crate::plugins"),
+        ("services", "crate::plugins"),
+        ("services", "crate::network"),
+        ("services", "crate::host"),
     ] {
         let mut files = Vec::new();
         rust_files(&root().join("node/src").join(wing), &mut files);

@@ -273,6 +273,7 @@ impl Config {
             Permission::EventsSubscribe,
             Permission::ConfigDefaults,
             Permission::NodeInfo,
+            Permission::Random,
         ]
     }
 }

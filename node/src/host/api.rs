@@ -9,6 +9,8 @@ use crate::network::wire::{self, MAX_LINE};
 use crate::network::Network;
 use crate::plugins::grants::Witness;
 use crate::plugins::Registry;
+use crate::services::net::{Dialer, Streams};
+use crate::services::{env, random, Scopes};
 use crate::text::printable;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -16,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thenodes::events::model::{LogEvent, LogLevel};
 use thenodes::events::LogSink;
-use thenodes::host::{Host, HostError, Notice, Request, Response, Text};
+use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response, Text};
 use thenodes::network::message::{Message, MessageType};
 use thenodes::network::PeerSource;
 use thenodes_ipc::{pack, Code, PluginName};
@@ -28,13 +30,18 @@ const MAX_EVENT: usize = 4096;
 /// Most addresses in one answer.
 const MAX_SAMPLE: usize = 256;
 
-/// The node as its plugins use it; one for each plugin.
+/// The node as its plugins use it; one for each process of each plugin, see [`NodeHost::for_process`].
 pub struct NodeHost {
     plugin: PluginName,
     network: Arc<OnceLock<Arc<Network>>>,
     events: Emitter,
     forwarder: Arc<Forwarder>,
-    rate: Mutex<Rate>,
+    /// Of the plugin, not of the process: dying must not buy more events.
+    rate: Arc<Mutex<Rate>>,
+    scopes: Scopes,
+    witness: Arc<dyn Witness>,
+    dialer: Arc<Dialer>,
+    streams: Streams,
 }
 
 #[derive(Default)]
@@ -50,8 +57,52 @@ impl NodeHost {
         network: Arc<OnceLock<Arc<Network>>>,
         events: Emitter,
         forwarder: Arc<Forwarder>,
+        scopes: Scopes,
+        witness: Arc<dyn Witness>,
     ) -> Self {
-        Self { plugin, network, events, forwarder, rate: Mutex::default() }
+        let dialer = Arc::new(Dialer::new(scopes.net.clone()));
+        let streams = Streams::new(dialer.clone());
+        let rate = Arc::default();
+        Self { plugin, network, events, forwarder, rate, scopes, witness, dialer, streams }
+    }
+
+    /// The same for the next process of the plugin: what the plugin has used up stays used up, but no stream is open.
+    pub fn for_process(&self) -> Self {
+        Self {
+            plugin: self.plugin.clone(),
+            network: self.network.clone(),
+            events: self.events.clone(),
+            forwarder: self.forwarder.clone(),
+            rate: self.rate.clone(),
+            scopes: self.scopes.clone(),
+            witness: self.witness.clone(),
+            dialer: self.dialer.clone(),
+            streams: Streams::new(self.dialer.clone()),
+        }
+    }
+
+    /// What the node says of itself, asked at any time.
+    fn info(&self, network: &Network) -> NodeInfo {
+        NodeInfo {
+            plugin: self.plugin.to_string(),
+            node_id: network.local.node_id.clone(),
+            realm: network.local.realm.clone(),
+            node_type: network.local.node_type.clone(),
+            session_id: self.events.meta(LogLevel::Info).session_id.unwrap_or_default(),
+        }
+    }
+
+    /// Passes an answer on, and reports it if a scope refused.
+    fn judged(
+        &self,
+        permission: Permission,
+        request: &Request,
+        answer: Result<Response, HostError>,
+    ) -> Result<Response, HostError> {
+        if matches!(&answer, Err(error) if error.code == Code::PermissionDenied) {
+            self.witness.denied(&self.plugin, permission, &request.wish());
+        }
+        answer
     }
 
     fn network(&self) -> Result<&Arc<Network>, HostError> {
@@ -192,6 +243,20 @@ impl Host for NodeHost {
                 Ok(Response::Addrs(sample.into_iter().map(Text).collect()))
             }
             Request::StoreRecords {} => Ok(Response::Records(network.store.records().await)),
+            Request::NodeInfo {} => Ok(Response::Node(Box::new(self.info(network)))),
+            Request::EnvRead { ref name } => {
+                let answer = env::read(&*self.scopes.env, name);
+                self.judged(Permission::EnvRead, &request, answer)
+            }
+            Request::Random { count } => random::bytes(count),
+            Request::NetConnect { ref host, port } => {
+                let answer = self.streams.connect(host, port).await;
+                self.judged(Permission::NetConnect, &request, answer)
+            }
+            Request::NetWrite { stream, bytes } => self.streams.write(stream, &bytes.0).await,
+            Request::NetRead { stream, max } => self.streams.read(stream, max).await,
+            Request::NetShutdown { stream } => self.streams.shut_down(stream),
+            Request::NetClose { stream } => self.streams.close(stream),
         }
     }
 
@@ -199,6 +264,8 @@ impl Host for NodeHost {
         match notice {
             Notice::Emit(event) => self.emit(*event),
             Notice::SubscribeEvents => self.forwarder.subscribe(&self.plugin),
+            // Closed already, by a timer or by an error, is closed.
+            Notice::CloseStream(stream) => drop(self.streams.close(stream)),
             Notice::Log(_) => {} // stays with the plugin's log book, see `plugins::supervisor`
         }
     }
@@ -269,7 +336,7 @@ impl Witness for DenialReporter {
         if now.duration_since(entry.0) >= Duration::from_secs(1) {
             let detail = format!(
                 "method={} count={}; \"{permission}\" in [plugins.defaults] permissions would allow it",
-                printable(method, 64),
+                printable(method, 300),
                 entry.1
             );
             *entry = (now, 0);

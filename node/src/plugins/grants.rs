@@ -53,13 +53,22 @@ impl Grants {
             Request::StoreInsert { .. } | Request::StoreSuccess { .. } | Request::StoreFailure { .. } => {
                 Permission::PeersWrite
             }
+            Request::NodeInfo {} => Permission::NodeInfo,
+            Request::EnvRead { .. } => Permission::EnvRead,
+            Request::Random { .. } => Permission::Random,
+            Request::NetConnect { .. }
+            | Request::NetWrite { .. }
+            | Request::NetRead { .. }
+            | Request::NetShutdown { .. }
+            | Request::NetClose { .. } => Permission::NetConnect,
         })
     }
 
     /// Judges a notice. A log line needs no grant.
     pub fn judge_notice(&self, notice: &Notice) -> Verdict {
         match notice {
-            Notice::Log(_) => Verdict::Granted,
+            // Closing gives something up; whoever may not connect has nothing to close.
+            Notice::Log(_) | Notice::CloseStream(_) => Verdict::Granted,
             Notice::Emit(_) => self.holds(Permission::EventsEmit),
             Notice::SubscribeEvents => self.holds(Permission::EventsSubscribe),
         }
@@ -103,7 +112,7 @@ impl Host for Granted {
     async fn call(&self, request: Request) -> Result<Response, HostError> {
         match self.grants.judge(&request) {
             Verdict::Granted => self.inner.call(request).await,
-            Verdict::Denied(permission) => Err(self.denied(permission, request.method())),
+            Verdict::Denied(permission) => Err(self.denied(permission, &request.wish())),
         }
     }
 

@@ -65,12 +65,16 @@ pub trait Observer: Send + Sync + 'static {
     fn changed(&self, change: Change);
 }
 
+/// Makes the node as one process of a plugin sees it. What the process opens there (streams) is closed when its link ends
+/// and this is dropped, so that nothing passes on to the next process.
+pub type HostMaker = Arc<dyn Fn() -> Arc<dyn Host> + Send + Sync>;
+
 /// What the supervisor waits for besides its own plugin.
 pub struct Surroundings {
     /// How to run it.
     pub policy: Arc<Policy>,
-    /// The node, already wrapped in this plugin's grants.
-    pub host: Arc<dyn Host>,
+    /// Makes the node for each process, already wrapped in this plugin's grants.
+    pub host: HostMaker,
     /// Who hears about changes.
     pub observer: Arc<dyn Observer>,
     /// What the plugin is told in `load`; known once the node has its identity.
@@ -305,8 +309,7 @@ impl Supervisor {
             .map_err(|what| Ended::Because(Cause::Violation(what)))?;
         self.status.send_modify(|status| status.registration = Some(registration));
         self.step(Event::Registered);
-        let host =
-            Arc::new(PluginHost { inner: self.around.host.clone(), logs: self.logs.clone(), generation });
+        let host = Arc::new(PluginHost { inner: (self.around.host)(), logs: self.logs.clone(), generation });
         Ok(greeting.run(generation, host, self.counters.clone()))
     }
 
@@ -519,7 +522,7 @@ impl Host for PluginHost {
                 let target = if own { format!("log {target}") } else { target };
                 self.logs.add(self.generation.0, &level, &target, &text);
             }
-            Notice::Emit(_) | Notice::SubscribeEvents => self.inner.notify(notice),
+            Notice::Emit(_) | Notice::SubscribeEvents | Notice::CloseStream(_) => self.inner.notify(notice),
         }
     }
 }

@@ -7,10 +7,12 @@ mod logger;
 
 use crate::config::ConfigDefaults;
 use crate::events::EventHandle;
-use crate::host::{Host, NodeInfo};
+use crate::host::{Host, HostError, NodeInfo};
+use crate::net::Net;
 use crate::network::message::Message;
 use crate::network::{PeerManager, PeerStore};
 use crate::realms::RealmInfo;
+use crate::services::Services;
 use std::sync::Arc;
 
 pub use export::PluginRegistrarApi;
@@ -77,6 +79,7 @@ pub struct PluginContext {
     pub peer_store: PeerStore,
     /// Events.
     pub events: EventHandle,
+    services: Services,
     info: Arc<NodeInfo>,
 }
 
@@ -84,7 +87,8 @@ impl PluginContext {
     /// A context for this host; embedders make one for their own handlers.
     pub fn new(host: Arc<dyn Host>, events: EventHandle, info: Arc<NodeInfo>) -> Self {
         let peer_manager = Arc::new(PeerManager::new(host.clone()));
-        Self { peer_manager, peer_store: PeerStore::remote(host), events, info }
+        let services = Services::new(host.clone());
+        Self { peer_manager, peer_store: PeerStore::remote(host), events, services, info }
     }
 
     /// The connected peers.
@@ -112,9 +116,29 @@ impl PluginContext {
         &self.info.node_id
     }
 
-    /// Everything the node said of itself.
+    /// Everything the node said of itself when it loaded this plugin.
     pub fn node_info(&self) -> &NodeInfo {
         &self.info
+    }
+
+    /// What the node says of itself when asked now. Needs the permission `node.info`.
+    pub async fn ask_node_info(&self) -> Result<NodeInfo, HostError> {
+        self.services.node_info().await
+    }
+
+    /// TCP connections, which the node opens and keeps for this plugin. Needs the permission `net.connect`.
+    pub fn net(&self) -> &Net {
+        self.services.net()
+    }
+
+    /// A variable of the node's environment; `None` if there is no such variable. Needs the permission `env.read`.
+    pub async fn env(&self, name: &str) -> Result<Option<String>, HostError> {
+        self.services.env(name).await
+    }
+
+    /// Random bytes, at most 64 KiB at once. Needs the permission `random`.
+    pub async fn random(&self, count: usize) -> Result<Vec<u8>, HostError> {
+        self.services.random(count).await
     }
 }
 

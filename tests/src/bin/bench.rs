@@ -68,7 +68,13 @@ fn surroundings(policy: &Arc<Policy>) -> Surroundings {
     };
     let (sender, info) = watch::channel(Some(Arc::new(info)));
     std::mem::forget(sender); // lives as long as the benchmark
-    Surroundings { policy: policy.clone(), host: Arc::new(NoHost), observer: Arc::new(Quiet), info, slot: 0 }
+    Surroundings {
+        policy: policy.clone(),
+        host: Arc::new(|| Arc::new(NoHost)),
+        observer: Arc::new(Quiet),
+        info,
+        slot: 0,
+    }
 }
 
 async fn start(image: &Arc<Image>, policy: &Arc<Policy>) -> Handle {
