@@ -1,10 +1,12 @@
 //! Configuration: TOML files are read by `raw`, and become a [`Config`] whose values are possible. What an operator wrote
 //! always wins over what plugins suggest; what nobody wrote has a default that is safe.
 
+mod budget;
 mod error;
 mod policy;
 pub(crate) mod raw;
 
+pub use budget::{Budget, OnViolation};
 pub use error::ConfigError;
 pub use policy::{Permission, Required};
 pub(crate) use raw::is_node_id;
@@ -113,8 +115,10 @@ pub struct Plugins {
     pub runner: Option<PathBuf>,
     /// What plugins without a manifest are given.
     pub permissions: Vec<Permission>,
-    /// Limits of each.
+    /// Limits of each that the kernel holds in the process.
     pub limits: ProcessLimits,
+    /// Limits of each that are held from outside.
+    pub budget: Budget,
     /// Lowest sandbox level.
     pub required: Required,
     /// First uid under a root node.

@@ -5,6 +5,7 @@ use super::image::Image;
 use super::lifecycle::{Cause, State};
 use super::link::{Caller, Counters};
 use super::logs::LogBook;
+use super::watchdog::Record;
 use std::sync::Arc;
 use std::time::Duration;
 use thenodes::host::HostError;
@@ -48,6 +49,8 @@ pub struct Handle {
     pub logs: Arc<LogBook>,
     /// Its counters.
     pub counters: Arc<Counters>,
+    /// What the watchdog saw.
+    pub record: Arc<Record>,
     pub(super) queue: mpsc::Sender<Delivery>,
     pub(super) room: Arc<Semaphore>,
     pub(super) commands: mpsc::Sender<Command>,
@@ -62,11 +65,13 @@ pub(super) struct Delivery {
 }
 
 /// An order to the supervisor.
-pub(super) enum Command {
+pub enum Command {
     /// Start it again.
     Restart,
     /// End it.
     Stop,
+    /// This process went beyond its limits: end it for that reason.
+    Exceeded(Generation, Cause),
 }
 
 impl Handle {

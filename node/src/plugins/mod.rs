@@ -3,6 +3,7 @@
 //!
 //! This wing does not know the network: it sees the rest of the node only as the SDK's `Host` trait.
 
+pub mod cgroup;
 pub mod grants;
 pub mod handle;
 pub mod image;
@@ -12,5 +13,7 @@ pub mod logs;
 pub mod process;
 pub mod registry;
 pub mod supervisor;
+pub mod usage;
+pub mod watchdog;
 
 pub use registry::Registry;
