@@ -619,7 +619,8 @@ impl Raw {
                 file_size: within(&limits.file_mb, 0, 0, 1_048_576)? * 1024 * 1024,
             },
             budget: Budget {
-                cpu_percent: within(&limits.cpu_percent, 100, 1, 100_000)?,
+                // With less than a twentieth of a core a plugin cannot start within its deadlines.
+                cpu_percent: within(&limits.cpu_percent, 100, 5, 100_000)?,
                 tmp: within(&limits.tmp_mb, 0, 0, 65_536)? * 1024 * 1024,
                 log_lines_per_s: within(&limits.log_lines_per_s, 200, 1, 100_000)?,
                 link_messages_per_s: within(&limits.link_messages_per_s, 20_000, 1, 10_000_000)?,

@@ -323,10 +323,13 @@ impl Leaf {
 
 impl Drop for Leaf {
     fn drop(&mut self) {
-        // Only after an end that nobody waited for; what is still in use then is removed by the next sweep.
-        if !self.dirs.is_empty() {
-            self.kill_all();
-            self.remove();
+        // Only after an end that nobody waited for, as when a node is told to end while it starts. Killed processes are gone
+        // in a few milliseconds; what is still in use after that is removed by the next sweep.
+        self.kill_all();
+        let mut tries = if self.kill.is_some() { 50 } else { 0 };
+        while !self.remove() && tries > 0 {
+            std::thread::sleep(Duration::from_millis(2));
+            tries -= 1;
         }
     }
 }

@@ -74,8 +74,10 @@ pub fn judge(samples: &[Sample], limits: &Limits, now: Instant) -> Vec<Violation
             let share = sample.cpu.saturating_sub(before.cpu).as_millis() * 100 / took;
             let allowed = u128::from(limits.budget.cpu_percent);
             let throttled = sample.throttled.saturating_sub(before.throttled);
-            // A tenth and two ticks of the kernel's clock are noise; a held-back plugin is named by the kernel.
-            if share > allowed + allowed / 10 + 2 || throttled > 0 {
+            // A tenth and two ticks of the kernel's clock are noise. A plugin that the kernel holds back gets no further than its
+            // share: then being near it counts. A short burst that was held back is none.
+            let beyond = share > allowed + allowed / 10 + 2;
+            if beyond || (throttled > 0 && share >= allowed / 5 * 4) {
                 let detail = format!("cpu {share} % of {allowed} %, held back in {throttled} periods");
                 add(LimitKind::Cpu, false, detail);
             }

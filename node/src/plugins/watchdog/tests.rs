@@ -58,7 +58,9 @@ fn each_limit_is_named_as_what_it_was() {
         kinds(&[at(start, 0), sample])
     };
     assert_eq!(second(&|s| s.cpu = Duration::from_secs(12)), [("cpu", false)]);
-    assert_eq!(second(&|s| s.throttled = 3), [("cpu", false)], "held back by the kernel");
+    let held_back = |used: u64| second(&|s| (s.throttled, s.cpu) = (3, Duration::from_secs(used)));
+    assert_eq!(held_back(9), [("cpu", false)], "the kernel lets it get no further");
+    assert_eq!(held_back(1), [], "a short burst");
     assert_eq!(second(&|s| s.memory = 90 << 20), [("memory", false)]);
     assert_eq!(
         second(&|s| s.memory = 140 << 20),
