@@ -52,6 +52,29 @@ pub struct ProcessLimits {
     pub threads: u64,
     /// Open descriptors (`RLIMIT_NOFILE`).
     pub descriptors: u64,
+    /// Seconds of processor time in one life (`RLIMIT_CPU`): SIGXCPU at this many, SIGKILL one later. `None`: no such limit.
+    #[serde(default)]
+    pub cpu_seconds: Option<u64>,
+    /// Size of a file the plugin writes, bytes (`RLIMIT_FSIZE`); zero as long as nothing lets it write one.
+    #[serde(default)]
+    pub file_size: u64,
+}
+
+impl ProcessLimits {
+    /// Stack of a thread in Rust and tokio; counted by `RLIMIT_DATA` when the thread starts.
+    const THREAD_STACK: u64 = 2 * 1024 * 1024;
+    /// Warden, stub and the runner's first thread live in the same user namespace and the same control group.
+    const OWN_PROCESSES: u64 = 3;
+
+    /// What `RLIMIT_DATA` is set to: the plugin's memory and the stacks of its threads.
+    pub fn data(&self) -> u64 {
+        self.memory.saturating_add(self.threads.saturating_mul(Self::THREAD_STACK))
+    }
+
+    /// Processes and threads of the whole tree: what `RLIMIT_NPROC` and a control group count.
+    pub fn tasks(&self) -> u64 {
+        self.threads.saturating_add(Self::OWN_PROCESSES)
+    }
 }
 
 /// First frame: node to runner.
@@ -422,6 +445,20 @@ mod tests {
         assert_eq!(range(1, 3).common(range(2, 9)), Some(3));
         assert_eq!(range(1, 1).common(range(2, 2)), None);
         assert_eq!(range(4, 5).common(range(1, 4)), Some(4));
+    }
+
+    #[test]
+    fn limits_of_an_older_node_mean_no_files_and_no_bound_on_processor_time() {
+        #[derive(Serialize)]
+        struct Older {
+            memory: u64,
+            threads: u64,
+            descriptors: u64,
+        }
+        let older = Older { memory: 1 << 20, threads: 4, descriptors: 16 };
+        let read: ProcessLimits = pack::decode(&pack::encode(&older).expect("encodes")).expect("decodes");
+        assert_eq!((read.cpu_seconds, read.file_size), (None, 0));
+        assert_eq!((read.data(), read.tasks()), (9 << 20, 7));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::network::Network;
 use crate::plugins::handle::{Handle, Status};
 use crate::plugins::logs::Line;
 use crate::plugins::supervisor::Policy;
+use crate::plugins::watchdog::{describe, Limits};
 use crate::plugins::Registry;
 use interprocess::local_socket::tokio::{prelude::*, Listener, Stream};
 use interprocess::local_socket::{prelude::*, GenericFilePath, ListenerOptions, Stream as BlockingStream};
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thenodes::events::model::LogLevel;
 use thenodes::host::HostError;
+use thenodes_ipc::launch::Layer;
 use thenodes_ipc::{limits, pack, Code};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::Semaphore;
@@ -53,6 +55,14 @@ pub enum Question {
         name: String,
         /// How many.
         lines: usize,
+    },
+    /// Limits that a plugin was found at or beyond.
+    PluginViolations {
+        /// Which.
+        name: String,
+        /// Forget them after the answer.
+        #[serde(default)]
+        reset: bool,
     },
     /// Start a plugin again, and wait until it is Ready or has failed.
     PluginRestart {
@@ -139,11 +149,22 @@ impl View {
                     .map(|r| json!({ "path": r.path, "reason": r.reason })).collect::<Vec<_>>(),
             })),
             Question::PluginStatus { name } => {
-                Ok(json!({ "version": 1, "plugin": detailed(self.plugin(&name)?) }))
+                Ok(json!({ "version": 1, "plugin": detailed(self.plugin(&name)?, &self.policy) }))
             }
             Question::PluginLogs { name, lines } => {
                 let (lines, dropped): (Vec<Line>, u64) = self.plugin(&name)?.logs.last(lines);
                 Ok(json!({ "version": 1, "name": name, "dropped": dropped, "lines": lines }))
+            }
+            Question::PluginViolations { name, reset } => {
+                let plugin = self.plugin(&name)?;
+                let mut value = plugin.record.violations();
+                value["version"] = json!(1);
+                value["name"] = json!(name);
+                if reset {
+                    plugin.record.reset();
+                    self.events.plugin(LogLevel::Info, &name, "violations_reset", format!("by {who}"));
+                }
+                Ok(value)
             }
             Question::PluginRestart { name } => {
                 let plugin = self.plugin(&name)?;
@@ -161,7 +182,7 @@ impl View {
                         format!("plugin {name} did not come up within 30 s"),
                     ));
                 }
-                Ok(json!({ "version": 1, "plugin": detailed(plugin) }))
+                Ok(json!({ "version": 1, "plugin": detailed(plugin, &self.policy) }))
             }
             Question::Prompt { prefix, line } => {
                 Ok(json!({ "version": 1, "output": self.prompt(&prefix, &line).await? }))
@@ -186,7 +207,7 @@ fn brief(plugin: &Handle) -> Value {
     })
 }
 
-fn detailed(plugin: &Handle) -> Value {
+fn detailed(plugin: &Handle, policy: &Policy) -> Value {
     let mut value = brief(plugin);
     let status = plugin.status();
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -195,7 +216,13 @@ fn detailed(plugin: &Handle) -> Value {
     value["sha256"] = json!(plugin.image.sha256);
     value["needed"] = json!(plugin.image.needed.iter().map(|(soname, _)| soname).collect::<Vec<_>>());
     value["layers"] = json!(status.layers);
-    value["enforcement"] = json!({ "memory": "rlimit", "threads": "rlimit", "descriptors": "rlimit", "cpu": "not limited (nice 10)" });
+    let rlimits = status.layers.iter().any(|layer| layer.layer == Layer::Rlimits && layer.in_force);
+    let (held, problems) = plugin.record.enforcement();
+    let limits = Limits { process: policy.limits, budget: policy.budget };
+    value["enforcement"] = describe(held, rlimits, &limits);
+    value["enforcement_problems"] = json!(problems);
+    value["usage"] = json!(plugin.record.usage().map(|sample| sample.to_json()));
+    value["log_lines_dropped"] = json!(plugin.logs.dropped());
     value["id"] = json!(status.registration.as_ref().map(|r| r.id.clone()));
     value["sdk"] = json!(status.registration.as_ref().map(|r| r.sdk.clone()));
     value["prompts"] = json!(status.registration.as_ref().map(|r| r.prompts.clone()).unwrap_or_default());
@@ -208,6 +235,7 @@ fn detailed(plugin: &Handle) -> Value {
         "denied": count(&counters.denied),
         "ignored": count(&counters.ignored),
         "dropped": count(&counters.dropped),
+        "throttled": count(&counters.throttled),
     });
     value
 }

@@ -81,6 +81,14 @@ enum PluginCommand {
         #[arg(short = 'n', long, default_value_t = 50)]
         lines: usize,
     },
+    /// How often a plugin was found at or beyond each limit, and the last times.
+    Violations {
+        /// Name of the plugin.
+        name: String,
+        /// Forget them.
+        #[arg(long)]
+        reset: bool,
+    },
     /// Start a plugin again and wait until it is up. Nothing else of the node is touched.
     Restart {
         /// Name of the plugin.
@@ -244,6 +252,15 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
                     out
                 })
             }
+            PluginCommand::Violations { name, reset } => {
+                let question = Question::PluginViolations { name: name.clone(), reset: *reset };
+                show(&cli, &question, |value| {
+                    let line = |v: &Value| {
+                        format!("{} s ago  {}", v["age_ms"].as_u64().unwrap_or(0) / 1000, text(&v["detail"]))
+                    };
+                    format!("{}\n{}", value["counts"], lines(value["last"].as_array(), line, "(none)"))
+                })
+            }
             PluginCommand::Restart { name } => {
                 show(&cli, &Question::PluginRestart { name: name.clone() }, |value| details(&value["plugin"]))
             }
@@ -307,6 +324,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
                     out.push('\n');
                 }
                 out.push_str(&layers(&value["layers"]));
+                out.push_str(&format!("\nlimits enforced by\n{}", enforcement(&value["enforcement"])));
                 out
             });
             Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -515,6 +533,11 @@ fn layers(value: &Value) -> String {
     lines(value.as_array(), line, "  (no report)")
 }
 
+fn enforcement(value: &Value) -> String {
+    let line = |(limit, by): (&String, &Value)| format!("  {limit:<18} {}", text(by));
+    value.as_object().map(|all| all.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap_or_default()
+}
+
 fn details(plugin: &Value) -> String {
     let mut out = format!(
         "{}: {}\n  file      {}\n  sha256    {}\n  built by  {}\n  pid       {}   generation {}   starts {}\n  last death {}\nsandbox level {}\n",
@@ -530,6 +553,11 @@ fn details(plugin: &Value) -> String {
         text(&plugin["level"]),
     );
     out.push_str(&layers(&plugin["layers"]));
-    out.push_str(&format!("\nlimits enforced by {}\ncounters {}", plugin["enforcement"], plugin["counters"]));
+    out.push_str(&format!(
+        "\nlimits enforced by\n{}\nusage {}\ncounters {}",
+        enforcement(&plugin["enforcement"]),
+        plugin["usage"],
+        plugin["counters"]
+    ));
     out
 }

@@ -11,6 +11,7 @@ use crate::network::{dialer, listener, Local, Network, INBOUND_QUEUE, INBOUND_WE
 use crate::plugins::grants::{Granted, Grants, Verdict};
 use crate::plugins::process::find_runner;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
+use crate::plugins::watchdog::Watchdog;
 use crate::plugins::Registry;
 use crate::security::{pki, tls::Tls};
 use crate::services::Scopes;
@@ -113,6 +114,8 @@ impl Node {
         let policy = Arc::new(Policy {
             runner,
             limits: early.plugins.limits,
+            budget: early.plugins.budget,
+            watchdog: Watchdog::start(early.plugins.budget.sample),
             required: early.plugins.required,
             grants: Grants::new(early.plugins.permissions.iter().copied()),
             uid_base: early.plugins.uid_base,
@@ -372,7 +375,7 @@ struct PluginEvents(Emitter, Arc<Forwarder>);
 
 impl Observer for PluginEvents {
     fn changed(&self, change: Change) {
-        if !matches!(change.action, "ready" | "denied") {
+        if !matches!(change.action, "ready" | "denied" | "violation") {
             self.1.unsubscribe(&change.plugin); // the next process asks anew, if it wants events
         }
         let level = if change.bad { LogLevel::Error } else { LogLevel::Info };

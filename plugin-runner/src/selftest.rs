@@ -19,9 +19,9 @@ pub(crate) fn before_the_filter(hello: &NodeHello, own_count: bool, walls: &mut 
     root(hello, walls);
     clean_state(walls);
     let mut held = true;
-    for (resource, name, value) in rlimits::table(&hello.limits, own_count) {
-        if getrlimit(resource) != Ok((value, value)) {
-            walls.hole(Layer::Rlimits, format!("{name} is not limited to {value}"));
+    for rlimits::Limit { resource, name, soft, hard } in rlimits::table(&hello.limits, own_count) {
+        if getrlimit(resource) != Ok((soft, hard)) {
+            walls.hole(Layer::Rlimits, format!("{name} is not limited to {soft}"));
             held = false;
         }
     }

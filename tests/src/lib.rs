@@ -352,11 +352,41 @@ impl TestNode {
     }
 }
 
+impl TestNode {
+    /// Removes this node's control groups; true if none is left.
+    fn sweep(&self) -> bool {
+        let left = leaves(self.pid());
+        left.iter().filter(|dir| fs::remove_dir(dir).is_err()).count() == 0
+    }
+}
+
 impl Drop for TestNode {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // A killed node leaves empty control groups to the next one; after the last test there is none.
+        let begun = Instant::now();
+        while !self.sweep() && begun.elapsed() < Duration::from_secs(1) {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
     }
+}
+
+/// Directories of control groups that the node with this pid made, wherever they are.
+pub fn leaves(pid: u32) -> Vec<PathBuf> {
+    fn walk(dir: &Path, depth: usize, wanted: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("thenodes-") && name.contains(wanted) {
+                found.push(entry.path());
+            } else if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                walk(&entry.path(), depth - 1, wanted, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new("/sys/fs/cgroup"), 6, &format!("-{pid}-"), &mut found);
+    found
 }
 
 /// Pids below a process.

@@ -1,12 +1,14 @@
 //! Configuration: TOML files are read by `raw`, and become a [`Config`] whose values are possible. What an operator wrote
 //! always wins over what plugins suggest; what nobody wrote has a default that is safe.
 
+mod budget;
 mod error;
 mod limits;
 mod policy;
 pub(crate) mod raw;
 pub mod scope;
 
+pub use budget::{Budget, OnViolation};
 pub use error::ConfigError;
 pub(crate) use error::Origin;
 pub use limits::ManifestLimits;
@@ -118,8 +120,10 @@ pub struct Plugins {
     pub runner: Option<PathBuf>,
     /// What plugins without a manifest are given.
     pub permissions: Vec<Permission>,
-    /// Limits of each.
+    /// Limits of each that the kernel holds in the process.
     pub limits: ProcessLimits,
+    /// Limits of each that are held from outside.
+    pub budget: Budget,
     /// Lowest sandbox level.
     pub required: Required,
     /// First uid under a root node.

@@ -3,13 +3,14 @@
 
 use super::error::Origin;
 use super::{
-    Config, ConfigError, Encryption, Identity, Logging, Permission, Plugins, Required, TrustMode,
-    TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
+    Budget, Config, ConfigError, Encryption, Identity, Logging, OnViolation, Permission, Plugins, Required,
+    TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
 };
 use serde::Deserialize;
 use serde_spanned::Spanned;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::ProcessLimits;
 
@@ -179,6 +180,16 @@ struct RawLimits {
     memory_mb: Option<Spanned<u64>>,
     threads: Option<Spanned<u64>>,
     fds: Option<Spanned<u64>>,
+    cpu_percent: Option<Spanned<u64>>,
+    cpu_seconds: Option<Spanned<u64>>,
+    file_mb: Option<Spanned<u64>>,
+    tmp_mb: Option<Spanned<u64>>,
+    log_lines_per_s: Option<Spanned<u64>>,
+    link_messages_per_s: Option<Spanned<u64>>,
+    link_mb_per_s: Option<Spanned<u64>>,
+    sample_s: Option<Spanned<u64>>,
+    violations: Option<Spanned<u64>>,
+    on_violation: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -258,6 +269,15 @@ impl Raw {
         }
         if self.realm.as_ref().is_some_and(|realm| !realm.capabilities.is_empty()) {
             without_effect.push("realm.capabilities: reserved, as in upstream".into());
+        }
+        if let Some(limits) = self.plugins.as_ref().and_then(|plugins| plugins.limits.as_ref()) {
+            if limits.tmp_mb.is_some() {
+                without_effect.push("plugins.limits.tmp_mb: plugins have no /tmp in this release".into());
+            }
+            if limits.link_messages_per_s.is_some() || limits.link_mb_per_s.is_some() {
+                let why = "plugins.limits.link_messages_per_s, link_mb_per_s: not enforced in this release";
+                without_effect.push(why.into());
+            }
         }
         let encryption = self.encryption(&mut without_effect)?;
         Ok(Config {
@@ -592,6 +612,34 @@ impl Raw {
                 memory: within(&limits.memory_mb, 128, 16, 65_536)? * 1024 * 1024,
                 threads: within(&limits.threads, 16, 4, 4096)?,
                 descriptors: within(&limits.fds, 64, 16, 65_536)?,
+                cpu_seconds: match &limits.cpu_seconds {
+                    None => None,
+                    some => Some(within(some, 60, 1, 1_000_000_000)?),
+                },
+                file_size: within(&limits.file_mb, 0, 0, 1_048_576)? * 1024 * 1024,
+            },
+            budget: Budget {
+                // With less than a twentieth of a core a plugin cannot start within its deadlines.
+                cpu_percent: within(&limits.cpu_percent, 100, 5, 100_000)?,
+                tmp: within(&limits.tmp_mb, 0, 0, 65_536)? * 1024 * 1024,
+                log_lines_per_s: within(&limits.log_lines_per_s, 200, 1, 100_000)?,
+                link_messages_per_s: within(&limits.link_messages_per_s, 20_000, 1, 10_000_000)?,
+                link_bytes_per_s: within(&limits.link_mb_per_s, 64, 1, 65_536)? * 1024 * 1024,
+                sample: Duration::from_secs(within(&limits.sample_s, 10, 1, 3600)?),
+                violations: within(&limits.violations, 10, 1, 100)?,
+                on_violation: match &limits.on_violation {
+                    None => OnViolation::Warn,
+                    Some(word) => match OnViolation::parse(word.get_ref()) {
+                        Some(action) => action,
+                        None => {
+                            return self.wrong(
+                                word,
+                                "no such action",
+                                "use \"warn\", \"restart\" or \"disable\"",
+                            )
+                        }
+                    },
+                },
             },
             required,
             uid_base,

@@ -6,6 +6,7 @@ use super::image::Image;
 use super::lifecycle::{Cause, State};
 use super::link::{Caller, Counters};
 use super::logs::LogBook;
+use super::watchdog::Record;
 use std::sync::Arc;
 use std::time::Duration;
 use thenodes::host::HostError;
@@ -51,6 +52,8 @@ pub struct Handle {
     pub counters: Arc<Counters>,
     /// What its walls refused.
     pub denials: Arc<DenialBook>,
+    /// What the watchdog saw.
+    pub record: Arc<Record>,
     pub(super) queue: mpsc::Sender<Delivery>,
     pub(super) room: Arc<Semaphore>,
     pub(super) commands: mpsc::Sender<Command>,
@@ -65,11 +68,13 @@ pub(super) struct Delivery {
 }
 
 /// An order to the supervisor.
-pub(super) enum Command {
+pub enum Command {
     /// Start it again.
     Restart,
     /// End it.
     Stop,
+    /// This process went beyond its limits: end it for that reason.
+    Exceeded(Generation, Cause),
 }
 
 impl Handle {

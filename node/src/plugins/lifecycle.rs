@@ -60,6 +60,51 @@ impl State {
     }
 }
 
+/// A limit that a plugin met or went beyond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitKind {
+    /// The kernel killed it for memory.
+    Oom,
+    /// Processor time.
+    Cpu,
+    /// Memory in use.
+    Memory,
+    /// Threads.
+    Threads,
+    /// Open descriptors.
+    Fds,
+    /// Log lines a second.
+    LogRate,
+    /// Messages over the link a second.
+    LinkRate,
+}
+
+impl LimitKind {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [LimitKind; 7] = [
+        LimitKind::Oom,
+        LimitKind::Cpu,
+        LimitKind::Memory,
+        LimitKind::Threads,
+        LimitKind::Fds,
+        LimitKind::LogRate,
+        LimitKind::LinkRate,
+    ];
+
+    /// A stable word.
+    pub fn word(self) -> &'static str {
+        match self {
+            LimitKind::Oom => "oom",
+            LimitKind::Cpu => "cpu",
+            LimitKind::Memory => "memory",
+            LimitKind::Threads => "threads",
+            LimitKind::Fds => "fds",
+            LimitKind::LogRate => "log_rate",
+            LimitKind::LinkRate => "link_rate",
+        }
+    }
+}
+
 /// Why a runner ended, as true as can be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
@@ -88,6 +133,15 @@ pub enum Cause {
     Load(String),
     /// The runner could not be started at all.
     Spawn(String),
+    /// It met a limit that ends a process, or went beyond limits too often.
+    Limit {
+        /// Which.
+        kind: LimitKind,
+        /// What was seen, and by whom.
+        detail: String,
+        /// The operator wants no restart after this.
+        give_up: bool,
+    },
     /// Somebody asked for it.
     Asked,
 }
@@ -97,6 +151,7 @@ impl Cause {
     pub fn is_final(&self) -> bool {
         match self {
             Cause::Refused(..) | Cause::Level { .. } | Cause::Load(_) => true,
+            Cause::Limit { give_up, .. } => *give_up,
             Cause::Signal(_)
             | Cause::Denied(_)
             | Cause::Exit(_)
@@ -121,6 +176,7 @@ impl Cause {
             Cause::Level { .. } => "sandbox_level",
             Cause::Load(_) => "on_load",
             Cause::Spawn(_) => "spawn",
+            Cause::Limit { kind, .. } => kind.word(),
             Cause::Asked => "asked",
         }
     }
@@ -164,6 +220,7 @@ impl fmt::Display for Cause {
             }
             Cause::Load(why) => write!(f, "on_load said: {why}"),
             Cause::Spawn(why) => write!(f, "the runner could not be started: {why}"),
+            Cause::Limit { kind, detail, .. } => write!(f, "limit {}: {detail}", kind.word()),
             Cause::Asked => f.write_str("asked to stop"),
         }
     }
@@ -365,10 +422,23 @@ mod tests {
     #[test]
     fn what_a_restart_cannot_mend_is_not_restarted() {
         let now = Instant::now();
-        for cause in [Cause::Load("no".into()), Cause::Refused(Step::Open, "no symbol".into())] {
+        let disabled = Cause::Limit { kind: LimitKind::Cpu, detail: String::new(), give_up: true };
+        for cause in [Cause::Load("no".into()), Cause::Refused(Step::Open, "no symbol".into()), disabled] {
             let life = Life::begin().0.on(Event::Died { cause, jitter: 0.5 }, now).0;
             assert_eq!(life.state, State::Failed { probe: None });
             assert_eq!(life.on(Event::Restart, now).1, [Action::Start]);
+        }
+    }
+
+    #[test]
+    fn a_limit_is_a_crash_like_any_other_unless_the_operator_said_disable() {
+        let now = Instant::now();
+        for (at, kind) in LimitKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, at, "counts are kept by this number");
+            let cause = Cause::Limit { kind, detail: "x".into(), give_up: false };
+            assert_eq!(cause.word(), kind.word());
+            let life = ready(now).on(Event::Died { cause, jitter: 0.0 }, now).0;
+            assert_eq!(life.state, State::Backoff { until: now });
         }
     }
 

@@ -137,6 +137,8 @@ pub struct Counters {
     pub ignored: AtomicU64,
     /// Messages dropped because the plugin's queue was full.
     pub dropped: AtomicU64,
+    /// Messages of the plugin beyond the rate of its link.
+    pub throttled: AtomicU64,
 }
 
 impl Counters {

@@ -11,8 +11,6 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Lines kept per plugin.
 pub const KEPT: usize = 256;
-/// Lines a second per plugin; more are dropped and counted.
-pub const PER_SECOND: u32 = 100;
 
 /// Pause between two reads of a pipe that is flooded: 16 KiB each are eight megabytes a second, at next to no cost.
 const DRAIN_PAUSE: Duration = Duration::from_millis(2);
@@ -36,24 +34,35 @@ pub struct Line {
 struct Book {
     lines: VecDeque<Line>,
     dropped: u64,
+    /// How many of the dropped were reported in a line.
+    reported: u64,
     second: Option<Instant>,
     in_second: u32,
 }
 
 impl Book {
-    /// Lines that may still be taken in this second; takes `lines` of them, or counts them as dropped.
-    fn admit(&mut self, lines: u32) -> u32 {
+    /// Lines that may still be taken in this second; takes `lines` of them, or counts them as dropped. At most once a second
+    /// there is a number to report: lines that were dropped in seconds before.
+    fn admit(&mut self, per_second: u32, lines: u32) -> (u32, Option<u64>) {
         let now = Instant::now();
+        let mut report = None;
         if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
             self.second = Some(now);
             self.in_second = 0;
+            report = self.unreported();
         }
-        let left = PER_SECOND.saturating_sub(self.in_second);
+        let left = per_second.saturating_sub(self.in_second);
         self.in_second = self.in_second.saturating_add(lines);
         if left < lines {
             self.dropped += u64::from(lines);
         }
-        left
+        (left, report)
+    }
+
+    fn unreported(&mut self) -> Option<u64> {
+        let new = self.dropped - self.reported;
+        self.reported = self.dropped;
+        (new > 0).then_some(new)
     }
 }
 
@@ -61,19 +70,46 @@ impl Book {
 #[derive(Debug)]
 pub struct LogBook {
     plugin: PluginName,
+    /// Lines a second; more are dropped and counted.
+    per_second: u32,
     book: Mutex<Book>,
 }
 
 impl LogBook {
-    /// An empty book.
-    pub fn new(plugin: PluginName) -> Self {
-        Self { plugin, book: Mutex::default() }
+    /// An empty book that takes this many lines a second.
+    pub fn new(plugin: PluginName, per_second: u32) -> Self {
+        Self { plugin, per_second, book: Mutex::default() }
+    }
+
+    fn admit(&self, generation: u32, lines: u32) -> u32 {
+        let (left, report) =
+            self.book.lock().unwrap_or_else(PoisonError::into_inner).admit(self.per_second, lines);
+        self.report(generation, report);
+        left
+    }
+
+    fn report(&self, generation: u32, dropped: Option<u64>) {
+        if let Some(dropped) = dropped {
+            let text = format!("{dropped} log lines dropped: more than {} a second", self.per_second);
+            self.add_own(generation, "warn", &text);
+        }
+    }
+
+    /// Reports what was dropped and not reported yet; for the end of a process.
+    pub fn settle(&self, generation: u32) {
+        let report = self.book.lock().unwrap_or_else(PoisonError::into_inner).unreported();
+        self.report(generation, report);
+    }
+
+    /// Lines dropped since the start.
+    pub fn dropped(&self) -> u64 {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner).dropped
     }
 
     /// Takes one line of the plugin, unless it talks too fast.
     pub fn add(&self, generation: u32, level: &str, source: &str, text: &str) {
         // The rate comes before any work on the text: a dropped line must cost next to nothing.
-        if self.book.lock().unwrap_or_else(PoisonError::into_inner).admit(1) > 0 {
+        if self.admit(generation, 1) > 0 {
             self.keep(generation, level, source, text);
         }
     }
@@ -84,12 +120,11 @@ impl LogBook {
     }
 
     /// True if lines would be dropped now; then `lines` are counted as dropped.
-    fn drops(&self, lines: u64) -> bool {
-        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        if book.admit(0) > 0 {
+    fn drops(&self, generation: u32, lines: u64) -> bool {
+        if self.admit(generation, 0) > 0 {
             return false;
         }
-        book.dropped += lines;
+        self.book.lock().unwrap_or_else(PoisonError::into_inner).dropped += lines;
         true
     }
 
@@ -144,7 +179,7 @@ pub async fn follow(
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
         let ends = buffer[..count].iter().filter(|byte| **byte == b'\n').count() as u64;
-        if ends > 0 && book.drops(ends) {
+        if ends > 0 && book.drops(generation, ends) {
             line.clear();
             tokio::time::sleep(DRAIN_PAUSE).await;
             continue;
@@ -168,15 +203,18 @@ pub async fn follow(
     if !line.is_empty() {
         book.add(generation, level, source, &String::from_utf8_lossy(&line));
     }
+    book.settle(generation);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PER_SECOND: u32 = 100;
+
     #[test]
     fn a_flood_is_counted_and_the_nodes_own_line_still_fits() {
-        let book = LogBook::new(PluginName::new("x").expect("a name"));
+        let book = LogBook::new(PluginName::new("x").expect("a name"), PER_SECOND);
         for n in 0..1000 {
             book.add(1, "info", "stdout", &format!("{n}"));
         }
@@ -184,16 +222,21 @@ mod tests {
         let (lines, dropped) = book.last(1000);
         assert!(lines.len() <= KEPT && dropped >= 1000 - 2 * u64::from(PER_SECOND), "{dropped}");
         assert_eq!(lines.last().map(|line| line.text.as_str()), Some("why it died"));
+        book.settle(1);
+        let report = book.last(1).0.pop().expect("a line");
+        assert!(report.text.ends_with("log lines dropped: more than 100 a second"), "{report:?}");
+        book.settle(1);
+        assert_eq!(book.last(1).0.pop(), Some(report), "said once");
     }
 
     #[tokio::test]
     async fn a_line_without_end_is_cut_and_holds_no_more_than_its_limit() {
         let lines = |book: &LogBook| book.last(KEPT).0.into_iter().map(|line| line.text).collect::<Vec<_>>();
-        let book = Arc::new(LogBook::new(PluginName::new("x").expect("a name")));
+        let book = Arc::new(LogBook::new(PluginName::new("x").expect("a name"), PER_SECOND));
         let endless = vec![b'x'; 1 << 20];
         follow(&endless[..], book.clone(), 1, "info", "stdout").await;
         assert!(lines(&book)[0].ends_with("x… (cut)") && lines(&book)[0].len() < limits::MAX_LOG_LINE + 20);
-        let book = Arc::new(LogBook::new(PluginName::new("x").expect("a name")));
+        let book = Arc::new(LogBook::new(PluginName::new("x").expect("a name"), PER_SECOND));
         follow(&b"one\ntwo\n\nthree"[..], book.clone(), 1, "info", "stdout").await;
         assert_eq!(lines(&book), ["one", "two", "", "three"]);
     }

@@ -4,6 +4,7 @@
 //! This wing does not know the network: it sees the rest of the node only as the SDK's `Host` trait.
 
 pub mod denials;
+pub mod cgroup;
 pub mod grants;
 pub mod handle;
 pub mod image;
@@ -14,6 +15,8 @@ pub mod manifest;
 pub mod process;
 pub mod registry;
 pub mod supervisor;
+pub mod usage;
+pub mod watchdog;
 
 pub use crate::config::scope;
 pub use registry::Registry;

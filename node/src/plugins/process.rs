@@ -2,6 +2,7 @@
 //! spawn without closures uses vfork-like `posix_spawn`. The runner gets a socket as standard input, two pipes, an empty
 //! environment, and nothing else; the library travels as sealed descriptors with the first frame.
 
+use super::cgroup::Leaf;
 use super::image::{Image, Sealed};
 use interprocess::os::unix::uds_local_socket::tokio::Stream;
 use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags, UnixAddr};
@@ -92,8 +93,8 @@ pub struct Sandbox {
     pub without: Option<Without>,
 }
 
-/// Starts a runner and sends it `hello`.
-pub fn start(order: &Order<'_>) -> io::Result<Started> {
+/// Starts a runner, moves it into its control group, and only then sends it `hello`: until then it does nothing.
+pub async fn start(order: &Order<'_>, mut leaf: Leaf) -> io::Result<(Started, Leaf)> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut child = Command::new(order.runner)
         .arg0("thenodes-runner") // not the path, which is the host's business
@@ -106,12 +107,20 @@ pub fn start(order: &Order<'_>) -> io::Result<Started> {
         .spawn()?;
     let pipes = child.stdout.take().zip(child.stderr.take());
     let (stdout, stderr) = pipes.ok_or_else(|| io::Error::other("the runner has no log pipes"))?;
+    if let Some(pid) = child.id().filter(|_| !leaf.is_nothing()) {
+        // The kernel lets this wait for all its processors: not on a worker of the runtime.
+        let attach = move || {
+            leaf.attach(pid);
+            leaf
+        };
+        leaf = tokio::task::spawn_blocking(attach).await.map_err(io::Error::other)?;
+    }
     let (told, tells) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     send_hello(&ours, tells, order)?;
     let report = Receiver::from_owned_fd(told)?;
     ours.set_nonblocking(true)?;
     let stream = Stream::try_from(OwnedFd::from(ours))?;
-    Ok(Started { child, stream, stdout, stderr, report })
+    Ok((Started { child, stream, stdout, stderr, report }, leaf))
 }
 
 fn send_hello(link: &UnixStream, report: OwnedFd, order: &Order<'_>) -> io::Result<()> {

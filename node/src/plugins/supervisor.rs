@@ -2,14 +2,16 @@
 //! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
 
 use super::denials::{self, DenialBook};
+use super::cgroup::Leaf;
 use super::grants::{Grants, Verdict};
 use super::handle::{Command, Delivery, Handle, Status};
 use super::image::Image;
-use super::lifecycle::{Action, Cause, Event, Life, State};
+use super::lifecycle::{Action, Cause, Event, Life, LimitKind, State};
 use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
 use super::logs::{follow, LogBook};
 use super::process::{self, Order, Sandbox, Started};
-use crate::config::{Permission, Required};
+use super::watchdog::{Limits, Record, Subject, Ticket, Watchdog};
+use crate::config::{Budget, Permission, Required};
 use crate::text::printable;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -38,6 +40,10 @@ pub struct Policy {
     pub runner: PathBuf,
     /// Limits of each plugin.
     pub limits: ProcessLimits,
+    /// Limits of each plugin that are held from outside.
+    pub budget: Budget,
+    /// What looks at plugins from outside.
+    pub watchdog: Watchdog,
     /// Lowest level.
     pub required: Required,
     /// What each plugin is given.
@@ -83,6 +89,9 @@ pub struct Surroundings {
     pub slot: u32,
 }
 
+const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
+const SIGXCPU: i32 = nix::sys::signal::Signal::SIGXCPU as i32;
+
 /// Starts the task of one plugin. It runs until [`Handle::stop`] and all handles are gone.
 pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
     let (queue_in, queue) = mpsc::channel(limits::PLUGIN_QUEUE);
@@ -101,11 +110,14 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
         starts: 1,
     });
     let (caller_out, caller) = watch::channel(None);
+    let log_rate = u32::try_from(around.policy.budget.log_lines_per_s).unwrap_or(u32::MAX);
+    let orders = commands_in.downgrade();
     let handle = Handle {
         name: image.name.clone(),
-        logs: Arc::new(LogBook::new(image.name.clone())),
+        logs: Arc::new(LogBook::new(image.name.clone(), log_rate)),
         counters: Arc::default(),
         denials: Arc::default(),
+        record: Arc::default(),
         image,
         queue: queue_in,
         room: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_BYTES)),
@@ -119,6 +131,9 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
         logs: handle.logs.clone(),
         counters: handle.counters.clone(),
         denials: handle.denials.clone(),
+        record: handle.record.clone(),
+        orders,
+        exceeded: None,
         around,
         life,
         status: status_out,
@@ -138,6 +153,11 @@ struct Supervisor {
     logs: Arc<LogBook>,
     counters: Arc<Counters>,
     denials: Arc<DenialBook>,
+    record: Arc<Record>,
+    /// The own commands, for whoever watches the process.
+    orders: mpsc::WeakSender<Command>,
+    /// Why the watchdog wants this process to end.
+    exceeded: Option<Cause>,
     around: Surroundings,
     life: Life,
     status: watch::Sender<Status>,
@@ -163,6 +183,7 @@ impl Supervisor {
                 command = self.commands.recv(), if self.commands_open => match command {
                     Some(Command::Restart) => Event::Restart,
                     Some(Command::Stop) => Event::Stop,
+                    Some(Command::Exceeded(..)) => continue, // it is dead already
                     None => return,
                 },
             };
@@ -248,10 +269,13 @@ impl Supervisor {
             run_as: run_as(policy.uid_base, self.around.slot),
             sandbox: Sandbox::default(),
         };
-        let Started { child, stream, stdout, stderr, report } = match process::start(&order) {
+        let leaf = self.leaf(&policy);
+        let (Started { child, stream, stdout, stderr, report }, leaf) = match process::start(&order, leaf).await {
             Ok(started) => started,
             Err(error) => return Cause::Spawn(error.to_string()),
         };
+        let leaf = Arc::new(leaf);
+        let ticket = self.watch(child.id(), &leaf, generation);
         self.status.send_modify(|status| status.pid = child.id());
         let mut pipes = JoinSet::new();
         let logs = self.logs.clone();
@@ -267,11 +291,17 @@ impl Supervisor {
         };
         // The link is closed now; an honest runner ends by itself, and the kernel ends the others.
         let cause = end_process(child, ended).await;
+        drop(ticket);
+        let cause = self.true_cause(cause, &leaf, generation);
         // Pipes end with the last process of the tree; what was printed before the death is worth a moment.
         let _ = tokio::time::timeout(Duration::from_millis(200), async {
             while pipes.join_next().await.is_some() {}
         })
         .await;
+        // Nobody else holds it any more; if somebody did, the last one would remove it.
+        if let Some(leaf) = Arc::into_inner(leaf) {
+            leaf.end().await;
+        }
         match (cause, self.denials.kill_of(generation)) {
             (Cause::Signal(_), Some(kill)) => Cause::Denied(kill.to_string()),
             (cause, _) => cause,
@@ -294,6 +324,71 @@ impl Supervisor {
                 }
             };
             denials::follow(report, generation, &book, loading, tell).await;
+        }
+    }
+
+    /// A control group for the next process, as far as there are any.
+    fn leaf(&self, policy: &Policy) -> Leaf {
+        let needed = self.image.needed.iter().map(|(_, file)| file.size).sum::<u64>();
+        let files = self.image.library.size + needed;
+        policy.watchdog.cgroups().leaf(&self.name, &policy.limits, policy.budget.cpu_percent, files)
+    }
+
+    /// Has the process looked at until the ticket is dropped.
+    fn watch(&self, warden: Option<u32>, leaf: &Arc<Leaf>, generation: Generation) -> Option<Ticket> {
+        for problem in leaf.problems() {
+            let text = format!("control group: {problem}; rlimits and the watchdog hold that limit");
+            self.logs.add_own(generation.0, "warn", &text);
+        }
+        let policy = &self.around.policy;
+        Some(policy.watchdog.watch(Subject {
+            plugin: self.name.clone(),
+            generation,
+            warden: warden?,
+            limits: Limits { process: policy.limits, budget: policy.budget },
+            leaf: leaf.clone(),
+            record: self.record.clone(),
+            logs: self.logs.clone(),
+            counters: self.counters.clone(),
+            observer: self.around.observer.clone(),
+            commands: self.orders.clone(),
+        }))
+    }
+
+    /// What the wait status alone does not say: the limits that were met.
+    fn true_cause(&mut self, cause: Cause, leaf: &Leaf, generation: Generation) -> Cause {
+        if let Some(exceeded) = self.exceeded.take() {
+            return exceeded;
+        }
+        let limits = &self.around.policy.limits;
+        let limit = |kind, detail| Cause::Limit { kind, detail, give_up: false };
+        match (&cause, limits.cpu_seconds) {
+            (Cause::Signal(SIGKILL), _) if leaf.oom_kills() > 0 => {
+                let peak = leaf.memory_peak().unwrap_or_default() >> 20;
+                limit(
+                    LimitKind::Oom,
+                    format!("the kernel killed it at {peak} MiB: its control group was full"),
+                )
+            }
+            (Cause::Signal(SIGXCPU), Some(seconds)) => {
+                limit(LimitKind::Cpu, format!("SIGXCPU: it used {seconds} s of processor time"))
+            }
+            // It ignored SIGXCPU. Known only if it was seen between the two limits.
+            (Cause::Signal(SIGKILL), Some(seconds))
+                if self.record.usage().is_some_and(|usage| usage.cpu >= Duration::from_secs(seconds)) =>
+            {
+                limit(LimitKind::Cpu, format!("SIGKILL: it went on after {seconds} s of processor time"))
+            }
+            (Cause::Signal(_), _) => {
+                // A program whose allocation fails aborts; whether this one did cannot be known from outside.
+                if let Some(peak) = leaf.memory_peak().filter(|peak| *peak >= limits.memory / 10 * 9) {
+                    let (peak, memory) = (peak >> 20, limits.memory >> 20);
+                    let text = format!("its memory had reached {peak} MiB; memory_mb is {memory}");
+                    self.logs.add_own(generation.0, "warn", &text);
+                }
+                cause
+            }
+            _ => cause,
         }
     }
 
@@ -336,6 +431,13 @@ impl Supervisor {
         let event = match command {
             Some(Command::Restart) => Event::Restart,
             Some(Command::Stop) => Event::Stop,
+            Some(Command::Exceeded(generation, cause)) => {
+                // About a process that has been replaced meanwhile it is no news.
+                if generation == self.status.borrow().generation {
+                    self.exceeded = Some(cause);
+                }
+                return self.exceeded.is_some();
+            }
             None => {
                 self.commands_open = false;
                 Event::Stop

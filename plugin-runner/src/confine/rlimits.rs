@@ -6,29 +6,38 @@ use crate::sys;
 use nix::sys::resource::{setrlimit, Resource};
 use thenodes_ipc::launch::{Layer, ProcessLimits};
 
-/// Stack of a thread in Rust and tokio; counted by `RLIMIT_DATA` when the thread starts.
-const THREAD_STACK: u64 = 2 * 1024 * 1024;
 /// What the process maps besides: libraries, reserved arenas, guard pages.
 const ADDRESS_SPACE_EXTRA: u64 = 1024 * 1024 * 1024;
-/// Warden, stub and the runner's first thread live in the same user namespace.
-const OWN_PROCESSES: u64 = 3;
+
+/// One limit as numbers.
+pub(crate) struct Limit {
+    pub(crate) resource: Resource,
+    pub(crate) name: &'static str,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
 
 /// The limits as numbers, which the self-test reads back. `own_count`: see [`set`].
-pub(crate) fn table(limits: &ProcessLimits, own_count: bool) -> Vec<(Resource, &'static str, u64)> {
-    let data = limits.memory.saturating_add(limits.threads.saturating_mul(THREAD_STACK));
+pub(crate) fn table(limits: &ProcessLimits, own_count: bool) -> Vec<Limit> {
+    let fixed = |resource, name, value| Limit { resource, name, soft: value, hard: value };
     let mut table = vec![
-        (Resource::RLIMIT_DATA, "data", data),
-        (Resource::RLIMIT_AS, "address space", data.saturating_add(ADDRESS_SPACE_EXTRA)),
-        (Resource::RLIMIT_NOFILE, "descriptors", limits.descriptors),
-        (Resource::RLIMIT_STACK, "stack", 8 * 1024 * 1024),
-        (Resource::RLIMIT_CORE, "core file", 0),
-        (Resource::RLIMIT_FSIZE, "file size", 0),
-        (Resource::RLIMIT_MEMLOCK, "locked memory", 0),
-        (Resource::RLIMIT_MSGQUEUE, "message queues", 0),
-        (Resource::RLIMIT_SIGPENDING, "pending signals", 64),
+        fixed(Resource::RLIMIT_DATA, "data", limits.data()),
+        fixed(Resource::RLIMIT_AS, "address space", limits.data().saturating_add(ADDRESS_SPACE_EXTRA)),
+        fixed(Resource::RLIMIT_NOFILE, "descriptors", limits.descriptors),
+        fixed(Resource::RLIMIT_STACK, "stack", 8 * 1024 * 1024),
+        fixed(Resource::RLIMIT_CORE, "core file", 0),
+        fixed(Resource::RLIMIT_FSIZE, "file size", limits.file_size),
+        fixed(Resource::RLIMIT_MEMLOCK, "locked memory", 0),
+        fixed(Resource::RLIMIT_MSGQUEUE, "message queues", 0),
+        fixed(Resource::RLIMIT_SIGPENDING, "pending signals", 64),
     ];
     if own_count {
-        table.push((Resource::RLIMIT_NPROC, "threads", limits.threads + OWN_PROCESSES));
+        table.push(fixed(Resource::RLIMIT_NPROC, "threads", limits.tasks()));
+    }
+    if let Some(seconds) = limits.cpu_seconds {
+        // The soft limit ends a plugin by the signal that says why; whoever ignores that one meets the hard limit.
+        let hard = seconds.saturating_add(1);
+        table.push(Limit { resource: Resource::RLIMIT_CPU, name: "processor time", soft: seconds, hard });
     }
     table
 }
@@ -42,8 +51,8 @@ pub(crate) fn set(limits: &ProcessLimits, own_count: bool, walls: &mut Walls) {
     sys::limit_malloc_arenas();
     // Best effort: it changes who waits, not what may be done.
     let _ = sys::be_nice();
-    for (resource, name, value) in table(limits, own_count) {
-        walls.step(Layer::Rlimits, name, setrlimit(resource, value, value));
+    for Limit { resource, name, soft, hard } in table(limits, own_count) {
+        walls.step(Layer::Rlimits, name, setrlimit(resource, soft, hard));
     }
     if !own_count {
         walls.hole(

@@ -110,7 +110,40 @@ pub fn commit(sin: &str) -> String {
             }
             "flooded".into()
         }
+        "fds" => take_descriptors(),
+        "hold" => {
+            let mebibytes: usize = arg.parse().unwrap_or(64);
+            std::mem::forget(vec![1u8; mebibytes << 20]);
+            format!("holding {mebibytes} MiB")
+        }
+        "log-forever" => loop {
+            println!("more and more");
+        },
+        "deaf-spin" => {
+            // SAFETY: a full set of our own; blocking every signal is what this is about.
+            unsafe {
+                let mut all = std::mem::zeroed();
+                libc::sigfillset(&mut all);
+                libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+                libc::signal(libc::SIGXCPU, libc::SIG_IGN);
+                libc::signal(libc::SIGTERM, libc::SIG_IGN);
+            }
+            loop {
+                std::hint::spin_loop();
+            }
+        }
         other => format!("no such sin: {other}"),
+    }
+}
+
+/// Copies a descriptor until there are no more, and keeps them.
+fn take_descriptors() -> String {
+    // SAFETY: numbers; the copies are nobody else's.
+    let taken = (0..100_000).take_while(|_| unsafe { libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 0) } >= 0).count();
+    if taken < 100_000 {
+        format!("denied: more than {taken} descriptors")
+    } else {
+        "GOT THROUGH: 100000 descriptors".into()
     }
 }
 

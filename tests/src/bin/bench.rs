@@ -14,12 +14,13 @@ use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response};
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::ProcessLimits;
 use thenodes_ipc::{limits, pack, CallId, Code, Frame, Generation};
-use thenodes_node::config::{Config, Required};
+use thenodes_node::config::{Budget, Config, Required};
 use thenodes_node::plugins::grants::Grants;
 use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
 use thenodes_node::plugins::supervisor::{supervise, Change, Observer, Policy, Surroundings};
+use thenodes_node::plugins::watchdog::Watchdog;
 use thenodes_tests::bench::{grpc, pin, private_kib, Row};
 use thenodes_tests::bin_dir;
 use tokio::sync::watch;
@@ -174,7 +175,15 @@ fn run(rounds: usize) {
     let image = Arc::new(Image::read(&bin_dir().join("libecho.so"), &provided).expect("echo"));
     let policy = Arc::new(Policy {
         runner,
-        limits: ProcessLimits { memory: 128 << 20, threads: 16, descriptors: 64 },
+        limits: ProcessLimits {
+            memory: 128 << 20,
+            threads: 16,
+            descriptors: 64,
+            cpu_seconds: None,
+            file_size: 0,
+        },
+        budget: Budget::default(),
+        watchdog: Watchdog::start(Budget::default().sample),
         required: Required::Full,
         grants: Grants::new(Config::default_permissions()),
         uid_base: 2_000_000,

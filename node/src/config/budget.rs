@@ -1,0 +1,89 @@
+//! What the node holds a plugin to from outside, beside the limits that the kernel holds inside the plugin's process.
+
+use std::time::Duration;
+
+/// What happens to a plugin that goes beyond its limits again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnViolation {
+    /// An event for the operator.
+    #[default]
+    Warn,
+    /// The process is ended and started again, as after any death.
+    Restart,
+    /// The process is ended and waits for an operator.
+    Disable,
+}
+
+impl OnViolation {
+    /// The word in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            OnViolation::Warn => "warn",
+            OnViolation::Restart => "restart",
+            OnViolation::Disable => "disable",
+        }
+    }
+
+    /// The action of this word.
+    pub fn parse(word: &str) -> Option<OnViolation> {
+        [OnViolation::Warn, OnViolation::Restart, OnViolation::Disable].into_iter().find(|a| a.word() == word)
+    }
+}
+
+/// Limits of each plugin that its own process cannot be trusted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Processor time, percent of one core.
+    pub cpu_percent: u64,
+    /// Temporary files, bytes.
+    pub tmp: u64,
+    /// Log lines a second; more are dropped and counted.
+    pub log_lines_per_s: u64,
+    /// Messages a second over the link.
+    pub link_messages_per_s: u64,
+    /// Bytes a second over the link.
+    pub link_bytes_per_s: u64,
+    /// Time between two looks at a plugin.
+    pub sample: Duration,
+    /// Violations of one kind within [`Budget::window`] that lead to `on_violation`.
+    pub violations: u64,
+    /// What follows.
+    pub on_violation: OnViolation,
+}
+
+impl Budget {
+    /// How far back violations count: a minute, or as long as that many samples take if they are rare.
+    pub fn window(&self) -> Duration {
+        let needed = self.sample.saturating_mul(u32::try_from(self.violations).unwrap_or(u32::MAX));
+        needed.max(Duration::from_secs(60))
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            cpu_percent: 100,
+            tmp: 0,
+            log_lines_per_s: 200,
+            link_messages_per_s: 20_000,
+            link_bytes_per_s: 64 * 1024 * 1024,
+            sample: Duration::from_secs(10),
+            violations: 10,
+            on_violation: OnViolation::Warn,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_kind_of_violation_can_always_reach_its_threshold_within_the_window() {
+        for (sample, violations) in [(1, 1), (1, 100), (10, 10), (3600, 100)] {
+            let budget = Budget { sample: Duration::from_secs(sample), violations, ..Budget::default() };
+            assert!(budget.window() >= budget.sample * violations as u32);
+            assert!(budget.window() >= Duration::from_secs(60));
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! Control groups: kernel limits on a plugin's whole process tree, made from outside it, where this system lets the node make
+//! them. What can be done is found out by doing it, limit by limit, never by a version; what cannot is left to rlimits
+//! and the [`watchdog`](super::watchdog), and said so.
+//!
+//! Each process of a plugin gets a leaf of its own. The warden is moved there before it is sent `hello`: until then it waits
+//! on its socket, has forked nothing and entered no namespace, so stub and runner are born in the leaf and nothing of the
+//! plugin ever runs outside. (Moving three processes before `proceed` would be safe as well, but it has to find them first.)
+//!
+//! A leaf is removed after the death of its processes. A node that is killed cannot do that, and its wardens cannot either
+//! (a process cannot remove the group it is in, and they have no right to): the next node here removes what it left.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use thenodes_ipc::launch::ProcessLimits;
+use thenodes_ipc::PluginName;
+
+/// Room in the leaf beside what the plugin may use: warden, stub, page tables, buffers of link and pipes.
+const ROOM: u64 = 16 * 1024 * 1024;
+/// Length of the kernel's period for processor time, microseconds.
+const PERIOD_US: u64 = 100_000;
+/// Longest file of the kernel that is read here.
+const MAX_READ: u64 = 256 * 1024;
+/// Swap is not room. Where the kernel does not count it, these are missing.
+const SWAP_V1: &str = "memory.memsw.limit_in_bytes";
+/// As [`SWAP_V1`].
+const SWAP_V2: &str = "memory.swap.max";
+/// How long a leaf is waited for to become empty; the processes in it have been killed already.
+const EMPTY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Which interface of the kernel holds a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// One hierarchy per controller.
+    V1,
+    /// One hierarchy.
+    V2,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Version::V1 => "cgroup v1",
+            Version::V2 => "cgroup v2",
+        })
+    }
+}
+
+/// Which limits of a process tree control groups hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Enforcement {
+    /// Memory of the tree.
+    pub memory: Option<Version>,
+    /// Processes and threads of the tree.
+    pub threads: Option<Version>,
+    /// Share of processor time.
+    pub cpu: Option<Version>,
+    /// All processes of the tree can be killed at once.
+    pub kill: bool,
+}
+
+/// A group below which leaves can be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Tree {
+    dir: PathBuf,
+    version: Version,
+}
+
+/// What this process can do with control groups.
+#[derive(Debug, Default)]
+pub struct Cgroups {
+    memory: Option<Tree>,
+    threads: Option<Tree>,
+    cpu: Option<Tree>,
+    kill: Option<PathBuf>,
+    /// Names of leaves of this process begin with it.
+    prefix: String,
+    /// Numbers leaves, so that several nodes in one process do not meet.
+    made: AtomicU64,
+}
+
+impl Cgroups {
+    /// Measures once for this process: under version 2 it may have to move itself into a group `node`.
+    pub fn here() -> Arc<Cgroups> {
+        static HERE: OnceLock<Arc<Cgroups>> = OnceLock::new();
+        HERE.get_or_init(|| {
+            let mounts = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+            let own = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+            let found = Cgroups::measure(&mounts, &own);
+            found.sweep();
+            Arc::new(found)
+        })
+        .clone()
+    }
+
+    fn measure(mounts: &str, own: &str) -> Cgroups {
+        // A process is known by pid and start time within its pid namespace; without them leaves could not be told apart.
+        let Some(prefix) = own_prefix() else { return Cgroups::default() };
+        let mut found = Cgroups { prefix, ..Cgroups::default() };
+        if let Some(dir) = own_group(mounts, own, None) {
+            delegate(&dir);
+            found.try_out(&dir, Version::V2);
+        }
+        for controller in ["memory", "pids", "cpu"] {
+            if let Some(dir) = own_group(mounts, own, Some(controller)) {
+                found.try_out(&dir, Version::V1);
+            }
+        }
+        found
+    }
+
+    /// Makes a leaf, sets every limit that nothing else holds yet, and removes it again.
+    fn try_out(&mut self, dir: &Path, version: Version) {
+        let trial = dir.join(format!("{}trial", self.prefix));
+        if fs::create_dir(&trial).is_err() {
+            return;
+        }
+        let tree = || Some(Tree { dir: dir.into(), version });
+        let can =
+            |writes: &[(&str, String)]| writes.iter().all(|(file, text)| set(&trial, file, text).is_ok());
+        if self.memory.is_none() && can(&memory_writes(version, ROOM)) {
+            self.memory = tree();
+        }
+        if self.threads.is_none() && can(&[("pids.max", "16".into())]) {
+            self.threads = tree();
+        }
+        if self.cpu.is_none() && can(&cpu_writes(version, 100)) {
+            self.cpu = tree();
+        }
+        if self.kill.is_none() && trial.join("cgroup.kill").exists() {
+            self.kill = Some(dir.into());
+        }
+        let _ = fs::remove_dir(&trial);
+    }
+
+    /// Which limits leaves made here will hold.
+    pub fn enforcement(&self) -> Enforcement {
+        let version = |tree: &Option<Tree>| tree.as_ref().map(|tree| tree.version);
+        Enforcement {
+            memory: version(&self.memory),
+            threads: version(&self.threads),
+            cpu: version(&self.cpu),
+            kill: self.kill.is_some(),
+        }
+    }
+
+    fn dirs(&self) -> BTreeSet<&PathBuf> {
+        let trees = [&self.memory, &self.threads, &self.cpu];
+        trees.into_iter().flatten().map(|tree| &tree.dir).chain(&self.kill).collect()
+    }
+
+    /// Removes empty leaves of nodes that are gone. What lives is never touched: a group with a process cannot be removed.
+    pub fn sweep(&self) {
+        let Some((namespace, _)) = self.prefix.rsplit_once('-').and_then(|(rest, _)| rest.rsplit_once('-'))
+        else {
+            return;
+        };
+        for dir in self.dirs() {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                if name.to_str().is_some_and(|name| name.starts_with(&self.prefix)) {
+                    continue; // our own, and alive
+                }
+                // Pids of another namespace say nothing here.
+                let Some(rest) =
+                    name.to_str().and_then(|name| name.strip_prefix(namespace)?.strip_prefix('-'))
+                else {
+                    continue;
+                };
+                let owner = rest.split_once('.').and_then(|(owner, _)| owner.split_once('-'));
+                let Some((Ok(pid), Ok(started))) = owner.map(|(pid, at)| (pid.parse(), at.parse::<u64>()))
+                else {
+                    continue;
+                };
+                if super::usage::start_time(pid) != Some(started) {
+                    let _ = fs::remove_dir(entry.path());
+                }
+            }
+        }
+    }
+
+    /// Makes the leaf for one process tree. `files`: bytes of the libraries it will hold in its root.
+    pub fn leaf(&self, plugin: &PluginName, limits: &ProcessLimits, cpu_percent: u64, files: u64) -> Leaf {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}{number}.{plugin}", self.prefix);
+        let mut leaf = Leaf::default();
+        for dir in self.dirs() {
+            let path = dir.join(&name);
+            match fs::create_dir(&path) {
+                Ok(()) => leaf.dirs.push(path),
+                Err(error) => leaf.problems.push(format!("{}: {error}", path.display())),
+            }
+        }
+        // More than RLIMIT_DATA on purpose: a plugin that asks for too much is told so, and may live. The group is for what
+        // rlimits do not count: files, page tables, buffers of the kernel, and all processes of the tree together.
+        let memory =
+            limits.data().saturating_add(files).saturating_add(limits.file_size).saturating_add(ROOM);
+        let mut hold =
+            |tree: &Option<Tree>, writes: fn(Version, u64) -> Vec<(&'static str, String)>, value| {
+                let tree = tree.as_ref()?;
+                let path = tree.dir.join(&name);
+                for (file, text) in writes(tree.version, value) {
+                    if let Err(error) = set(&path, file, &text) {
+                        leaf.problems.push(format!("{}/{file}: {error}", path.display()));
+                        return None;
+                    }
+                }
+                Some(Tree { dir: path, version: tree.version })
+            };
+        let memory = hold(&self.memory, memory_writes, memory);
+        let threads = hold(&self.threads, |_, max| vec![("pids.max", max.to_string())], limits.tasks());
+        let cpu = hold(&self.cpu, cpu_writes, cpu_percent);
+        leaf.kill = self.kill.as_ref().map(|dir| dir.join(&name)).filter(|path| leaf.dirs.contains(path));
+        (leaf.memory, leaf.threads, leaf.cpu) = (memory, threads, cpu);
+        leaf
+    }
+}
+
+/// The group of one process tree.
+#[derive(Debug, Default)]
+pub struct Leaf {
+    dirs: Vec<PathBuf>,
+    memory: Option<Tree>,
+    threads: Option<Tree>,
+    cpu: Option<Tree>,
+    kill: Option<PathBuf>,
+    problems: Vec<String>,
+}
+
+impl Leaf {
+    /// Moves a process that has no children yet. It takes the kernel 10 to 30 ms: call it where blocking is allowed.
+    pub fn attach(&mut self, pid: u32) {
+        for dir in self.dirs.clone() {
+            if let Err(error) = write(&dir, "cgroup.procs", &pid.to_string()) {
+                self.problems.push(format!("{}/cgroup.procs: {error}", dir.display()));
+                let here = |tree: &mut Option<Tree>| drop(tree.take_if(|tree| tree.dir == dir));
+                here(&mut self.memory);
+                here(&mut self.threads);
+                here(&mut self.cpu);
+                self.kill.take_if(|kill| *kill == dir);
+            }
+        }
+    }
+
+    /// True if there is no group at all.
+    pub fn is_nothing(&self) -> bool {
+        self.dirs.is_empty()
+    }
+
+    /// What could not be done and why; what it was for is not in [`Leaf::enforcement`].
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// Which limits hold for this process tree.
+    pub fn enforcement(&self) -> Enforcement {
+        let version = |tree: &Option<Tree>| tree.as_ref().map(|tree| tree.version);
+        Enforcement {
+            memory: version(&self.memory),
+            threads: version(&self.threads),
+            cpu: version(&self.cpu),
+            kill: self.kill.is_some(),
+        }
+    }
+
+    /// Processes that the kernel killed because the group had no memory left.
+    pub fn oom_kills(&self) -> u64 {
+        count(&self.memory, ["memory.oom_control", "memory.events"], "oom_kill")
+    }
+
+    /// The most memory the tree had at once, bytes, where the kernel says it.
+    pub fn memory_peak(&self) -> Option<u64> {
+        let tree = self.memory.as_ref()?;
+        let file = match tree.version {
+            Version::V1 => "memory.max_usage_in_bytes",
+            Version::V2 => "memory.peak",
+        };
+        read(&tree.dir.join(file))?.trim().parse().ok()
+    }
+
+    /// Threads that were refused.
+    pub fn threads_refused(&self) -> u64 {
+        count(&self.threads, ["pids.events"; 2], "max")
+    }
+
+    /// Periods in which the tree wanted more processor time than it may have.
+    pub fn throttled(&self) -> u64 {
+        count(&self.cpu, ["cpu.stat"; 2], "nr_throttled")
+    }
+
+    /// Kills all that is left and removes the group; bounded by [`EMPTY_PATIENCE`].
+    pub async fn end(mut self) {
+        self.kill_all();
+        let until = tokio::time::Instant::now() + EMPTY_PATIENCE;
+        let mut pause = Duration::from_millis(1);
+        while !self.remove() && tokio::time::Instant::now() < until {
+            // The dead are being buried; there is no descriptor to wait on that both versions have.
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    fn kill_all(&self) {
+        if let Some(dir) = &self.kill {
+            let _ = write(dir, "cgroup.kill", "1");
+        }
+    }
+
+    /// True if nothing is left of it.
+    fn remove(&mut self) -> bool {
+        self.dirs.retain(|dir| match fs::remove_dir(dir) {
+            Ok(()) => false,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        });
+        self.dirs.is_empty()
+    }
+}
+
+impl Drop for Leaf {
+    fn drop(&mut self) {
+        // Only after an end that nobody waited for, as when a node is told to end while it starts. Killed processes are gone
+        // in a few milliseconds; what is still in use after that is removed by the next sweep.
+        self.kill_all();
+        let mut tries = if self.kill.is_some() { 50 } else { 0 };
+        while !self.remove() && tries > 0 {
+            std::thread::sleep(Duration::from_millis(2));
+            tries -= 1;
+        }
+    }
+}
+
+fn memory_writes(version: Version, bytes: u64) -> Vec<(&'static str, String)> {
+    match version {
+        Version::V1 => {
+            vec![("memory.limit_in_bytes", bytes.to_string()), (SWAP_V1, bytes.to_string())]
+        }
+        Version::V2 => vec![("memory.max", bytes.to_string()), (SWAP_V2, "0".into())],
+    }
+}
+
+fn cpu_writes(version: Version, percent: u64) -> Vec<(&'static str, String)> {
+    let quota = percent.saturating_mul(PERIOD_US) / 100;
+    match version {
+        Version::V1 => {
+            vec![("cpu.cfs_period_us", PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
+        }
+        Version::V2 => vec![("cpu.max", format!("{quota} {PERIOD_US}"))],
+    }
+}
+
+/// The number after a word in a file of lines `word number`.
+fn count(tree: &Option<Tree>, [v1, v2]: [&str; 2], word: &str) -> u64 {
+    let Some(tree) = tree else { return 0 };
+    let file = if tree.version == Version::V1 { v1 } else { v2 };
+    let text = read(&tree.dir.join(file)).unwrap_or_default();
+    let of_line = |line: &str| line.strip_prefix(word)?.strip_prefix(' ')?.trim().parse().ok();
+    text.lines().find_map(of_line).unwrap_or(0)
+}
+
+fn read(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    fs::File::open(path).ok()?.take(MAX_READ).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn write(dir: &Path, file: &str, text: &str) -> io::Result<()> {
+    // Never creating: a file that the kernel did not put there is no limit.
+    use io::Write as _;
+    fs::OpenOptions::new().write(true).open(dir.join(file))?.write_all(text.as_bytes())
+}
+
+/// Writes a limit.
+fn set(dir: &Path, file: &str, text: &str) -> io::Result<()> {
+    match write(dir, file, text) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && [SWAP_V1, SWAP_V2].contains(&file) => Ok(()),
+        done => done,
+    }
+}
+
+/// `thenodes-NAMESPACE-PID-START.`
+fn own_prefix() -> Option<String> {
+    let pid = std::process::id();
+    let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
+    let namespace: String = namespace.to_str()?.chars().filter(char::is_ascii_digit).collect();
+    Some(format!("thenodes-{namespace}-{pid}-{}.", super::usage::start_time(pid)?))
+}
+
+/// Directory of the own group in the hierarchy of a controller, or in that of version 2.
+fn own_group(mounts: &str, own: &str, controller: Option<&str>) -> Option<PathBuf> {
+    let has = |list: &str| controller.is_some_and(|wanted| list.split(',').any(|word| word == wanted));
+    let mut paths = own.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let path = paths.find(|(list, _)| if controller.is_some() { has(list) } else { list.is_empty() })?.1;
+    mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let (kind, rest) = after.split_once(' ')?;
+        let fits = match controller {
+            Some(_) => kind == "cgroup" && has(rest.rsplit(' ').next()?),
+            None => kind == "cgroup2",
+        };
+        let mut words = before.split(' ').skip(3);
+        let (root, point) = (words.next()?, words.next()?);
+        let below = if root == "/" { path } else { path.strip_prefix(root)? };
+        // Outside of what is mounted here, or a mount point with blanks in it: not ours to work with.
+        if !fits || below.contains("..") || point.contains('\\') {
+            return None;
+        }
+        Some(Path::new(point).join(below.trim_start_matches('/')))
+    })
+}
+
+/// Under version 2 a group with limits for its children has no processes itself: if this group is ours alone, the node moves
+/// into a child of it and hands the controllers down. Failure only means that the trial finds less.
+fn delegate(dir: &Path) {
+    let words = |file: &str| read(&dir.join(file)).unwrap_or_default();
+    let handed_down = words("cgroup.subtree_control");
+    let missing: Vec<&str> = ["memory", "pids", "cpu"]
+        .into_iter()
+        .filter(|c| words("cgroup.controllers").split_whitespace().any(|word| word == *c))
+        .filter(|c| !handed_down.split_whitespace().any(|word| word == *c))
+        .collect();
+    let me = std::process::id().to_string();
+    if missing.is_empty() || words("cgroup.procs").split_whitespace().ne([me.as_str()]) {
+        return;
+    }
+    let node = dir.join("node");
+    let _ = fs::create_dir(&node);
+    if write(&node, "cgroup.procs", &me).is_ok() {
+        for controller in missing {
+            let _ = write(dir, "cgroup.subtree_control", &format!("+{controller}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: &str = "4:memory:/a/b\n3:cpu,cpuacct:/\n2:name=systemd:/x\n0::/user.slice/s\n";
+    const MOUNTS: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+        32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+        35 31 0:32 /a /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+        41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn the_own_group_is_found_in_every_kind_of_hierarchy_and_nothing_is_guessed() {
+        let group = |controller| own_group(MOUNTS, OWN, controller);
+        assert_eq!(group(Some("memory")), Some("/sys/fs/cgroup/memory/b".into()));
+        assert_eq!(group(Some("cpu")), Some("/sys/fs/cgroup/cpu".into()));
+        assert_eq!(group(Some("pids")), None);
+        assert_eq!(group(None), Some("/sys/fs/cgroup/unified/user.slice/s".into()));
+        assert_eq!(own_group(MOUNTS, "0::/../outside\n", None), None);
+        assert_eq!(own_group(MOUNTS, "4:memory:/elsewhere\n", Some("memory")), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_of_the_kernel_panics_the_reader(mounts in "[a-z0-9/ :,\\-\n\\\\.]{0,200}", own in "[a-z0-9/:,.\n]{0,100}") {
+            for controller in [None, Some("memory")] {
+                let _ = own_group(&mounts, &own, controller);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_leaf_holds_what_it_says_it_holds_and_leaves_nothing_behind() {
+        let here = Cgroups::here();
+        let limits =
+            ProcessLimits { memory: 32 << 20, threads: 4, descriptors: 16, cpu_seconds: None, file_size: 0 };
+        let mut leaf = here.leaf(&PluginName::new("unit-test").expect("a name"), &limits, 50, 0);
+        assert!(leaf.problems().is_empty(), "{:?}", leaf.problems());
+        assert_eq!(leaf.enforcement(), here.enforcement(), "what the trial could, a leaf can");
+        let mut child = tokio::process::Command::new("sleep").arg("1000").spawn().expect("a process");
+        leaf.attach(child.id().expect("a pid"));
+        assert!(leaf.problems().is_empty(), "{:?}", leaf.problems());
+        let dirs = leaf.dirs.clone();
+        for dir in &dirs {
+            let inside = read(&dir.join("cgroup.procs")).expect("readable");
+            assert_eq!(inside.trim(), child.id().expect("a pid").to_string());
+        }
+        here.sweep();
+        assert!(dirs.iter().all(|dir| dir.exists()), "a living node's leaves stay");
+        if here.kill.is_none() {
+            child.start_kill().expect("killed");
+        }
+        leaf.end().await;
+        assert!(!dirs.iter().any(|dir| dir.exists()), "{dirs:?}");
+        let killed = child.wait().await.expect("a child");
+        assert!(!killed.success());
+    }
+}

@@ -1,0 +1,161 @@
+//! What a plugin's process uses, read from `/proc` from outside. The process is not asked: it may lie. Reads are bounded, and a
+//! pid is believed only together with its start time, because the kernel gives pids out again.
+
+use nix::unistd::{sysconf, SysconfVar};
+use serde_json::{json, Value};
+use std::fs::File;
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+/// Longest file under `/proc` that is read.
+const MAX_READ: u64 = 4096;
+
+/// What a plugin used at one moment. Totals count from the start of its process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// When.
+    pub at: Instant,
+    /// Memory of its own, bytes: resident, without what it shares with files.
+    pub memory: u64,
+    /// Processor time, total.
+    pub cpu: Duration,
+    /// Threads.
+    pub threads: u64,
+    /// Open descriptors; kernels before 6.2 do not say.
+    pub fds: Option<u64>,
+    /// Periods in which the kernel held it back, total; zero without a control group.
+    pub throttled: u64,
+    /// Threads that its control group refused, total.
+    pub refused: u64,
+    /// Log lines dropped, total over all its processes.
+    pub lines_dropped: u64,
+    /// Messages over the link beyond its rate, total over all its processes.
+    pub link_excess: u64,
+}
+
+impl Sample {
+    /// For `status --json`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "age_ms": self.at.elapsed().as_millis() as u64,
+            "memory": self.memory,
+            "cpu_ms": self.cpu.as_millis() as u64,
+            "threads": self.threads,
+            "fds": self.fds,
+            "throttled": self.throttled,
+        })
+    }
+}
+
+/// The runner of a plugin: the process in which its code runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Runner {
+    pid: u32,
+    started: u64,
+}
+
+impl Runner {
+    /// Finds it below its warden: the warden's only child is the stub, whose only child it is.
+    pub fn below(warden: u32) -> Option<Runner> {
+        let pid = only_child(only_child(warden)?)?;
+        Some(Runner { pid, started: start_time(pid)? })
+    }
+
+    /// Its pid.
+    pub fn pid(self) -> u32 {
+        self.pid
+    }
+
+    /// Memory, processor time, threads and descriptors now; `None` if the process is gone.
+    pub fn measure(self) -> Option<Sample> {
+        let stat = Stat::read(self.pid).filter(|stat| stat.started == self.started)?;
+        let statm = proc(self.pid, "statm")?;
+        let mut pages = statm.split(' ').skip(1).map(|word| word.trim().parse::<u64>().unwrap_or(0));
+        let (resident, shared) = (pages.next()?, pages.next()?);
+        // Since 6.2 the size of the directory is the number of descriptors; before, it is zero, and a runner has some.
+        let fds = std::fs::metadata(format!("/proc/{}/fd", self.pid)).map_or(0, |about| about.len());
+        Some(Sample {
+            at: Instant::now(),
+            memory: resident.saturating_sub(shared).saturating_mul(unit(SysconfVar::PAGE_SIZE, 4096)),
+            cpu: Duration::from_millis(stat.ticks.saturating_mul(1000) / unit(SysconfVar::CLK_TCK, 100)),
+            threads: stat.threads,
+            fds: (fds > 0).then_some(fds),
+            throttled: 0,
+            refused: 0,
+            lines_dropped: 0,
+            link_excess: 0,
+        })
+    }
+}
+
+fn unit(name: SysconfVar, default: u64) -> u64 {
+    sysconf(name)
+        .ok()
+        .flatten()
+        .and_then(|value| u64::try_from(value).ok())
+        .filter(|v| *v > 0)
+        .unwrap_or(default)
+}
+
+fn proc(pid: u32, file: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(format!("/proc/{pid}/{file}")).ok()?.take(MAX_READ).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn only_child(pid: u32) -> Option<u32> {
+    let children = proc(pid, &format!("task/{pid}/children"))?;
+    let mut children = children.split_whitespace();
+    let child = children.next()?.parse().ok()?;
+    children.next().is_none().then_some(child)
+}
+
+/// When a process started, in the kernel's own ticks; with the pid it names a process for good.
+pub fn start_time(pid: u32) -> Option<u64> {
+    Some(Stat::read(pid)?.started)
+}
+
+struct Stat {
+    ticks: u64,
+    threads: u64,
+    started: u64,
+}
+
+impl Stat {
+    fn read(pid: u32) -> Option<Stat> {
+        Stat::parse(&proc(pid, "stat")?)
+    }
+
+    fn parse(text: &str) -> Option<Stat> {
+        // The name in parentheses is the plugin's choice and may hold anything; what counts comes after the last one.
+        let words: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        let number = |field: usize| words.get(field - 3)?.parse::<u64>().ok();
+        Some(Stat {
+            ticks: number(14)?.saturating_add(number(15)?),
+            threads: number(20)?,
+            started: number(22)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_measured_by_what_the_kernel_says_and_not_by_its_name() {
+        let stat = "7 (evil) R 1 1) S 1 7 7 0 -1 4194560 1 0 0 0 11 22 0 0 30 10 5 0 999 1000 10 18446744073709551615";
+        let stat = Stat::parse(stat).expect("parses");
+        assert_eq!((stat.ticks, stat.threads, stat.started), (33, 5, 999));
+        assert!(Stat::parse("7 (x) R 1").is_none() && Stat::parse("").is_none());
+    }
+
+    #[test]
+    fn a_pid_that_was_given_out_again_is_not_the_same_process() {
+        let pid = std::process::id();
+        let me = Runner { pid, started: start_time(pid).expect("a start") };
+        let sample = me.measure().expect("alive");
+        assert!(sample.memory > 0 && sample.threads > 0 && sample.fds.is_none_or(|fds| fds >= 3));
+        assert_eq!(Runner { started: me.started + 1, ..me }.measure(), None);
+    }
+}

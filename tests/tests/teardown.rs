@@ -1,0 +1,210 @@
+//! What a plugin leaves behind: nothing. Not after a thousand lives, not when it does not want to die, not when the node is
+//! killed. What a killed node cannot remove itself, the next one does.
+
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use serde_json::{json, Value};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use thenodes_tests::{all_gone, descendants, leaves, Spec, TestNode, PATIENCE};
+
+/// Plugins that live and die side by side, and how often each does.
+const PLUGINS: usize = 10;
+const LIVES: usize = 100;
+/// Growth of the node that a thousand lives may cost: the log book and the allocator's slack, not a life's worth each.
+const GROWTH: u64 = 8 * 1024 * 1024;
+
+/// A connection to the admin socket: a thousand questions without a thousand command lines.
+struct Admin {
+    stream: UnixStream,
+    answers: BufReader<UnixStream>,
+}
+
+impl Admin {
+    fn of(node: &TestNode) -> Admin {
+        let stream = UnixStream::connect(node.dir.path().join("data/admin.sock")).expect("an admin socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        Admin { answers: BufReader::new(stream.try_clone().expect("a copy")), stream }
+    }
+
+    fn ask(&mut self, question: &Value) -> Value {
+        self.stream.write_all(format!("{question}\n").as_bytes()).expect("asked");
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("an answer");
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))
+    }
+
+    fn status(&mut self, name: &str) -> Value {
+        self.ask(&json!({ "cmd": "plugin-status", "name": name }))["plugin"].clone()
+    }
+}
+
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("a living node").count()
+}
+
+/// Waits until a number is what it should be: the kernel buries the dead a moment after their death is known.
+#[track_caller]
+fn settles<T: PartialEq + std::fmt::Debug>(what: &str, wanted: T, number: impl Fn() -> T) {
+    let begun = Instant::now();
+    loop {
+        let now = number();
+        if now == wanted {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what}: {now:?} instead of {wanted:?}");
+        std::thread::park_timeout(Duration::from_millis(5)); // processes of others cannot be waited for
+    }
+}
+
+fn tree(node: &TestNode) -> usize {
+    node.descendants().len()
+}
+
+#[test]
+fn a_thousand_lives_leave_the_node_as_it_was() {
+    let bytes = fs::read(thenodes_tests::plugin("echo")).expect("the plugin is built");
+    let names: Vec<String> = (0..PLUGINS).map(|n| format!("e{n}")).collect();
+    let spec = names
+        .iter()
+        .fold(Spec::new("lives"), |spec, name| spec.with_file(&format!("lib{name}.so"), bytes.clone()));
+    let node = spec.start();
+    let live = |lives: usize| {
+        std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for name in &names {
+                let node = &node;
+                threads.push(scope.spawn(move || one_after_the_other(&mut Admin::of(node), name, lives)));
+            }
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).sum::<u64>()
+        })
+    };
+    // The first lives fill log books, buffers and the allocator.
+    live(LIVES / 10);
+    // Three processes per plugin: warden, stub, runner.
+    settles("processes", 3 * PLUGINS, || tree(&node));
+    let (fds, memory, groups) = (descriptors(node.pid()), node.memory(), leaves(node.pid()).len());
+    let begun = Instant::now();
+    let lives = live(LIVES);
+    eprintln!("{lives} lives in {:?}", begun.elapsed());
+    assert!(lives >= (PLUGINS * LIVES) as u64, "{lives}");
+    settles("processes", 3 * PLUGINS, || tree(&node));
+    settles("control groups", groups, || leaves(node.pid()).len());
+    // Connections of this test may have been counted before; a thousand lives may not.
+    settles("no more descriptors", true, || descriptors(node.pid()) <= fds);
+    let grown = node.memory().saturating_sub(memory);
+    eprintln!("descriptors {fds} -> {}, resident memory {memory} + {grown}", descriptors(node.pid()));
+    assert!(grown < GROWTH, "{grown} bytes more after {lives} lives");
+}
+
+/// Kills a plugin's process tree from outside and has it started again, so many times; every second time by an order alone.
+/// Returns how many processes it took.
+fn one_after_the_other(admin: &mut Admin, name: &str, lives: usize) -> u64 {
+    let first = admin.status(name)["starts"].as_u64().expect("a number");
+    for life in 0..lives {
+        if life % 2 == 0 {
+            if let Some(warden) = admin.status(name)["pid"].as_i64() {
+                // The runner, or whatever is the last of the tree by now. Root and owner may; nobody else has to.
+                let victim = descendants(warden as u32).last().map_or(warden, |pid| i64::from(*pid));
+                let _ = kill(Pid::from_raw(victim as i32), Signal::SIGKILL);
+            }
+        }
+        let answer = admin.ask(&json!({ "cmd": "plugin-restart", "name": name }));
+        assert!(answer["error"].is_null(), "{answer}");
+    }
+    let status = admin.status(name);
+    assert_eq!(status["state"], "Ready", "{status}");
+    status["starts"].as_u64().expect("a number") - first
+}
+
+/// Three plugins: a good one, one that never leaves its constructor, one that hears no signal.
+fn stubborn() -> Spec {
+    Spec::new("stubborn")
+        .with("echo")
+        .with_hostile("spinner", "constructor:spin")
+        .with_hostile("deaf", "thread:deaf-spin")
+}
+
+/// Starts a node and waits until all three have their processes; the spinner is still in its constructor then.
+fn started(spec: &Spec) -> (TestNode, Vec<u32>) {
+    let node = spec.spawn(spec.lay_out());
+    settles("runners", true, || ["echo", "spinner", "deaf"].iter().all(|name| runner(&node, name).is_some()));
+    let pids = node.descendants();
+    assert!(pids.len() >= 9, "a warden, a stub and a runner each: {pids:?}");
+    (node, pids)
+}
+
+/// The process that runs a plugin: it carries its name.
+fn runner(node: &TestNode, name: &str) -> Option<u32> {
+    let is =
+        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+    node.descendants().into_iter().find(is)
+}
+
+/// What is left of a node in its directory, beside what belongs there.
+fn left_in(node: &TestNode) -> Vec<String> {
+    let data = fs::read_dir(node.dir.path().join("data")).into_iter().flatten().flatten();
+    data.map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name != "node_id")
+        .collect()
+}
+
+#[test]
+fn after_an_orderly_end_there_is_no_process_group_file_or_socket_left() {
+    let mounts = || fs::read_to_string("/proc/self/mounts").expect("mounts").matches("thenodes").count();
+    let before = mounts();
+    let mut node = Spec::new("orderly").with("echo").with_hostile("deaf", "thread:deaf-spin").start();
+    let (pid, pids) = (node.pid(), node.descendants());
+    assert!(pids.len() >= 6 && left_in(&node) == ["admin.sock"], "{pids:?} {:?}", left_in(&node));
+    node.signal(Signal::SIGTERM);
+    assert!(node.wait().success());
+    assert!(all_gone(&pids, Duration::from_secs(1)), "survivors of {pids:?}");
+    assert_eq!(leaves(pid), Vec::<PathBuf>::new());
+    assert_eq!(left_in(&node), Vec::<String>::new());
+    assert_eq!(mounts(), before);
+}
+
+#[test]
+fn a_node_that_is_told_to_end_while_a_plugin_spins_in_its_constructor_leaves_nothing() {
+    let (mut node, pids) = started(&stubborn());
+    let pid = node.pid();
+    node.signal(Signal::SIGTERM);
+    assert!(node.wait().success());
+    assert!(all_gone(&pids, Duration::from_secs(1)), "survivors of {pids:?}");
+    assert_eq!(leaves(pid), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_plugin_that_does_not_want_to_die_is_gone_within_a_second_and_only_it() {
+    let (node, pids) = started(&stubborn());
+    let echo = runner(&node, "echo").expect("a runner");
+    for name in ["deaf", "spinner"] {
+        let (victim, before) = (runner(&node, name).expect("a runner"), leaves(node.pid()));
+        let before: Vec<_> = before.into_iter().filter(|dir| dir.to_string_lossy().ends_with(name)).collect();
+        kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("killed");
+        assert!(all_gone(&[victim], Duration::from_secs(1)), "{name} lives");
+        settles("its old control groups", false, || before.iter().any(|dir| dir.exists()));
+        settles("its next process", true, || runner(&node, name).is_some_and(|pid| pid != victim));
+    }
+    assert!(!all_gone(&[echo], Duration::ZERO) && pids.contains(&echo), "the good one lives on");
+}
+
+#[test]
+fn a_killed_node_leaves_no_process_and_the_next_one_removes_the_rest() {
+    let (mut node, pids) = started(&stubborn());
+    let pid = node.pid();
+    node.signal(Signal::SIGKILL);
+    assert!(all_gone(&pids, Duration::from_secs(1)), "survivors of {pids:?}");
+    let _ = node.wait();
+    // Empty groups and the file of a socket stay, because nobody is there to remove them. They hold nothing.
+    for dir in leaves(pid) {
+        let inside = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        assert_eq!(inside, "", "{}", dir.display());
+    }
+    let next = Spec::new("next").with("echo").start();
+    assert_eq!(leaves(pid), Vec::<PathBuf>::new(), "the next node removes what a killed one left");
+    assert_eq!(next.prompt("echo", "x").as_deref(), Ok("x"));
+}
