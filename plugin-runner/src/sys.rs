@@ -157,6 +157,17 @@ pub(crate) fn limit_malloc_arenas() {
     }
 }
 
+/// Wipes the path of this program from where the kernel noted it, at the top of the stack: it is the host's business.
+pub(crate) fn forget_own_path() {
+    // SAFETY: the kernel put a text there before this program began, in memory of our stack that nobody else uses.
+    unsafe {
+        let text = libc::getauxval(libc::AT_EXECFN) as *mut libc::c_char;
+        if !text.is_null() {
+            std::ptr::write_bytes(text, 0, libc::strlen(text));
+        }
+    }
+}
+
 /// Gives memory faults their default action. Rust's runtime catches them to tell a stack overflow in its own threads; in a
 /// runner its handler would only hide the first SIGSEGV that comes from outside.
 pub(crate) fn default_faults() -> nix::Result<()> {

@@ -85,6 +85,8 @@ impl ManifestLimits {
             memory: self.memory_mb.map_or(most.memory, |own| mb(own).min(most.memory)),
             threads: self.threads.map_or(most.threads, |own| own.min(most.threads)),
             descriptors: self.fds.map_or(most.descriptors, |own| own.min(most.descriptors)),
+            cpu_seconds: smaller(self.cpu_seconds, most.cpu_seconds),
+            file_size: self.file_mb.map_or(most.file_size, |own| mb(own).min(most.file_size)),
         }
     }
 }

@@ -84,10 +84,11 @@ pub(crate) fn rule_text(args: Args) -> String {
         Args::Not { arg, value } => format!("argument {} is not {:#x}", n(arg), value),
         Args::Without { arg, mask } => format!("argument {} has no bit of {mask:#x}", n(arg)),
         Args::CountedWriteXorExecute => {
-            "private; executable only if neither writable nor anonymous; not growing down, no huge pages"
+            "private; executable only if neither writable nor anonymous; not growing down, not locked, no huge pages"
                 .into()
         }
         Args::OwnPid => "argument 1 is this process".into(),
+        Args::ReadOwnLimit => "argument 1 is 0 (oneself), argument 3 is 0 (no new value)".into(),
         Args::SecondFilter => "only the runner's second filter, before it is in force".into(),
         Args::Handover => "only the runner's message to the broker, before the library is opened".into(),
     }

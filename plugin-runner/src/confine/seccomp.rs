@@ -180,7 +180,7 @@ fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendErr
             let counted = || -> Result<Vec<Condition>, BackendError> {
                 Ok(vec![
                     masked(3, libc::MAP_TYPE, libc::MAP_PRIVATE)?,
-                    masked(3, libc::MAP_GROWSDOWN | libc::MAP_HUGETLB, 0)?,
+                    masked(3, libc::MAP_GROWSDOWN | libc::MAP_HUGETLB | libc::MAP_LOCKED, 0)?,
                 ])
             };
             let mut data = counted()?;
@@ -194,6 +194,10 @@ fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendErr
             let pid = u64::from(std::process::id());
             vec![one(Condition::new(0, Len::Dword, Op::Eq, pid)?)?]
         }
+        Args::ReadOwnLimit => vec![Rule::new(vec![
+            Condition::new(0, Len::Dword, Op::Eq, 0)?,
+            Condition::new(2, Len::Qword, Op::Eq, 0)?,
+        ])?],
         Args::SecondFilter => [special.second, special.sealing]
             .into_iter()
             .map(|address| {

@@ -18,6 +18,7 @@ pub(crate) fn clean(link: &mut Link, leash: Leash, walls: &mut Walls) -> Result<
     // A new session has no terminal, so no terminal can be written to by ioctl.
     walls.step(Layer::CleanState, "setsid", nix::unistd::setsid());
     walls.step(Layer::CleanState, "default actions for memory faults", sys::default_faults());
+    sys::forget_own_path();
     let placing = |e| format!("laying out descriptors: {e}");
     // First far away from everything, then into place, so that no step overwrites a source of a later one.
     let far = [

@@ -23,6 +23,8 @@ pub(crate) enum Args {
     CountedWriteXorExecute,
     /// Argument 0 is this process.
     OwnPid,
+    /// `prlimit64`: of oneself, and no new value.
+    ReadOwnLimit,
     /// `seccomp`: only the installation of the second filter, from the address where it lies.
     SecondFilter,
     /// `sendmsg`: only the one that hands the listener to the broker, from the address where its message lies.
@@ -63,13 +65,28 @@ pub(crate) const PR_MARK_PHASE: u32 = 0x544e_0001;
 /// Requests of `ioctl` that may pass, all 64 bits compared, so that garbage above an int's 32 bits does not pass either.
 pub(crate) const IOCTL_ALLOWED: u64 = libc::FIONBIO as u64;
 
+/// Advice about memory that concerns nobody else. Merging equal pages would tell one plugin what another holds.
+const ADVICE: &[u32] = &[
+    libc::MADV_NORMAL as u32,
+    libc::MADV_RANDOM as u32,
+    libc::MADV_SEQUENTIAL as u32,
+    libc::MADV_WILLNEED as u32,
+    libc::MADV_DONTNEED as u32,
+    libc::MADV_FREE as u32,
+    libc::MADV_HUGEPAGE as u32,
+    libc::MADV_NOHUGEPAGE as u32,
+    libc::MADV_DONTDUMP as u32,
+];
+
 macro_rules! allowed {
     ($($from:ident { $($number:ident, $args:expr, $why:literal;)* })*) => {
         &[$($(Allowed { number: libc::$number, args: $args, from: SeccompMode::$from, why: $why },)*)*]
     };
 }
 
-use Args::{Any, CountedWriteXorExecute, Equals, Handover, Not, OneOf, OwnPid, SecondFilter, Without};
+use Args::{
+    Any, CountedWriteXorExecute, Equals, Handover, Not, OneOf, OwnPid, ReadOwnLimit, SecondFilter, Without,
+};
 
 /// Allowed from the opening of the library on.
 const CALLS: &[Allowed] = allowed! {
@@ -95,12 +112,12 @@ const CALLS: &[Allowed] = allowed! {
         SYS_munmap, Any, "malloc, stacks, the loader";
         SYS_mremap, Any, "realloc";
         SYS_mprotect, Without { arg: 2, mask: libc::PROT_EXEC as u64 }, "guard pages, RELRO; never executable";
-        SYS_madvise, Any, "malloc gives memory back";
+        SYS_madvise, OneOf { arg: 2, values: ADVICE }, "malloc gives memory back; never shared with other processes";
         SYS_futex, Any, "locks";
         SYS_clone, Equals { arg: 0, value: THREAD_FLAGS }, "threads, and nothing but threads";
         SYS_set_robust_list, Any, "a thread begins";
         SYS_rseq, Any, "a thread begins";
-        SYS_sched_getaffinity, Any, "available_parallelism";
+        SYS_sched_getaffinity, Equals { arg: 0, value: 0 }, "available_parallelism; of oneself";
         SYS_sched_yield, Any, "spin locks";
         SYS_gettid, Any, "names in panic messages";
         SYS_getpid, Any, "abort and seeds of hash maps";
@@ -125,7 +142,7 @@ const CALLS: &[Allowed] = allowed! {
         SYS_sendto, Equals { arg: 4, value: 0 }, "wake-ups on own sockets; no address, so no fast open";
         SYS_recvfrom, Any, "wake-ups on own sockets";
         SYS_shutdown, Any, "the end of own sockets";
-        SYS_prlimit64, Equals { arg: 2, value: 0 }, "reading limits (stack size of threads), never setting them";
+        SYS_prlimit64, ReadOwnLimit, "reading one's own limits (stack size of threads), never setting them";
         SYS_prctl, OneOf { arg: 0, values: &[libc::PR_SET_NAME as u32, PR_SET_VMA] }, "names of threads and mappings";
         SYS_sendmsg, Handover, "the runner's own, once; the second filter of the start forbids it before the library is opened";
         SYS_seccomp, SecondFilter, "the runner's own tightening; forbidden by the filter it installs";
@@ -278,6 +295,9 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
         libc::ENOSYS,
         "its flags lie in memory, out of a filter's sight; libc falls back to clone",
     ),
+    (libc::SYS_madvise, libc::EINVAL, "advice that other processes would notice; allocators go on without"),
+    (libc::SYS_sched_getaffinity, libc::ESRCH, "of another process"),
+    (libc::SYS_prlimit64, libc::EPERM, "of another process, or a new value"),
     (libc::SYS_ioctl, libc::ENOTTY, "whether something is a terminal; nothing is"),
     (libc::SYS_sendmsg, libc::EPERM, "could carry descriptors"),
     (libc::SYS_recvmsg, libc::EPERM, "could carry descriptors"),

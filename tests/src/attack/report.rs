@@ -5,6 +5,21 @@ use hostile::probes::Probe;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 
+/// Attempts that leave no record, because no wall was asked: there is nothing there to take, or a limit of the kernel's own
+/// answered. Everything else that is refused must have one.
+pub const NO_RECORD: [(&str, &str); 10] = [
+    ("descriptors", "no descriptor was inherited"),
+    ("environment", "there are no variables"),
+    ("environment-stack", "there are no variables"),
+    ("arguments", "there are no arguments"),
+    ("program-path", "the path was wiped"),
+    ("working-directory", "it is the empty root"),
+    ("core-limit", "only reads the limit, which is zero"),
+    ("address-space", "RLIMIT_AS answers"),
+    ("many-descriptors", "RLIMIT_NOFILE answers"),
+    ("zero-page", "the kernel's lowest address answers"),
+];
+
 /// What the same probe did without walls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
@@ -77,6 +92,7 @@ impl Report {
             .collect();
         let broken = self.rows.iter().filter(|row| row.control == Control::Failed);
         failures.extend(broken.map(|row| format!("{}: does not work without walls either", row.probe.name)));
+        failures.extend(self.without_record().into_iter().map(|what| format!("no record: {what}")));
         failures.extend(self.disturbances.iter().map(|what| format!("something came of an attempt: {what}")));
         failures
     }
@@ -85,6 +101,7 @@ impl Report {
     pub fn without_record(&self) -> Vec<String> {
         self.attempts()
             .filter(|attempt| attempt.verdict.held() && attempt.record.is_none())
+            .filter(|attempt| !NO_RECORD.iter().any(|(probe, _)| *probe == attempt.probe))
             .map(|attempt| format!("{} in {}: {}", attempt.probe, attempt.phase.word(), attempt.verdict))
             .collect()
     }

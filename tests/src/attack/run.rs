@@ -12,7 +12,8 @@ use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response};
 use thenodes::network::message::{Message, MessageType};
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::{Layer, ProcessLimits, Without};
-use thenodes_ipc::{pack, Code, Generation, PluginName};
+use thenodes_ipc::{pack, Code, Generation};
+use thenodes_node::plugins::cgroup::Leaf;
 use thenodes_node::plugins::denials::{self, DenialBook};
 use thenodes_node::plugins::image::{Image, Sealed};
 use thenodes_node::plugins::link::{Ended, Greeting};
@@ -31,8 +32,8 @@ pub struct World {
     runner: PathBuf,
     library: Vec<u8>,
     switch_at: usize,
-    needed: std::collections::BTreeSet<String>,
-    dir: tempfile::TempDir,
+    /// Read once, with the libraries it needs; each attempt replaces the library's bytes.
+    template: Image,
     count: AtomicU32,
     without: Option<Without>,
 }
@@ -45,14 +46,14 @@ impl World {
     pub fn new(runner: PathBuf, library: &std::path::Path, without: &[Layer]) -> Result<World, String> {
         let bytes = std::fs::read(library).map_err(|e| format!("{}: {e}", library.display()))?;
         let at = bytes.windows(MARKER.len()).position(|window| window == MARKER);
-        let needed = thenodes_node::plugins::image::libraries_of_program(&runner).map_err(|e| e.to_string())?;
+        let provided = thenodes_node::plugins::image::libraries_of_program(&runner).map_err(|e| e.to_string())?;
+        let template = Image::read(library, &provided).map_err(|e| e.to_string())?;
         let layers = without.to_vec();
         Ok(World {
             switch_at: at.ok_or("the hostile library has no switch")?,
             library: bytes,
-            needed,
+            template,
             runner,
-            dir: tempfile::tempdir().map_err(|e| e.to_string())?,
             count: AtomicU32::new(0),
             without: (!layers.is_empty()).then(|| Without { layers, ..Without::default() }),
         })
@@ -67,18 +68,15 @@ impl World {
         }
         place.fill(b' ');
         place[..text.len()].copy_from_slice(text.as_bytes());
-        // Read once as a file, for the libraries it needs; then the switched bytes take its place.
-        let path = self.dir.path().join("libhostile.so");
-        if !path.exists() {
-            std::fs::write(&path, &self.library).map_err(|e| e.to_string())?;
-        }
-        let name = PluginName::new("hostile").map_err(|e| e.to_string())?;
+        let again = |file: &Sealed| file.fd.try_clone().map(|fd| Sealed { fd, size: file.size });
+        let needed = self.template.needed.iter().map(|(soname, file)| Ok((soname.clone(), again(file)?)));
+        let needed: std::io::Result<_> = needed.collect();
         Ok(Image {
-            name,
+            name: self.template.name.clone(),
             sha256: String::new(),
             library: Sealed::new("hostile.so", &bytes).map_err(|e| e.to_string())?,
-            needed: Image::read(&path, &self.needed).map_err(|e| e.to_string())?.needed,
-            path,
+            needed: needed.map_err(|e| e.to_string())?,
+            path: self.template.path.clone(),
         })
     }
 
@@ -103,12 +101,13 @@ impl World {
             image: Some(&image),
             plugin: image.name.clone(),
             generation,
-            limits: ProcessLimits { memory: 128 << 20, threads: 16, descriptors: 64, ..ProcessLimits::default() },
+            limits: ProcessLimits { memory: 128 << 20, threads: 16, descriptors: 64, cpu_seconds: None, file_size: 0 },
             run_as: run_as(2_000_000, slot),
             sandbox: Sandbox { without: self.without.clone(), ..Sandbox::default() },
         };
-        let Started { mut child, stream, stdout, stderr, report } =
-            process::start(&order).map_err(|e| format!("the runner did not start: {e}"))?;
+        let started = process::start(&order, Leaf::default()).await;
+        let (Started { mut child, stream, stdout, stderr, report }, _leaf) =
+            started.map_err(|e| format!("the runner did not start: {e}"))?;
         let (said, mut lines) = mpsc::channel(64);
         tokio::spawn(listen(stdout, said.clone()));
         tokio::spawn(listen(stderr, said));
@@ -118,7 +117,7 @@ impl World {
             drop(to_end.0);
         });
 
-        let driven = drive(stream, generation, phase);
+        let driven = drive(Greeting::new(stream), generation, phase);
         tokio::pin!(driven);
         let mut verdict = None;
         let mut link = None;
@@ -169,11 +168,10 @@ impl World {
 
 /// Start-up, `load`, and a message where the phase wants one; keeps the link open afterwards.
 async fn drive(
-    stream: interprocess::os::unix::uds_local_socket::tokio::Stream,
+    mut greeting: Greeting,
     generation: Generation,
     phase: Phase,
 ) -> Result<Option<thenodes_node::plugins::link::Link>, Ended> {
-    let mut greeting = Greeting::new(stream);
     // Whatever level it is: taking walls away is what some runs are about.
     greeting.confined().await?;
     greeting.registered().await?;

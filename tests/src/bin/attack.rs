@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 /// Attempts at the same time: they wait more than they work.
 const AT_ONCE: usize = 4;
-const USAGE: &str = "usage: attack [--only TEXT] [--phase PHASE]... [--without LAYER]... [--runner PATH] [--json FILE] [--strict-records]";
+const USAGE: &str = "usage: attack [--only TEXT] [--phase PHASE]... [--without LAYER]... [--runner PATH] [--json FILE]";
 
 #[derive(Default)]
 struct Options {
@@ -110,9 +110,6 @@ async fn run() -> Result<bool, String> {
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report.json(user)).map_err(|e| e.to_string())?;
         std::fs::write(path, text + "\n").map_err(|e| format!("{}: {e}", path.display()))?;
-    }
-    for line in report.without_record() {
-        println!("no record: {line}");
     }
     let failures = report.failures();
     for failure in &failures {
