@@ -186,7 +186,7 @@ pub fn prepare(probe: &Probe, arg: &str) -> io::Result<()> {
     done(unsafe { libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()) })
         .map_err(step("private mounts"))?;
     if probe.target == Target::CanaryDir {
-        let dir = std::ffi::CString::new(arg)?;
+        let dir = std::ffi::CString::new(if arg.is_empty() { "/tmp" } else { arg })?;
         // SAFETY: strings live for the call.
         done(unsafe { libc::mount(c"none".as_ptr(), dir.as_ptr(), c"tmpfs".as_ptr(), 0, none.cast()) })
             .map_err(step("a mount on the target directory"))?;

@@ -28,6 +28,13 @@ pub(super) const PROBES: &[Probe] = &[
         sys!(SYS_recvmsg, b.as_raw_fd(), taken.header(), 0).at("recvmsg")?;
         proven(taken.control[2] > 0, "no descriptor arrived")
     }),
+    probe!("out-of-band", "urgent data on a pair that it may have (MSG_OOB)", None, |_| {
+        // An ordinary send with one more flag, and a way out of a browser's sandbox once (CVE-2025-38236).
+        let (a, b) = pair(libc::SOCK_STREAM)?;
+        let mut taken = [0u8; 1];
+        sys!(SYS_sendto, a.as_raw_fd(), b"x".as_ptr(), 1, libc::MSG_OOB, 0, 0)?;
+        sys!(SYS_recvfrom, b.as_raw_fd(), taken.as_mut_ptr(), 1, libc::MSG_OOB | libc::MSG_DONTWAIT, 0, 0)
+    }),
     probe!("pass-descriptor-link", "passing a descriptor to the node (sendmsg)", None, |_| {
         let (a, _b) = pair(libc::SOCK_STREAM)?;
         let mut message = Message::new(1);

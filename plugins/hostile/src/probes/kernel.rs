@@ -70,6 +70,21 @@ pub(super) const PROBES: &[Probe] = &[
         let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
         sys!(SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::from_ref(&program))
     }),
+    probe!("seccomp-pretend", "making a later filter only seem to be installed", None, |_| {
+        // Whoever filters before the host's last filter can answer that call itself, with "done".
+        let program = pretend(libc::SYS_seccomp);
+        let program = filter(&program);
+        // SAFETY: an action that filters of unprivileged processes need first.
+        unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        sys!(SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::from_ref(&program))?;
+        sys!(SYS_seccomp, -1, -1, 0)
+    }),
+    probe!("futex-requeue", "moving waiters between locks (FUTEX_CMP_REQUEUE_PI)", None, |_| {
+        // No lock of a program needs it, and it has given root before (CVE-2014-3153).
+        let locks = [0u32; 2];
+        let (from, to) = (&raw const locks[0], &raw const locks[1]);
+        sys!(SYS_futex, from, libc::FUTEX_CMP_REQUEUE_PI | libc::FUTEX_PRIVATE_FLAG, 1, 0, to, 0)
+    }),
     #[cfg(target_arch = "x86_64")]
     probe!("call-32-bit", "a call by the 32-bit door (int 0x80)", None, |_| {
         let result: i64;
@@ -173,8 +188,21 @@ pub(super) fn allow_everything() -> [libc::sock_filter; 1] {
 }
 
 /// The program as the kernel wants it, to be used while the program lives.
-pub(super) fn filter(program: &[libc::sock_filter; 1]) -> libc::sock_fprog {
-    libc::sock_fprog { len: 1, filter: program.as_ptr().cast_mut() }
+pub(super) fn filter(program: &[libc::sock_filter]) -> libc::sock_fprog {
+    libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() }
+}
+
+/// A program by which this call succeeds without being made, and every other one is made.
+fn pretend(number: libc::c_long) -> [libc::sock_filter; 4] {
+    let word = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
+    let (load, equal, answer) = (0x20, 0x15, 0x06);
+    // The number; if it is the one, skip to "error 0"; else allow.
+    [
+        word(load, 0, 0),
+        word(equal, 1, number as u32),
+        word(answer, 0, 0x7fff_0000),
+        word(answer, 0, 0x0005_0000),
+    ]
 }
 
 fn io_uring() -> io::Result<libc::c_long> {

@@ -3,7 +3,7 @@
 //! And it is harmless when it succeeds: it asks, or it changes only what was made for it.
 //!
 //! Two rules for writing one. The call that matters comes first, before anything that only leads up to it, if need be with
-//! arguments that cannot work ([`call::touch`]): a filter then refuses the thing itself. And helpers must not need calls of
+//! arguments that cannot work (`touch!`): a filter then refuses the thing itself. And helpers must not need calls of
 //! their own that the filter refuses, such as `getuid`.
 
 #[macro_use]
@@ -115,8 +115,8 @@ pub struct Probe {
     pub run: fn(&str) -> Outcome,
     /// Only root can do it even without walls.
     pub root_only: bool,
-    /// The control first enters namespaces of its own, where this user may do it and nobody else notices. The attempt itself
-    /// is the bare call.
+    /// The control first enters namespaces of its own ([`crate::control::prepare`]), where this user may do it and nobody else
+    /// notices. The attempt itself is the bare call: run as root without that preparation it would change the machine.
     pub namespaced: bool,
     /// It succeeds without walls. Where it cannot, no refusal proves anything, but getting through still does.
     pub control: bool,

@@ -98,16 +98,18 @@ pub(super) const PROBES: &[Probe] = &[
         connect_v4(&socket, port(arg))
     }),
     probe!("reconnect", "disconnecting a socket and sending it elsewhere (AF_UNSPEC)", UdpPort, |arg| {
+        let nowhere = [0u8; 16];
+        touch!(SYS_connect, -1, nowhere.as_ptr(), 16);
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         socket.connect("127.0.0.1:9")?;
-        let nowhere = [0u8; 16];
         sys!(SYS_connect, socket.as_raw_fd(), nowhere.as_ptr(), 16).at("AF_UNSPEC")?;
         socket.connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port(arg)))?;
         socket.send(b"leak").map(drop)
     }),
     probe!("fast-open", "TCP fast open", TcpPort, |arg| {
-        let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
         let to = address_v4(port(arg));
+        touch!(SYS_sendto, -1, b"leak".as_ptr(), 4, libc::MSG_FASTOPEN, to.as_ptr(), to.len());
+        let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
         sys!(SYS_sendto, socket.as_raw_fd(), b"leak".as_ptr(), 4, libc::MSG_FASTOPEN, to.as_ptr(), to.len())
     }),
     probe!("udp-send", "a datagram", UdpPort, |arg| {
@@ -133,6 +135,8 @@ pub(super) const PROBES: &[Probe] = &[
     }),
     probe!("resolve", "asking for the address of a name", None, |_| resolve()),
     probe!("unix-connect", "connecting to a socket file of the host", UnixPath, |arg| {
+        let to = address_unix(arg.as_bytes());
+        touch!(SYS_connect, -1, to.as_ptr(), to.len());
         std::os::unix::net::UnixStream::connect(arg).map(drop)
     }),
     probe!(
@@ -159,8 +163,9 @@ pub(super) const PROBES: &[Probe] = &[
         std::fs::remove_file(name)
     }),
     probe!("abstract-connect", "connecting to an abstract socket", AbstractName, |arg| {
-        let socket = socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
         let to = address_unix(&[&[0], arg.as_bytes()].concat());
+        touch!(SYS_connect, -1, to.as_ptr(), to.len());
+        let socket = socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
         sys!(SYS_connect, socket.as_raw_fd(), to.as_ptr(), to.len())
     }),
     probe!("abstract-bind", "an abstract socket for others to find", None, |_| {

@@ -37,7 +37,7 @@ pub(super) const PROBES: &[Probe] = &[
     }),
     probe!("pidfd-signal", "signalling another process by a handle", Pid, |arg| {
         // A directory of /proc is as good a handle as pidfd_open's, and needs only open.
-        let process = open(&format!("/proc/{}", pid(arg)), libc::O_DIRECTORY);
+        let process = open(&format!("/proc/{}", pid(arg)), libc::O_RDONLY);
         sys!(SYS_pidfd_send_signal, or_stdout(&process), 0, 0, 0)
     }),
     probe!("fcntl-setown", "having another process signalled for a descriptor (F_SETOWN)", Pid, |arg| {
