@@ -216,6 +216,7 @@ fn detailed(plugin: &Handle, policy: &Policy) -> Value {
     value["sha256"] = json!(plugin.image.sha256);
     value["needed"] = json!(plugin.image.needed.iter().map(|(soname, _)| soname).collect::<Vec<_>>());
     value["layers"] = json!(status.layers);
+    value["denials"] = json!({ "total": plugin.denials.total(), "last": plugin.denials.all().last.last().map(ToString::to_string) });
     let rlimits = status.layers.iter().any(|layer| layer.layer == Layer::Rlimits && layer.in_force);
     let (held, problems) = plugin.record.enforcement();
     let limits = Limits { process: policy.limits, budget: policy.budget };

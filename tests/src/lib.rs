@@ -1,7 +1,6 @@
 //! The harness: real nodes as child processes in directories of their own, real plugins patched to misbehave, and waiting
 //! for what a node says instead of sleeping. Every wait ends after [`PATIENCE`] with everything the node said.
 
-#[cfg(feature = "attack")]
 pub mod attack;
 #[cfg(feature = "bench")]
 pub mod bench;

@@ -88,7 +88,7 @@ pub(crate) fn rule_text(args: Args) -> String {
                 .into()
         }
         Args::OwnPid => "argument 1 is this process".into(),
-        Args::ReadOwnLimit => "argument 1 is 0 (oneself), argument 3 is 0 (no new value)".into(),
+        Args::All(parts) => parts.iter().map(|part| rule_text(*part)).collect::<Vec<_>>().join(", and "),
         Args::SecondFilter => "only the runner's second filter, before it is in force".into(),
         Args::Handover => "only the runner's message to the broker, before the library is opened".into(),
     }

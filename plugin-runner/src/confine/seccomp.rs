@@ -159,6 +159,20 @@ fn second_program(special: &Special<'_>) -> Result<BpfProgram, BackendError> {
     killing(BTreeMap::from([(libc::SYS_mmap, vec![executable]), (libc::SYS_seccomp, filtering)]))
 }
 
+/// The alternatives of a rule about one argument; none for every other rule.
+fn simple(args: Args) -> Result<Vec<Condition>, BackendError> {
+    Ok(match args {
+        Args::OneOf { arg, values } => values
+            .iter()
+            .map(|value| Condition::new(arg, Len::Dword, Op::Eq, u64::from(*value)))
+            .collect::<Result<_, _>>()?,
+        Args::Equals { arg, value } => vec![Condition::new(arg, Len::Qword, Op::Eq, value)?],
+        Args::Not { arg, value } => vec![Condition::new(arg, Len::Dword, Op::Ne, u64::from(value))?],
+        Args::Without { arg, mask } => vec![Condition::new(arg, Len::Qword, Op::MaskedEq(mask), 0)?],
+        _ => vec![],
+    })
+}
+
 /// The alternatives under which a call passes; no alternative at all means always.
 fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendError> {
     let one = |condition| Rule::new(vec![condition]);
@@ -166,13 +180,9 @@ fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendErr
         |arg, mask: i32, value: i32| Condition::new(arg, Len::Qword, Op::MaskedEq(mask as u64), value as u64);
     Ok(match args {
         Args::Any => vec![],
-        Args::OneOf { arg, values } => values
-            .iter()
-            .map(|value| one(Condition::new(arg, Len::Dword, Op::Eq, u64::from(*value))?))
-            .collect::<Result<_, _>>()?,
-        Args::Equals { arg, value } => vec![one(Condition::new(arg, Len::Qword, Op::Eq, value)?)?],
-        Args::Not { arg, value } => vec![one(Condition::new(arg, Len::Dword, Op::Ne, u64::from(value))?)?],
-        Args::Without { arg, mask } => vec![one(Condition::new(arg, Len::Qword, Op::MaskedEq(mask), 0)?)?],
+        Args::OneOf { .. } | Args::Equals { .. } | Args::Not { .. } | Args::Without { .. } => {
+            simple(args)?.into_iter().map(one).collect::<Result<_, _>>()?
+        }
         Args::CountedWriteXorExecute => {
             // Memory that RLIMIT_DATA does not count must not be had: shared mappings stay pinned when all but a page is
             // unmapped, and a mapping that grows down is taken for a stack.
@@ -194,10 +204,18 @@ fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendErr
             let pid = u64::from(std::process::id());
             vec![one(Condition::new(0, Len::Dword, Op::Eq, pid)?)?]
         }
-        Args::ReadOwnLimit => vec![Rule::new(vec![
-            Condition::new(0, Len::Dword, Op::Eq, 0)?,
-            Condition::new(2, Len::Qword, Op::Eq, 0)?,
-        ])?],
+        Args::All(parts) => {
+            // Simple ones have one condition in each alternative; every combination of alternatives is one of the whole.
+            let mut whole: Vec<Vec<Condition>> = vec![vec![]];
+            for part in parts {
+                let alternatives = simple(*part)?;
+                whole = whole
+                    .iter()
+                    .flat_map(|so_far| alternatives.iter().map(|one| [so_far.clone(), vec![one.clone()]].concat()))
+                    .collect();
+            }
+            whole.into_iter().map(Rule::new).collect::<Result<_, _>>()?
+        }
         Args::SecondFilter => [special.second, special.sealing]
             .into_iter()
             .map(|address| {

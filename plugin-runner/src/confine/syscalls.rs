@@ -23,8 +23,8 @@ pub(crate) enum Args {
     CountedWriteXorExecute,
     /// Argument 0 is this process.
     OwnPid,
-    /// `prlimit64`: of oneself, and no new value.
-    ReadOwnLimit,
+    /// All of these, which are simple ones.
+    All(&'static [Args]),
     /// `seccomp`: only the installation of the second filter, from the address where it lies.
     SecondFilter,
     /// `sendmsg`: only the one that hands the listener to the broker, from the address where its message lies.
@@ -65,6 +65,28 @@ pub(crate) const PR_MARK_PHASE: u32 = 0x544e_0001;
 /// Requests of `ioctl` that may pass, all 64 bits compared, so that garbage above an int's 32 bits does not pass either.
 pub(crate) const IOCTL_ALLOWED: u64 = libc::FIONBIO as u64;
 
+/// Urgent data on Unix sockets has been a way into the kernel, and nothing honest sends any.
+const OUT_OF_BAND: u64 = libc::MSG_OOB as u64;
+
+const PRIVATE: u32 = libc::FUTEX_PRIVATE_FLAG as u32;
+const BY_CLOCK: u32 = libc::FUTEX_CLOCK_REALTIME as u32;
+/// What locks, condition variables and thread parking use. Priority inheritance and requeueing are code that is easy to get wrong, in
+/// the kernel too.
+const LOCKING: &[u32] = &[
+    libc::FUTEX_WAIT as u32,
+    libc::FUTEX_WAIT as u32 | PRIVATE,
+    libc::FUTEX_WAKE as u32,
+    libc::FUTEX_WAKE as u32 | PRIVATE,
+    libc::FUTEX_WAKE_OP as u32,
+    libc::FUTEX_WAKE_OP as u32 | PRIVATE,
+    libc::FUTEX_WAIT_BITSET as u32,
+    libc::FUTEX_WAIT_BITSET as u32 | PRIVATE,
+    libc::FUTEX_WAIT_BITSET as u32 | BY_CLOCK,
+    libc::FUTEX_WAIT_BITSET as u32 | PRIVATE | BY_CLOCK,
+    libc::FUTEX_WAKE_BITSET as u32,
+    libc::FUTEX_WAKE_BITSET as u32 | PRIVATE,
+];
+
 /// Advice about memory that concerns nobody else. Merging equal pages would tell one plugin what another holds.
 const ADVICE: &[u32] = &[
     libc::MADV_NORMAL as u32,
@@ -85,7 +107,7 @@ macro_rules! allowed {
 }
 
 use Args::{
-    Any, CountedWriteXorExecute, Equals, Handover, Not, OneOf, OwnPid, ReadOwnLimit, SecondFilter, Without,
+    All, Any, CountedWriteXorExecute, Equals, Handover, Not, OneOf, OwnPid, SecondFilter, Without,
 };
 
 /// Allowed from the opening of the library on.
@@ -113,7 +135,7 @@ const CALLS: &[Allowed] = allowed! {
         SYS_mremap, Any, "realloc";
         SYS_mprotect, Without { arg: 2, mask: libc::PROT_EXEC as u64 }, "guard pages, RELRO; never executable";
         SYS_madvise, OneOf { arg: 2, values: ADVICE }, "malloc gives memory back; never shared with other processes";
-        SYS_futex, Any, "locks";
+        SYS_futex, OneOf { arg: 1, values: LOCKING }, "locks; waiting and waking only";
         SYS_clone, Equals { arg: 0, value: THREAD_FLAGS }, "threads, and nothing but threads";
         SYS_set_robust_list, Any, "a thread begins";
         SYS_rseq, Any, "a thread begins";
@@ -130,7 +152,7 @@ const CALLS: &[Allowed] = allowed! {
         SYS_exit, Any, "a thread ends";
         SYS_exit_group, Any, "the process ends";
         SYS_getrandom, Any, "hash seeds";
-        SYS_clock_gettime, Any, "clocks, where the vDSO has none";
+        SYS_clock_gettime, OneOf { arg: 0, values: &[0, 1, 2, 3, 4, 5, 6, 7, 11] }, "clocks of the machine and of oneself, where the vDSO has none";
         SYS_clock_nanosleep, Any, "sleep";
         SYS_nanosleep, Any, "sleep";
         SYS_epoll_create1, Any, "tokio";
@@ -139,10 +161,10 @@ const CALLS: &[Allowed] = allowed! {
         SYS_eventfd2, Any, "tokio wakes itself";
         SYS_ppoll, Any, "waiting on own descriptors";
         SYS_socketpair, Equals { arg: 0, value: libc::AF_UNIX as u64 }, "a runtime of the plugin's own wakes itself with one";
-        SYS_sendto, Equals { arg: 4, value: 0 }, "wake-ups on own sockets; no address, so no fast open";
-        SYS_recvfrom, Any, "wake-ups on own sockets";
+        SYS_sendto, All(&[Equals { arg: 4, value: 0 }, Without { arg: 3, mask: OUT_OF_BAND }]), "wake-ups on own sockets; no address, so no fast open";
+        SYS_recvfrom, Without { arg: 3, mask: OUT_OF_BAND }, "wake-ups on own sockets";
         SYS_shutdown, Any, "the end of own sockets";
-        SYS_prlimit64, ReadOwnLimit, "reading one's own limits (stack size of threads), never setting them";
+        SYS_prlimit64, All(&[OneOf { arg: 0, values: &[0] }, Equals { arg: 2, value: 0 }]), "reading one's own limits (stack size of threads), never setting them";
         SYS_prctl, OneOf { arg: 0, values: &[libc::PR_SET_NAME as u32, PR_SET_VMA] }, "names of threads and mappings";
         SYS_sendmsg, Handover, "the runner's own, once; the second filter of the start forbids it before the library is opened";
         SYS_seccomp, SecondFilter, "the runner's own tightening; forbidden by the filter it installs";
@@ -296,6 +318,7 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
         "its flags lie in memory, out of a filter's sight; libc falls back to clone",
     ),
     (libc::SYS_madvise, libc::EINVAL, "advice that other processes would notice; allocators go on without"),
+    (libc::SYS_clock_gettime, libc::EINVAL, "of another process"),
     (libc::SYS_sched_getaffinity, libc::ESRCH, "of another process"),
     (libc::SYS_prlimit64, libc::EPERM, "of another process, or a new value"),
     (libc::SYS_ioctl, libc::ENOTTY, "whether something is a terminal; nothing is"),

@@ -8,6 +8,7 @@
 
 pub mod control;
 pub mod probes;
+pub mod honest;
 pub mod sins;
 
 use std::ffi::c_void;

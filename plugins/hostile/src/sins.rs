@@ -1,7 +1,7 @@
 //! Crashes, hangs, floods and broken frames, and the door to all [`probes`]: one name, one deed. Each says in one line what came
 //! of it; those that end the process say nothing. An argument comes after a space: `open /some/canary`.
 
-use crate::probes;
+use crate::{honest, probes};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub fn commit(sin: &str) -> String {
     }
     match sin {
         "syscall" => system_call(arg),
+        "honest" => honest::a_day(),
+        "every-number" => honest::every_number(),
         // SAFETY: numbers; a real-time signal ends the process.
         "rt-signal" => unsafe {
             format!("sent: {}", libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), 40))

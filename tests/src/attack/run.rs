@@ -11,10 +11,10 @@ use std::time::Duration;
 use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response};
 use thenodes::network::message::{Message, MessageType};
 use thenodes::realms::RealmInfo;
-use thenodes_ipc::launch::{Layer, ProcessLimits, Without};
+use thenodes_ipc::launch::{ProcessLimits, Without};
 use thenodes_ipc::{pack, Code, Generation};
 use thenodes_node::plugins::cgroup::Leaf;
-use thenodes_node::plugins::denials::{self, DenialBook};
+use thenodes_node::plugins::denials::{self, DenialBook, Denials};
 use thenodes_node::plugins::image::{Image, Sealed};
 use thenodes_node::plugins::link::{Ended, Greeting};
 use thenodes_node::plugins::process::{self, Order, Sandbox, Started};
@@ -42,20 +42,19 @@ const MARKER: &[u8] = b"hostile-switch=none:none";
 const SWITCH: usize = 256;
 
 impl World {
-    /// With this runner and this hostile library. `without` needs a runner that is built for it.
-    pub fn new(runner: PathBuf, library: &std::path::Path, without: &[Layer]) -> Result<World, String> {
+    /// With this runner and this hostile library. Taking something away needs a runner that is built for it.
+    pub fn new(runner: PathBuf, library: &std::path::Path, without: Option<Without>) -> Result<World, String> {
         let bytes = std::fs::read(library).map_err(|e| format!("{}: {e}", library.display()))?;
         let at = bytes.windows(MARKER.len()).position(|window| window == MARKER);
         let provided = thenodes_node::plugins::image::libraries_of_program(&runner).map_err(|e| e.to_string())?;
         let template = Image::read(library, &provided).map_err(|e| e.to_string())?;
-        let layers = without.to_vec();
         Ok(World {
             switch_at: at.ok_or("the hostile library has no switch")?,
             library: bytes,
             template,
             runner,
             count: AtomicU32::new(0),
-            without: (!layers.is_empty()).then(|| Without { layers, ..Without::default() }),
+            without,
         })
     }
 
@@ -82,18 +81,24 @@ impl World {
 
     /// Makes one attempt.
     pub async fn attempt(&self, probe: &'static Probe, argument: &str, phase: Phase) -> Attempt {
+        let (verdict, denials) = self.sin(&format!("{} {argument}", probe.name), phase).await;
+        let record = denials.last.last().map(ToString::to_string);
+        Attempt { probe: probe.name, phase, verdict, record }
+    }
+
+    /// Has the plugin do something in a phase, and says what came of it and what was refused meanwhile.
+    pub async fn sin(&self, sin: &str, phase: Phase) -> (Verdict, Denials) {
         let book = Arc::new(DenialBook::default());
-        let verdict = match tokio::time::timeout(PATIENCE, self.try_it(probe, argument, phase, &book)).await {
+        let verdict = match tokio::time::timeout(PATIENCE, self.try_it(sin.trim_end(), phase, &book)).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(error)) => Verdict::Silent(error),
             Err(_) => Verdict::Silent(format!("nothing within {PATIENCE:?}")),
         };
-        let record = book.all().last.last().map(ToString::to_string);
-        Attempt { probe: probe.name, phase, verdict, record }
+        (verdict, book.all())
     }
 
-    async fn try_it(&self, probe: &Probe, argument: &str, phase: Phase, book: &Arc<DenialBook>) -> Result<Verdict, String> {
-        let image = self.image(format!("{}:{} {argument}", phase.word(), probe.name).trim_end())?;
+    async fn try_it(&self, sin: &str, phase: Phase, book: &Arc<DenialBook>) -> Result<Verdict, String> {
+        let image = self.image(&format!("{}:{sin}", phase.word()))?;
         let slot = self.count.fetch_add(1, Ordering::Relaxed) % 50_000;
         let generation = Generation(1);
         let order = Order {
@@ -121,8 +126,12 @@ impl World {
         tokio::pin!(driven);
         let mut verdict = None;
         let mut link = None;
+        // Now and then the whole tree is stopped for a moment: waits that the kernel has to resume are part of every life.
+        let mut pulse = tokio::time::interval(Duration::from_millis(20));
+        let pulsed = self.without.as_ref().is_some_and(|without| !without.calls.is_empty());
         loop {
             tokio::select! {
+                _ = pulse.tick(), if pulsed => stop_for_a_moment(child.id()),
                 line = lines.recv() => match line {
                     Some(line) => {
                         if let Some(what) = line.split("GOT THROUGH").nth(1) {
@@ -163,6 +172,19 @@ impl World {
             (None, Some(status)) => Verdict::Ended(status.to_string()),
             (None, None) => Verdict::Silent("it said nothing and cannot be waited for".into()),
         })
+    }
+}
+
+/// Stops the descendants of a process and lets them go on.
+fn stop_for_a_moment(warden: Option<u32>) {
+    use nix::sys::signal::{kill, Signal};
+    let children = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    for stub in warden.map(children).unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()) {
+        for runner in children(stub).split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            let runner = nix::unistd::Pid::from_raw(runner);
+            let _ = kill(runner, Signal::SIGSTOP);
+            let _ = kill(runner, Signal::SIGCONT);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use hostile::probes::{self, Probe};
 use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
-use thenodes_ipc::launch::Layer;
+use thenodes_ipc::launch::{Layer, Without};
 use thenodes_tests::attack::report::{Control, Report};
 use thenodes_tests::attack::run::World;
 use thenodes_tests::attack::{Attempt, Phase};
@@ -90,7 +90,9 @@ async fn run() -> Result<bool, String> {
     // What a careless host would leave open; a runner must not have it.
     leave_descriptors_open(&targets).map_err(|e| e.to_string())?;
     let runner = options.runner.clone().unwrap_or_else(|| bin_dir().join("thenodes-runner"));
-    let world = Arc::new(World::new(runner, &plugin("hostile"), &options.without)?);
+    let without = (!options.without.is_empty())
+        .then(|| Without { layers: options.without.clone(), ..Without::default() });
+    let world = Arc::new(World::new(runner, &plugin("hostile"), without)?);
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut attempts: JoinSet<Attempt> = JoinSet::new();
     for probe in &probes {

@@ -1,0 +1,68 @@
+//! The allow-list is held against reality: every entry is needed by an honest library, and no other number answers. Both need a
+//! runner that can leave something out, which is built for tests alone.
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::process::Command;
+use thenodes_ipc::launch::Without;
+use thenodes_tests::attack::run::World;
+use thenodes_tests::attack::{Phase, Verdict};
+use thenodes_tests::{bin_dir, plugin};
+
+fn explained(mode: &str) -> Value {
+    let output = Command::new(bin_dir().join("thenodes-runner")).args(["--explain", mode, "--json"]).output();
+    serde_json::from_slice(&output.expect("the runner runs").stdout).expect("a list")
+}
+
+fn names(list: &Value, key: &str) -> BTreeSet<String> {
+    let entries = list[key].as_array().expect("a list");
+    entries.iter().filter_map(|entry| entry["call"].as_str()).map(str::to_owned).collect()
+}
+
+fn world(without: Without) -> World {
+    let runner = bin_dir().join("thenodes-runner-without");
+    assert!(runner.exists(), "{} is not built; run the tests with `cargo xtask test`", runner.display());
+    World::new(runner, &plugin("hostile"), Some(without)).expect("a world")
+}
+
+/// What the kernel itself calls on a process's behalf, at moments that no program chooses.
+const BY_THE_KERNEL: [&str; 1] = ["restart_syscall"];
+/// What only the runner calls, before the plugin; without it there is no run at all.
+const BY_THE_RUNNER: [&str; 2] = ["sendmsg", "seccomp"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_entry_of_the_strict_list_is_needed_by_an_honest_library() {
+    let whole = world(Without { gentle: true, ..Without::default() });
+    let (verdict, denials) = whole.sin("honest", Phase::Message).await;
+    assert!(matches!(&verdict, Verdict::Ended(how) if how.contains("SIGABRT")), "with the whole list: {verdict} {denials:?}");
+    let mut idle = Vec::new();
+    for call in names(&explained("strict"), "allowed") {
+        let without = Without { calls: vec![call.clone()], gentle: true, ..Without::default() };
+        let (verdict, denials) = world(without).sin("honest", Phase::Message).await;
+        let missed = denials.by_syscall.contains_key(&call);
+        // Some are needed before anything can be recorded: the run then ends early, and differently.
+        let broke = !matches!(&verdict, Verdict::Ended(how) if how.contains("SIGABRT"));
+        if !missed && !broke && !BY_THE_KERNEL.contains(&call.as_str()) && !BY_THE_RUNNER.contains(&call.as_str()) {
+            idle.push(call);
+        }
+    }
+    assert!(idle.is_empty(), "on the list, and nothing honest needs them: {idle:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_number_answers_that_is_not_on_the_list() {
+    let gentle = world(Without { gentle: true, ..Without::default() });
+    let (verdict, _) = gentle.sin("every-number", Phase::Message).await;
+    let Verdict::Refused(said) = verdict else { panic!("{verdict}") };
+    let list = explained("strict");
+    let known = &(&names(&list, "allowed") | &names(&list, "failing"));
+    let answered = said.rsplit(": ").next().unwrap_or_default();
+    let mut count = 0;
+    for entry in answered.split_whitespace() {
+        let number: usize = entry.split(':').next().and_then(|number| number.parse().ok()).expect("a number");
+        let name = syscalls::Sysno::new(number).map(|call| call.name().to_owned());
+        assert!(name.as_ref().is_some_and(|name| known.contains(name)), "{entry} ({name:?}) answered");
+        count += 1;
+    }
+    assert!(count > 30, "the allowed ones do answer: {said}");
+}
