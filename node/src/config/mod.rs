@@ -11,15 +11,17 @@ pub use error::ConfigError;
 pub(crate) use error::Origin;
 pub use limits::ManifestLimits;
 pub(crate) use limits::RawLimits;
-pub use policy::{Permission, Required};
+pub use policy::{BadRule, Permission, Required, Rule};
 pub(crate) use raw::is_node_id;
 pub use raw::Raw;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use thenodes::config::ConfigDefaults;
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::ProcessLimits;
+use thenodes_ipc::PluginName;
 
 /// Port of upstream.
 pub const DEFAULT_PORT: u16 = 50000;
@@ -109,6 +111,32 @@ pub struct Identity {
     pub node_type: String,
 }
 
+/// What an operator says about one plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ForPlugin {
+    /// Given if its manifest asks for it.
+    pub allow: Vec<Rule>,
+    /// Never given.
+    pub deny: Vec<Rule>,
+    /// Limits, tighter than those of all.
+    pub limits: ManifestLimits,
+}
+
+/// What plugins are given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Giving {
+    /// To plugins without a manifest.
+    pub defaults: Vec<Rule>,
+    /// To every plugin whose manifest asks for it.
+    pub policy: Vec<Rule>,
+    /// An `allow` counts even if the manifest does not ask for it.
+    pub widen: bool,
+    /// To single plugins.
+    pub by_name: BTreeMap<PluginName, ForPlugin>,
+    /// Limits of all that nobody goes beyond; what the process is held to stands in [`Plugins::limits`].
+    pub limits: ManifestLimits,
+}
+
 /// Plugins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugins {
@@ -116,9 +144,9 @@ pub struct Plugins {
     pub dir: PathBuf,
     /// The runner program, if it is not beside the node's.
     pub runner: Option<PathBuf>,
-    /// What plugins without a manifest are given.
-    pub permissions: Vec<Permission>,
-    /// Limits of each.
+    /// What they are given.
+    pub giving: Giving,
+    /// Limits of each process; a manifest or `[plugins.for.NAME]` only makes them tighter.
     pub limits: ProcessLimits,
     /// Lowest sandbox level.
     pub required: Required,
@@ -273,6 +301,22 @@ impl Config {
             Permission::EventsSubscribe,
             Permission::ConfigDefaults,
             Permission::NodeInfo,
+        ]
+    }
+
+    /// What every plugin is given if its manifest asks for it, unless the operator says otherwise: nothing that reaches files,
+    /// variables or hosts, and nothing that changes what the node knows.
+    pub fn default_policy() -> Vec<Permission> {
+        vec![
+            Permission::MessageReceive,
+            Permission::MessageSend,
+            Permission::CommandRegister,
+            Permission::PeersRead,
+            Permission::EventsEmit,
+            Permission::EventsSubscribe,
+            Permission::ConfigDefaults,
+            Permission::NodeInfo,
+            Permission::Random,
         ]
     }
 }

@@ -2,16 +2,19 @@
 //! a configuration whose values are possible.
 
 use super::error::Origin;
+use super::limits::RawLimits;
 use super::{
-    Config, ConfigError, Encryption, Identity, Logging, Permission, Plugins, Required, TrustMode,
-    TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
+    BadRule, Config, ConfigError, Encryption, ForPlugin, Giving, Identity, Logging, ManifestLimits,
+    Permission, Plugins, Required, Rule, TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
 };
 use serde::Deserialize;
 use serde_spanned::Spanned;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::ProcessLimits;
+use thenodes_ipc::PluginName;
 
 /// Largest configuration file, bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -163,6 +166,9 @@ struct RawPlugins {
     dir: Option<PathBuf>,
     runner: Option<PathBuf>,
     defaults: Option<RawPluginDefaults>,
+    policy: Option<RawPluginPolicy>,
+    #[serde(default, rename = "for")]
+    by_name: BTreeMap<Spanned<String>, RawForPlugin>,
     limits: Option<RawLimits>,
     sandbox: Option<RawSandbox>,
 }
@@ -175,10 +181,19 @@ struct RawPluginDefaults {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawLimits {
-    memory_mb: Option<Spanned<u64>>,
-    threads: Option<Spanned<u64>>,
-    fds: Option<Spanned<u64>>,
+struct RawPluginPolicy {
+    permissions: Option<Vec<Spanned<String>>>,
+    widen: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawForPlugin {
+    #[serde(default)]
+    allow: Vec<Spanned<String>>,
+    #[serde(default)]
+    deny: Vec<Spanned<String>>,
+    limits: Option<RawLimits>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -250,6 +265,7 @@ impl Raw {
         let admin_socket = socket
             .unwrap_or_else(|| runtime.unwrap_or_else(|| identity.state_dir.clone()).join("admin.sock"));
         let mut without_effect = self.network_keys();
+        without_effect.extend(self.limit_keys());
         if self.discovery.as_ref().is_some_and(|discovery| {
             let discovery = discovery.get_ref();
             discovery.enabled || discovery.request_interval_secs.is_some() || discovery.request_want.is_some()
@@ -543,30 +559,7 @@ impl Raw {
     fn plugins(&self) -> Result<Plugins, ConfigError> {
         let none = RawPlugins::default();
         let plugins = self.plugins.as_ref().unwrap_or(&none);
-        let mut permissions = Config::default_permissions();
-        if let Some(names) = plugins.defaults.as_ref().and_then(|defaults| defaults.permissions.as_ref()) {
-            permissions.clear();
-            for name in names {
-                match Permission::parse(name.get_ref()) {
-                    Some(permission) => permissions.push(permission),
-                    None => {
-                        let all = Permission::ALL.map(Permission::name).join(", ");
-                        return self.wrong(name, "no such permission", &format!("there are {all}"));
-                    }
-                }
-            }
-        }
-        let no_limits = RawLimits::default();
-        let limits = plugins.limits.as_ref().unwrap_or(&no_limits);
-        let within = |value: &Option<Spanned<u64>>, default: u64, least: u64, most: u64| match value {
-            None => Ok(default),
-            Some(value) if (least..=most).contains(value.get_ref()) => Ok(*value.get_ref()),
-            Some(value) => self.wrong(
-                value,
-                "out of range",
-                &format!("from {least} to {most}; the default is {default}"),
-            ),
-        };
+        let maxima = self.limits(plugins.limits.as_ref())?;
         let no_sandbox = RawSandbox::default();
         let sandbox = plugins.sandbox.as_ref().unwrap_or(&no_sandbox);
         let required = match sandbox.required.as_ref().map(|required| (required, required.get_ref().as_str()))
@@ -587,14 +580,77 @@ impl Raw {
         Ok(Plugins {
             dir: plugins.dir.clone().unwrap_or_else(|| "plugins".into()),
             runner: plugins.runner.clone(),
-            permissions,
             limits: ProcessLimits {
-                memory: within(&limits.memory_mb, 128, 16, 65_536)? * 1024 * 1024,
-                threads: within(&limits.threads, 16, 4, 4096)?,
-                descriptors: within(&limits.fds, 64, 16, 65_536)?,
+                memory: maxima.memory_mb.unwrap_or(128) * 1024 * 1024,
+                threads: maxima.threads.unwrap_or(16),
+                descriptors: maxima.fds.unwrap_or(64),
             },
+            giving: self.giving(plugins, maxima)?,
             required,
             uid_base,
         })
+    }
+
+    fn limits(&self, table: Option<&RawLimits>) -> Result<ManifestLimits, ConfigError> {
+        table.map_or(Ok(ManifestLimits::default()), |table| table.check(&self.origin))
+    }
+
+    fn giving(&self, plugins: &RawPlugins, limits: ManifestLimits) -> Result<Giving, ConfigError> {
+        let no_policy = RawPluginPolicy::default();
+        let policy = plugins.policy.as_ref().unwrap_or(&no_policy);
+        let defaults = plugins.defaults.as_ref().and_then(|defaults| defaults.permissions.as_ref());
+        let rules = |written: Option<&Vec<Spanned<String>>>, default: fn() -> Vec<Permission>| match written {
+            Some(written) => self.rules(written, Rule::giving),
+            None => Ok(default().into_iter().map(Rule::from).collect()),
+        };
+        let mut by_name = BTreeMap::new();
+        for (name, table) in &plugins.by_name {
+            let Ok(plugin) = PluginName::new(name.get_ref().clone()) else {
+                let help =
+                    "use 1 to 64 characters of a-z, 0-9, '.', '_' and '-', the first a letter or digit";
+                return self.wrong(name, "not the name of a plugin", help);
+            };
+            let own = ForPlugin {
+                allow: self.rules(&table.allow, Rule::giving)?,
+                deny: self.rules(&table.deny, Rule::taking)?,
+                limits: self.limits(table.limits.as_ref())?,
+            };
+            by_name.insert(plugin, own);
+        }
+        Ok(Giving {
+            defaults: rules(defaults, Config::default_permissions)?,
+            policy: rules(policy.permissions.as_ref(), Config::default_policy)?,
+            widen: policy.widen.unwrap_or(false),
+            by_name,
+            limits,
+        })
+    }
+
+    fn rules(
+        &self,
+        written: &[Spanned<String>],
+        read: fn(&str) -> Result<Rule, BadRule>,
+    ) -> Result<Vec<Rule>, ConfigError> {
+        let one = |text: &Spanned<String>| {
+            read(text.get_ref()).or_else(|bad| self.wrong(text, bad.what, &bad.help))
+        };
+        written.iter().map(one).collect()
+    }
+
+    /// Limits in `[plugins]` that nothing enforces yet.
+    fn limit_keys(&self) -> Vec<String> {
+        let Some(plugins) = &self.plugins else { return Vec::new() };
+        let all = plugins.limits.iter().map(|table| ("plugins.limits".to_owned(), table));
+        let single = plugins.by_name.iter().filter_map(|(name, table)| {
+            Some((format!("plugins.for.{}.limits", name.get_ref()), table.limits.as_ref()?))
+        });
+        let keys = |(name, table): (String, &RawLimits)| {
+            let limits = self.limits(Some(table)).unwrap_or_default();
+            limits
+                .without_effect()
+                .map(|key| format!("{name}.{key}: not enforced in this release"))
+                .collect::<Vec<_>>()
+        };
+        all.chain(single).flat_map(keys).collect()
     }
 }

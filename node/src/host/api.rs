@@ -75,6 +75,10 @@ impl NodeHost {
             _ => {}
         }
         message.from.clone_from(&network.local.node_id);
+        // A plugin without node.info does not know the realm.
+        if message.realm.as_ref().is_some_and(|realm| realm.name.is_empty()) {
+            message.realm = Some(network.local.realm.clone());
+        }
         let line = wire::encode(&message);
         if line.len() > MAX_LINE {
             return Err(invalid(format!("a message of {} bytes; at most {MAX_LINE}", line.len())));
@@ -260,7 +264,7 @@ impl DenialReporter {
 }
 
 impl Witness for DenialReporter {
-    fn denied(&self, plugin: &PluginName, permission: Permission, method: &str) {
+    fn denied(&self, plugin: &PluginName, permission: Permission, method: &str, remedy: &str) {
         let now = Instant::now();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // Bounded: there are as many entries as plugins times permissions.
@@ -268,7 +272,7 @@ impl Witness for DenialReporter {
         entry.1 += 1;
         if now.duration_since(entry.0) >= Duration::from_secs(1) {
             let detail = format!(
-                "method={} count={}; \"{permission}\" in [plugins.defaults] permissions would allow it",
+                "permission={permission} method={} count={}; to allow it, {remedy}",
                 printable(method, 64),
                 entry.1
             );

@@ -12,7 +12,9 @@ pub mod logs;
 pub mod manifest;
 pub mod process;
 pub mod registry;
+mod scan;
 pub mod supervisor;
+pub mod terms;
 
 pub use crate::config::scope;
 pub use registry::Registry;

@@ -1,14 +1,14 @@
 //! One task per plugin: feeds [`lifecycle`](super::lifecycle), carries out its actions, and moves messages from the plugin's
 //! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
 
-use super::grants::{Grants, Verdict};
 use super::handle::{Command, Delivery, Handle, Status};
 use super::image::Image;
 use super::lifecycle::{Action, Cause, Event, Life, State};
 use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
 use super::logs::{follow, LogBook};
 use super::process::{self, Order, Started};
-use crate::config::{Permission, Required};
+use super::terms::Terms;
+use crate::config::Required;
 use crate::text::printable;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -31,12 +31,10 @@ use tokio::time::error::Elapsed;
 pub struct Policy {
     /// The runner program.
     pub runner: PathBuf,
-    /// Limits of each plugin.
+    /// Limits that no plugin goes beyond; its own stand in its [`Terms`].
     pub limits: ProcessLimits,
     /// Lowest level.
     pub required: Required,
-    /// What each plugin is given.
-    pub grants: Grants,
     /// First of the uids that a root node gives to its plugins.
     pub uid_base: u32,
 }
@@ -64,6 +62,8 @@ pub trait Observer: Send + Sync + 'static {
 pub struct Surroundings {
     /// How to run it.
     pub policy: Arc<Policy>,
+    /// What this plugin is given and held to.
+    pub terms: Arc<Terms>,
     /// The node, already wrapped in this plugin's grants.
     pub host: Arc<dyn Host>,
     /// Who hears about changes.
@@ -97,6 +97,7 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
         logs: Arc::new(LogBook::new(image.name.clone())),
         counters: Arc::default(),
         image,
+        terms: around.terms.clone(),
         queue: queue_in,
         room: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_BYTES)),
         commands: commands_in,
@@ -226,13 +227,16 @@ impl Supervisor {
             status.level = None;
             status.layers = Vec::new();
         });
+        if let Some(why) = &self.around.terms.refusal {
+            return Cause::Permissions(why.clone());
+        }
         let policy = self.around.policy.clone();
         let order = Order {
             runner: &policy.runner,
             image: Some(&self.image),
             plugin: self.name.clone(),
             generation,
-            limits: policy.limits,
+            limits: self.around.terms.process,
             run_as: run_as(policy.uid_base, self.around.slot),
         };
         let Started { child, stream, stdout, stderr } = match process::start(&order) {
@@ -341,7 +345,7 @@ impl Supervisor {
             }
         };
         let Some(info) = info else { return Ended::Because(Cause::Asked) };
-        let mine = NodeInfo { plugin: self.name.to_string(), ..(*info).clone() };
+        let mine = self.around.terms.info(&info);
         let body: Arc<[u8]> = pack::encode(&mine).unwrap_or_default().into();
         let load = caller.call("load", body, limits::LOAD_DEADLINE);
         let loaded = tokio::select! {
@@ -543,9 +547,4 @@ async fn sleep_until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
-}
-
-/// The permission that lets messages reach a plugin; asked for each plugin before it is told anything.
-pub fn may_receive(grants: &Grants) -> bool {
-    matches!(grants.holds(Permission::MessageReceive), Verdict::Granted)
 }

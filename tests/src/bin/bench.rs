@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response};
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::ProcessLimits;
-use thenodes_ipc::{limits, pack, CallId, Code, Frame, Generation};
-use thenodes_node::config::{Config, Required};
-use thenodes_node::plugins::grants::Grants;
+use thenodes_ipc::{limits, pack, CallId, Code, Frame, Generation, PluginName};
+use thenodes_node::config::{Raw, Required};
 use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
 use thenodes_node::plugins::supervisor::{supervise, Change, Observer, Policy, Surroundings};
+use thenodes_node::plugins::terms::Terms;
 use thenodes_tests::bench::{grpc, pin, private_kib, Row};
 use thenodes_tests::bin_dir;
 use tokio::sync::watch;
@@ -68,7 +68,16 @@ fn surroundings(policy: &Arc<Policy>) -> Surroundings {
     };
     let (sender, info) = watch::channel(Some(Arc::new(info)));
     std::mem::forget(sender); // lives as long as the benchmark
-    Surroundings { policy: policy.clone(), host: Arc::new(NoHost), observer: Arc::new(Quiet), info, slot: 0 }
+    let config = Raw::default().validate().expect("an empty configuration is valid");
+    let name = PluginName::new("echo").expect("a name");
+    Surroundings {
+        policy: policy.clone(),
+        terms: Arc::new(Terms::agree(name, None, &config.plugins.giving, policy.limits)),
+        host: Arc::new(NoHost),
+        observer: Arc::new(Quiet),
+        info,
+        slot: 0,
+    }
 }
 
 async fn start(image: &Arc<Image>, policy: &Arc<Policy>) -> Handle {
@@ -170,7 +179,6 @@ fn run(rounds: usize) {
         runner,
         limits: ProcessLimits { memory: 128 << 20, threads: 16, descriptors: 64 },
         required: Required::Full,
-        grants: Grants::new(Config::default_permissions()),
         uid_base: 2_000_000,
     });
 
