@@ -331,7 +331,7 @@ fn permissions(value: &Value) -> String {
     }
     for wish in value["permissions"].as_array().into_iter().flatten() {
         let list = |key: &str| {
-            let words = wish[key].as_array().into_iter().flatten().map(|word| text(word)).collect::<Vec<_>>();
+            let words = wish[key].as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
             if words.is_empty() {
                 "everything".to_owned()
             } else {

@@ -2,6 +2,7 @@
 //! always wins over what plugins suggest; what nobody wrote has a default that is safe.
 
 mod error;
+mod giving;
 mod limits;
 mod policy;
 pub(crate) mod raw;

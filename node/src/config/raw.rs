@@ -2,10 +2,11 @@
 //! a configuration whose values are possible.
 
 use super::error::Origin;
+use super::giving::{RawForPlugin, RawPluginPolicy};
 use super::limits::RawLimits;
 use super::{
-    BadRule, Config, ConfigError, Encryption, ForPlugin, Giving, Identity, Logging, ManifestLimits,
-    Permission, Plugins, Required, Rule, TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
+    Config, ConfigError, Encryption, Identity, Logging, ManifestLimits, Plugins, Required, TrustMode,
+    TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
 };
 use serde::Deserialize;
 use serde_spanned::Spanned;
@@ -14,7 +15,6 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::ProcessLimits;
-use thenodes_ipc::PluginName;
 
 /// Largest configuration file, bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -41,7 +41,7 @@ pub struct Raw {
     logging: Option<RawLogging>,
     encryption: Option<Spanned<RawEncryption>>,
     network: Option<RawNetwork>,
-    plugins: Option<RawPlugins>,
+    pub(super) plugins: Option<RawPlugins>,
     admin: Option<RawAdmin>,
 }
 
@@ -162,38 +162,21 @@ struct RawNetwork {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawPlugins {
+pub(super) struct RawPlugins {
     dir: Option<PathBuf>,
     runner: Option<PathBuf>,
-    defaults: Option<RawPluginDefaults>,
-    policy: Option<RawPluginPolicy>,
+    pub(super) defaults: Option<RawPluginDefaults>,
+    pub(super) policy: Option<RawPluginPolicy>,
     #[serde(default, rename = "for")]
-    by_name: BTreeMap<Spanned<String>, RawForPlugin>,
-    limits: Option<RawLimits>,
+    pub(super) by_name: BTreeMap<Spanned<String>, RawForPlugin>,
+    pub(super) limits: Option<RawLimits>,
     sandbox: Option<RawSandbox>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawPluginDefaults {
-    permissions: Option<Vec<Spanned<String>>>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPluginPolicy {
-    permissions: Option<Vec<Spanned<String>>>,
-    widen: Option<bool>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawForPlugin {
-    #[serde(default)]
-    allow: Vec<Spanned<String>>,
-    #[serde(default)]
-    deny: Vec<Spanned<String>>,
-    limits: Option<RawLimits>,
+pub(super) struct RawPluginDefaults {
+    pub(super) permissions: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -253,7 +236,12 @@ impl Raw {
         Ok(raw)
     }
 
-    fn wrong<T, V>(&self, value: &Spanned<V>, what: impl Into<String>, help: &str) -> Result<T, ConfigError> {
+    pub(super) fn wrong<T, V>(
+        &self,
+        value: &Spanned<V>,
+        what: impl Into<String>,
+        help: &str,
+    ) -> Result<T, ConfigError> {
         Err(self.origin.error(value.span(), what, Some(help)))
     }
 
@@ -591,66 +579,7 @@ impl Raw {
         })
     }
 
-    fn limits(&self, table: Option<&RawLimits>) -> Result<ManifestLimits, ConfigError> {
+    pub(super) fn limits(&self, table: Option<&RawLimits>) -> Result<ManifestLimits, ConfigError> {
         table.map_or(Ok(ManifestLimits::default()), |table| table.check(&self.origin))
-    }
-
-    fn giving(&self, plugins: &RawPlugins, limits: ManifestLimits) -> Result<Giving, ConfigError> {
-        let no_policy = RawPluginPolicy::default();
-        let policy = plugins.policy.as_ref().unwrap_or(&no_policy);
-        let defaults = plugins.defaults.as_ref().and_then(|defaults| defaults.permissions.as_ref());
-        let rules = |written: Option<&Vec<Spanned<String>>>, default: fn() -> Vec<Permission>| match written {
-            Some(written) => self.rules(written, Rule::giving),
-            None => Ok(default().into_iter().map(Rule::from).collect()),
-        };
-        let mut by_name = BTreeMap::new();
-        for (name, table) in &plugins.by_name {
-            let Ok(plugin) = PluginName::new(name.get_ref().clone()) else {
-                let help =
-                    "use 1 to 64 characters of a-z, 0-9, '.', '_' and '-', the first a letter or digit";
-                return self.wrong(name, "not the name of a plugin", help);
-            };
-            let own = ForPlugin {
-                allow: self.rules(&table.allow, Rule::giving)?,
-                deny: self.rules(&table.deny, Rule::taking)?,
-                limits: self.limits(table.limits.as_ref())?,
-            };
-            by_name.insert(plugin, own);
-        }
-        Ok(Giving {
-            defaults: rules(defaults, Config::default_permissions)?,
-            policy: rules(policy.permissions.as_ref(), Config::default_policy)?,
-            widen: policy.widen.unwrap_or(false),
-            by_name,
-            limits,
-        })
-    }
-
-    fn rules(
-        &self,
-        written: &[Spanned<String>],
-        read: fn(&str) -> Result<Rule, BadRule>,
-    ) -> Result<Vec<Rule>, ConfigError> {
-        let one = |text: &Spanned<String>| {
-            read(text.get_ref()).or_else(|bad| self.wrong(text, bad.what, &bad.help))
-        };
-        written.iter().map(one).collect()
-    }
-
-    /// Limits in `[plugins]` that nothing enforces yet.
-    fn limit_keys(&self) -> Vec<String> {
-        let Some(plugins) = &self.plugins else { return Vec::new() };
-        let all = plugins.limits.iter().map(|table| ("plugins.limits".to_owned(), table));
-        let single = plugins.by_name.iter().filter_map(|(name, table)| {
-            Some((format!("plugins.for.{}.limits", name.get_ref()), table.limits.as_ref()?))
-        });
-        let keys = |(name, table): (String, &RawLimits)| {
-            let limits = self.limits(Some(table)).unwrap_or_default();
-            limits
-                .without_effect()
-                .map(|key| format!("{name}.{key}: not enforced in this release"))
-                .collect::<Vec<_>>()
-        };
-        all.chain(single).flat_map(keys).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! All plugins of a node: reads what [`scan`](super::scan) found, starts a supervisor per plugin, finds plugins by name and by
+//! All plugins of a node: reads what `scan` found, starts a supervisor per plugin, finds plugins by name and by
 //! prompt. Manifests and libraries come from authors who are not trusted: a bad file is named and left out; the others start.
 
 use super::grants::Subject;

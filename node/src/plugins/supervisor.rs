@@ -205,6 +205,9 @@ impl Supervisor {
                     super::lifecycle::MAX_DELAY.as_secs(),
                     self.name
                 ),
+                _ if matches!(cause, Cause::Permissions(_)) => {
+                    "not started; manifests and configuration are read when the node starts".into()
+                }
                 _ => format!("not restarted; mend it and `thenodes plugin restart {}`", self.name),
             };
             let action = if matches!(self.life.state, State::Failed { .. }) { "failed" } else { "died" };

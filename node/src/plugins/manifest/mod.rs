@@ -4,6 +4,7 @@
 
 mod check;
 mod raw;
+mod value;
 
 use crate::config::scope::Scope;
 use crate::config::{ConfigError, ManifestLimits, Permission};

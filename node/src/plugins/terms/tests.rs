@@ -136,12 +136,12 @@ proptest! {
     ) {
         const NAMES: [&str; 2] = ["fs.read", "fs.write"];
         let mut manifest = String::new();
-        for at in 0..2 {
+        for (at, name) in NAMES.iter().enumerate() {
             let mut scopes: Vec<_> = asked.iter().filter(|(which, _)| *which == at).map(|(_, path)| *path).collect();
             scopes.sort_unstable();
             scopes.dedup();
             if !scopes.is_empty() {
-                manifest.push_str(&wish(NAMES[at], &format!("scope = {scopes:?}\noptional = true")));
+                manifest.push_str(&wish(name, &format!("scope = {scopes:?}\noptional = true")));
             }
         }
         let list = |rules: &[(usize, &str)]| format!("{:?}", rules.iter().map(|(at, path)| format!("{}:{path}", NAMES[*at])).collect::<Vec<_>>());
