@@ -127,6 +127,24 @@ fn logged(node: &TestNode, name: &str, text: &str) {
 }
 
 #[test]
+fn a_prompt_and_suggestions_have_doors_of_their_own() {
+    let mut node =
+        one(&Spec::new("suggests"), "hostile", hostile("defaults:all"), &wishes(&["config.defaults"]));
+    node.seen("plugin_config_defaults_applied");
+    node.seen("permission=command.register");
+    assert!(node.prompt("hostile", "good").is_err());
+    let other = "[[permission]]\nname = \"command.register\"\nscope = [\"other\"]\n";
+    let mut node = one(&Spec::new("prompts"), "hostile", hostile("defaults:all"), other);
+    node.seen("add \\\"hostile\\\" to the scope of [[permission]] name = \\\"command.register\\\" in plugins/hostile/plugin.toml:5");
+    node.seen("permission=config.defaults");
+    assert!(!node.heard().contains("plugin_config_defaults_applied"));
+    assert!(node.prompt("hostile", "good").is_err());
+    let own = other.replace("other", "hostile");
+    let node = one(&Spec::new("prompts"), "hostile", library("hostile"), &own);
+    assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"));
+}
+
+#[test]
 fn only_a_plugin_that_may_receive_hears_the_peer_it_may_hear() {
     let files = [
         ("all/plugin.toml", manifest("all", &wishes(&["message.receive"]))),

@@ -71,9 +71,11 @@ impl Terms {
         most: ProcessLimits,
     ) -> Terms {
         let nothing = ForPlugin::default();
+        let has_table = giving.by_name.contains_key(&plugin);
         let own = giving.by_name.get(&plugin).unwrap_or(&nothing);
         let mut agreement = Agreement {
             plugin: &plugin,
+            has_table,
             allowed: reaches(giving.policy.iter().chain(&own.allow)),
             denied: reaches(&own.deny),
             given: Reaches::new(),
@@ -105,8 +107,12 @@ impl Terms {
         agreement.beyond(&own.allow, &wanted, giving.widen);
         let of_manifest = manifest.as_ref().map(|manifest| manifest.limits).unwrap_or_default();
         let limits = of_manifest.tighter(&own.limits).tighter(&giving.limits);
+        let process = limits.process(most);
+        if let Some(manifest) = &manifest {
+            agreement.lowered(manifest, process);
+        }
         let Agreement { allowed, denied, given, outcomes, notes, missing, .. } = agreement;
-        let refusal = manifest.as_ref().and_then(|manifest| refusal(manifest, &plugin, &missing));
+        let refusal = manifest.as_ref().and_then(|manifest| refusal(manifest, &plugin, &missing, has_table));
         let asking = manifest.as_ref().map(|manifest| Asking {
             path: manifest.path.clone(),
             lines: manifest.lines,
@@ -114,7 +120,7 @@ impl Terms {
             allowed,
         });
         let grants = Grants { plugin: plugin.clone(), given, denied, asking };
-        Terms { process: limits.process(most), plugin, manifest, grants, limits, outcomes, notes, refusal }
+        Terms { process, plugin, manifest, grants, limits, outcomes, notes, refusal }
     }
 }
 
@@ -139,6 +145,8 @@ struct Missing {
 
 struct Agreement<'a> {
     plugin: &'a PluginName,
+    /// The configuration has a table for it.
+    has_table: bool,
     allowed: Reaches,
     denied: Reaches,
     given: Reaches,
@@ -218,14 +226,15 @@ impl Agreement<'_> {
             outcome.verdict = "narrowed";
         }
         outcome.granted = texts(&given);
-        if let Some(remedy) = remedy(self.plugin, &missing) {
+        if let Some(remedy) = remedy(self.plugin, &missing, self.has_table) {
             outcome.why = Some(remedy);
         } else if outcome.verdict == "narrowed" {
             outcome.why = Some("the operator allows less than it asks for".into());
         }
         let why = outcome.why.clone().unwrap_or_default();
         if !missing.is_empty() && wish.optional {
-            let detail = format!("{permission} ({place}), which is optional: starts without it; {why}");
+            let rules: Vec<_> = missing.iter().map(|missing| missing.rule.as_str()).collect();
+            let detail = format!("{} ({place}) is optional: starts without it; {why}", rules.join(", "));
             self.note("permission_not_granted", detail);
         } else if missing.is_empty() && outcome.verdict == "narrowed" {
             let granted = outcome.granted.join(", ");
@@ -237,6 +246,24 @@ impl Agreement<'_> {
         self.outcomes.push(outcome);
         let entry = self.given.entry(permission).or_default();
         *entry = joined(entry, &given);
+    }
+
+    /// Limits that the manifest wanted larger.
+    fn lowered(&mut self, manifest: &Manifest, process: ProcessLimits) {
+        let wanted = manifest.limits;
+        for (key, wanted, held) in [
+            ("memory_mb", wanted.memory_mb, process.memory / (1024 * 1024)),
+            ("threads", wanted.threads, process.threads),
+            ("fds", wanted.fds, process.descriptors),
+        ] {
+            if let Some(wanted) = wanted.filter(|wanted| *wanted > held) {
+                let path = manifest.path.display();
+                self.note(
+                    "limit_lowered",
+                    format!("{path}: limits.{key} = {wanted}, but the node's limit is {held}"),
+                );
+            }
+        }
     }
 
     /// What the operator allows and nobody asked for.
@@ -289,14 +316,17 @@ fn texts(reach: &Reach) -> Vec<String> {
 }
 
 /// What the operator would write.
-fn remedy(plugin: &PluginName, missing: &[Missing]) -> Option<String> {
+fn remedy(plugin: &PluginName, missing: &[Missing], has_table: bool) -> Option<String> {
     let list = |denied: bool| {
         let rules: Vec<_> =
             missing.iter().filter(|m| m.denied == denied).map(|m| format!("{:?}", m.rule)).collect();
         (!rules.is_empty()).then(|| rules.join(", "))
     };
-    let allow =
-        list(false).map(|rules| format!("to allow it, write [plugins.for.{plugin}] allow = [{rules}]"));
+    // A table that stands in the file already cannot be written a second time.
+    let allow = list(false).map(|rules| match has_table {
+        true => format!("to allow it, add {rules} to [plugins.for.{plugin}] allow"),
+        false => format!("to allow it, write [plugins.for.{plugin}] allow = [{rules}]"),
+    });
     let deny = list(true).map(|rules| format!("[plugins.for.{plugin}] deny takes {rules} away"));
     match (deny, allow) {
         (Some(deny), Some(allow)) => Some(format!("{deny}; {allow}")),
@@ -304,7 +334,7 @@ fn remedy(plugin: &PluginName, missing: &[Missing]) -> Option<String> {
     }
 }
 
-fn refusal(manifest: &Manifest, plugin: &PluginName, missing: &[Missing]) -> Option<String> {
+fn refusal(manifest: &Manifest, plugin: &PluginName, missing: &[Missing], has_table: bool) -> Option<String> {
     let first = missing.first()?;
     let rules: Vec<_> = missing.iter().map(|missing| missing.rule.as_str()).collect();
     Some(format!(
@@ -312,7 +342,7 @@ fn refusal(manifest: &Manifest, plugin: &PluginName, missing: &[Missing]) -> Opt
         manifest.path.display(),
         first.line,
         rules.join(", "),
-        remedy(plugin, missing).unwrap_or_default()
+        remedy(plugin, missing, has_table).unwrap_or_default()
     ))
 }
 

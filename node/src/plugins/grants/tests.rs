@@ -34,6 +34,9 @@ fn without_a_grant_nothing_passes_and_each_grant_opens_only_its_own_door() {
     assert_eq!(reader.judge(&send), Verdict::Denied(Permission::MessageSend));
     assert_eq!(reader.judge(&Request::ListPeers {}), Verdict::Granted);
     assert_eq!(reader.judge_notice(&Notice::SubscribeEvents), Verdict::Denied(Permission::EventsSubscribe));
+    let insert = Request::StoreFailure { addr: Text(SocketAddr::from(([127, 0, 0, 1], 1))) };
+    assert_eq!(reader.judge(&insert), Verdict::Denied(Permission::PeersWrite));
+    assert_eq!(Grants::new(name(), [Permission::PeersWrite]).judge(&insert), Verdict::Granted);
     for given in Permission::ALL {
         let grants = Grants::new(name(), [given]);
         let open: Vec<_> =

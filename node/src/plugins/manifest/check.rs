@@ -44,8 +44,16 @@ impl Check<'_> {
             Ok(handle)
         })?;
         self.no_effect(named(&raw.handles), "handles", "plugins get no requests in this release");
-        self.no_effect(raw.priority.as_ref().map(Spanned::span), "priority", "it orders requests");
-        self.no_effect(raw.concurrency.as_ref().map(Spanned::span), "concurrency", "it bounds requests");
+        self.no_effect(
+            raw.priority.as_ref().map(Spanned::span),
+            "priority",
+            "plugins get no requests in this release",
+        );
+        self.no_effect(
+            raw.concurrency.as_ref().map(Spanned::span),
+            "concurrency",
+            "plugins get no requests in this release",
+        );
         self.no_effect(
             raw.min_api.as_ref().map(Spanned::span),
             "min_api",

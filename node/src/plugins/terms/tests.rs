@@ -50,6 +50,10 @@ fn a_required_wish_that_is_not_given_stops_the_plugin_with_the_line_that_allows_
         "[plugins.for.echo]\nallow = [\"fs.read:/srv/data\", \"fs.read:/etc/x\"]",
     );
     assert_eq!((allowed.refusal, allowed.notes), (None, vec![]), "that line does allow it");
+    let narrow =
+        terms(&wish("fs.read", "scope = [\"/a\", \"/b\"]"), "[plugins.for.echo]\nallow = [\"fs.read:/a\"]");
+    let expected = "to allow it, add \"fs.read:/b\" to [plugins.for.echo] allow";
+    assert!(narrow.refusal.as_deref().is_some_and(|text| text.ends_with(expected)), "{:?}", narrow.refusal);
     let denied = terms(&wish("random", ""), "[plugins.for.echo]\ndeny = [\"random\"]");
     assert!(denied
         .refusal
@@ -118,8 +122,9 @@ fn the_tightest_limit_of_three_holds() {
     let limits = terms(
         "[limits]\nmemory_mb = 64\nthreads = 100\n",
         "[plugins.limits]\nmemory_mb = 96\n[plugins.for.echo.limits]\nfds = 20\nmemory_mb = 80",
-    )
-    .process;
+    );
+    assert_eq!(actions(&limits), ["limit_lowered"], "{:?}", limits.notes);
+    let limits = limits.process;
     assert_eq!((limits.memory >> 20, limits.threads, limits.descriptors), (64, 16, 20));
 }
 
