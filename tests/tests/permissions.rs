@@ -258,7 +258,8 @@ fn an_optional_permission_may_be_missing_and_the_operator_hears_of_it() {
     assert_eq!(node.prompt("echo", "x").as_deref(), Ok("x"));
     let event = node.seen("name=echo action=permission_not_granted");
     assert!(
-        event.contains("fs.read (plugins/echo/plugin.toml:7)") && event.contains("[plugins.for.echo] allow"),
+        event.contains("fs.read:/srv/data (plugins/echo/plugin.toml:7) is optional: starts without it")
+            && event.contains("[plugins.for.echo] allow"),
         "{event}"
     );
     node.seen("name=echo action=manifest_key_without_effect");
