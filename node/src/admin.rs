@@ -5,8 +5,8 @@ use crate::events::Emitter;
 use crate::network::Network;
 use crate::plugins::handle::{Handle, Status};
 use crate::plugins::logs::Line;
-use crate::plugins::supervisor::Policy;
 use crate::plugins::watchdog::{describe, Limits};
+use crate::plugins::terms::Terms;
 use crate::plugins::Registry;
 use interprocess::local_socket::tokio::{prelude::*, Listener, Stream};
 use interprocess::local_socket::{prelude::*, GenericFilePath, ListenerOptions, Stream as BlockingStream};
@@ -63,6 +63,11 @@ pub enum Question {
         /// Forget them after the answer.
         #[serde(default)]
         reset: bool,
+        },
+    /// What a plugin asked for, what it was given, and why not the rest.
+    PluginPermissions {
+        /// Which.
+        name: String,
     },
     /// Start a plugin again, and wait until it is Ready or has failed.
     PluginRestart {
@@ -83,14 +88,13 @@ pub enum Question {
 pub struct View {
     network: Arc<Network>,
     plugins: Arc<Registry>,
-    policy: Arc<Policy>,
     events: Emitter,
 }
 
 impl View {
     /// A view of these parts.
-    pub fn new(network: Arc<Network>, plugins: Arc<Registry>, policy: Arc<Policy>, events: Emitter) -> Self {
-        Self { network, plugins, policy, events }
+    pub fn new(network: Arc<Network>, plugins: Arc<Registry>, events: Emitter) -> Self {
+        Self { network, plugins, events }
     }
 
     fn plugin(&self, name: &str) -> Result<&Handle, HostError> {
@@ -102,20 +106,19 @@ impl View {
 
     /// True if some plugin has this prompt.
     pub fn has_prompt(&self, prefix: &str) -> bool {
-        self.plugins.by_prompt(prefix, &self.policy).is_some()
+        self.plugins.by_prompt(prefix).is_some()
     }
 
     /// Prompt prefixes of all plugins.
     pub fn prompts(&self) -> Vec<String> {
-        let of = |plugin: &Handle| plugin.with_status(|s| s.registration.as_ref().map(|r| r.prompts.clone()));
-        self.plugins.all().filter_map(of).flatten().collect()
+        self.plugins.all().flat_map(Handle::prompts).collect()
     }
 
     /// Passes a line to a plugin's prompt. `None`: the plugin does not know what to do with it.
     pub async fn prompt(&self, prefix: &str, line: &str) -> Result<Option<String>, HostError> {
         let plugin = self
             .plugins
-            .by_prompt(prefix, &self.policy)
+            .by_prompt(prefix)
             .ok_or_else(|| HostError::new(Code::NotFound, format!("no plugin has the prompt {prefix:?}")))?;
         #[derive(Serialize)]
         struct Args<'a> {
@@ -149,7 +152,7 @@ impl View {
                     .map(|r| json!({ "path": r.path, "reason": r.reason })).collect::<Vec<_>>(),
             })),
             Question::PluginStatus { name } => {
-                Ok(json!({ "version": 1, "plugin": detailed(self.plugin(&name)?, &self.policy) }))
+                Ok(json!({ "version": 1, "plugin": detailed(self.plugin(&name)?) }))
             }
             Question::PluginLogs { name, lines } => {
                 let (lines, dropped): (Vec<Line>, u64) = self.plugin(&name)?.logs.last(lines);
@@ -166,6 +169,7 @@ impl View {
                 }
                 Ok(value)
             }
+            Question::PluginPermissions { name } => Ok(permissions(&self.plugin(&name)?.terms)),
             Question::PluginRestart { name } => {
                 let plugin = self.plugin(&name)?;
                 let before = plugin.with_status(|status| status.starts);
@@ -182,7 +186,7 @@ impl View {
                         format!("plugin {name} did not come up within 30 s"),
                     ));
                 }
-                Ok(json!({ "version": 1, "plugin": detailed(plugin, &self.policy) }))
+                Ok(json!({ "version": 1, "plugin": detailed(plugin) }))
             }
             Question::Prompt { prefix, line } => {
                 Ok(json!({ "version": 1, "output": self.prompt(&prefix, &line).await? }))
@@ -207,7 +211,19 @@ fn brief(plugin: &Handle) -> Value {
     })
 }
 
-fn detailed(plugin: &Handle, policy: &Policy) -> Value {
+fn permissions(terms: &Terms) -> Value {
+    json!({
+        "version": 1,
+        "name": terms.plugin,
+        "manifest": terms.manifest.as_ref().map(|manifest| &manifest.path),
+        "starts": terms.refusal.is_none(),
+        "refusal": terms.refusal,
+        "permissions": terms.outcomes,
+        "notes": terms.notes.iter().map(|note| json!({ "action": note.action, "detail": note.detail })).collect::<Vec<_>>(),
+    })
+}
+
+fn detailed(plugin: &Handle) -> Value {
     let mut value = brief(plugin);
     let status = plugin.status();
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -215,11 +231,16 @@ fn detailed(plugin: &Handle, policy: &Policy) -> Value {
     value["path"] = json!(plugin.image.path);
     value["sha256"] = json!(plugin.image.sha256);
     value["needed"] = json!(plugin.image.needed.iter().map(|(soname, _)| soname).collect::<Vec<_>>());
+    value["limits"] = json!({
+        "memory_mb": plugin.terms.process.memory / (1024 * 1024),
+        "threads": plugin.terms.process.threads,
+        "fds": plugin.terms.process.descriptors,
+    });
     value["layers"] = json!(status.layers);
     value["denials"] = json!({ "total": plugin.denials.total(), "last": plugin.denials.all().last.last().map(ToString::to_string) });
     let rlimits = status.layers.iter().any(|layer| layer.layer == Layer::Rlimits && layer.in_force);
     let (held, problems) = plugin.record.enforcement();
-    let limits = Limits { process: policy.limits, budget: policy.budget };
+    let limits = Limits { process: plugin.terms.process, budget: plugin.terms.budget };
     value["enforcement"] = describe(held, rlimits, &limits);
     value["enforcement_problems"] = json!(problems);
     value["usage"] = json!(plugin.record.usage().map(|sample| sample.to_json()));

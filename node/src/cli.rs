@@ -89,6 +89,11 @@ enum PluginCommand {
         #[arg(long)]
         reset: bool,
     },
+    /// What a plugin asked for, what it was given, and the line that would give it the rest.
+    Permissions {
+        /// Name of the plugin.
+        name: String,
+    },
     /// Start a plugin again and wait until it is up. Nothing else of the node is touched.
     Restart {
         /// Name of the plugin.
@@ -261,6 +266,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
                     format!("{}\n{}", value["counts"], lines(value["last"].as_array(), line, "(none)"))
                 })
             }
+            PluginCommand::Permissions { name } => {
+                show(&cli, &Question::PluginPermissions { name: name.clone() }, permissions)
+            }
             PluginCommand::Restart { name } => {
                 show(&cli, &Question::PluginRestart { name: name.clone() }, |value| details(&value["plugin"]))
             }
@@ -330,6 +338,42 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     }
+}
+
+/// A line per wish, with what its author and its operator say.
+fn permissions(value: &Value) -> String {
+    let manifest = value["manifest"].as_str().unwrap_or("no manifest, so [plugins.defaults] hold");
+    let mut out = format!("{}: {}", text(&value["name"]), printable(manifest, 4096));
+    if let Some(refusal) = value["refusal"].as_str() {
+        out.push_str(&format!("\ndoes not start: {}", printable(refusal, 4096)));
+    }
+    for wish in value["permissions"].as_array().into_iter().flatten() {
+        let list = |key: &str| {
+            let words = wish[key].as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
+            if words.is_empty() {
+                "everything".to_owned()
+            } else {
+                words.join(" ")
+            }
+        };
+        let optional = if wish["optional"] == true { ", optional" } else { "" };
+        out.push_str(&format!(
+            "\n{:<9} {}: asked {}{optional}",
+            text(&wish["verdict"]),
+            text(&wish["permission"]),
+            list("asked")
+        ));
+        if wish["verdict"] == "narrowed" {
+            out.push_str(&format!("; granted {}", list("granted")));
+        }
+        out.push_str(&format!(" ({})", text(&wish["place"])));
+        for (key, word) in [("reason", "reason"), ("why", "why not")] {
+            if let Some(said) = wish[key].as_str() {
+                out.push_str(&format!("\n          {word}: {}", printable(said, 4096)));
+            }
+        }
+    }
+    out
 }
 
 /// The file in force: the one that was named, or ./config.toml if there is one.

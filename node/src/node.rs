@@ -8,13 +8,14 @@ use crate::host::inbound;
 use crate::identity;
 use crate::network::peers::PeerTable;
 use crate::network::{dialer, listener, Local, Network, INBOUND_QUEUE, INBOUND_WEIGHT};
-use crate::plugins::grants::{Granted, Grants, Verdict};
+use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
 use crate::plugins::watchdog::Watchdog;
+use crate::plugins::terms::Terms;
 use crate::plugins::Registry;
 use crate::security::{pki, tls::Tls};
-use crate::services::Scopes;
+use crate::host::scopes;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -117,7 +118,6 @@ impl Node {
             budget: early.plugins.budget,
             watchdog: Watchdog::start(early.plugins.budget.sample),
             required: early.plugins.required,
-            grants: Grants::new(early.plugins.permissions.iter().copied()),
             uid_base: early.plugins.uid_base,
         });
         let network_later: Arc<OnceLock<Arc<Network>>> = Arc::default();
@@ -125,18 +125,18 @@ impl Node {
         let forwarder = Arc::new(Forwarder::default());
         let witness = Arc::new(DenialReporter::new(events.clone()));
         let observer: Arc<dyn Observer> = Arc::new(PluginEvents(events.clone(), forwarder.clone()));
-        let plugins = Registry::start(&early.plugins.dir, &policy, |name, slot| {
-            let (name, policy, witness) = (name.clone(), policy.clone(), witness.clone());
-            let (network, events, forwarder) = (network_later.clone(), events.clone(), forwarder.clone());
-            // Environment and network need a scope, and nothing in the configuration gives one yet.
-            let scopes = Scopes::none();
-            let host = NodeHost::new(name.clone(), network, events, forwarder, scopes, witness.clone());
-            let grants = policy.grants.clone();
+        let plugins = Registry::start(&early.plugins, &policy, |terms, slot| {
+            report_terms(&terms, &events);
+            let (network, emitter, forwarder) = (network_later.clone(), events.clone(), forwarder.clone());
+            let scopes = scopes::of(&terms.grants);
+            let host = NodeHost::new(terms.grants.clone(), network, emitter, forwarder, scopes, witness.clone());
+            let (grants, witness) = (terms.grants.clone(), witness.clone());
             Surroundings {
-                policy,
+                policy: policy.clone(),
+                terms,
                 host: Arc::new(move || {
                     let own = Arc::new(host.for_process());
-                    Arc::new(Granted::new(name.clone(), grants.clone(), own, witness.clone()))
+                    Arc::new(Granted::new(grants.clone(), own, witness.clone()))
                 }),
                 observer: observer.clone(),
                 info: info.clone(),
@@ -150,11 +150,15 @@ impl Node {
             let name = rejected.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             events.plugin(LogLevel::Error, &name, "rejected", rejected.reason.clone());
         }
+        for name in early.plugins.giving.by_name.keys().filter(|name| plugins.get(name.as_str()).is_none()) {
+            let detail = format!("plugins.for.{name}: there is no such plugin");
+            events.system(LogLevel::Warn, "config_key_without_effect", detail);
+        }
         forwarder.set_plugins(plugins.clone());
         bus.add_sinks(vec![forwarder]);
         plugins.wait_registered(PLUGIN_PATIENCE).await;
-        take_suggestions(&mut raw, &plugins, &policy, &events);
-        report_prompt_conflicts(&plugins, &events);
+        take_suggestions(&mut raw, &plugins, &events);
+        report_prompts(&plugins, &events);
 
         // 3. Who we are, and whom we trust.
         let config = raw.validate()?;
@@ -230,12 +234,7 @@ impl Node {
         events.network(LogLevel::Info, "listener_bind", Some(listening.to_string()), None);
         let mut network_tasks = JoinSet::new();
         network_tasks.spawn(listener::listen(network.clone(), socket));
-        network_tasks.spawn(inbound::distribute(
-            inbound,
-            plugins.clone(),
-            policy.clone(),
-            network.events.clone(),
-        ));
+        network_tasks.spawn(inbound::distribute(inbound, plugins.clone(), network.events.clone()));
         for target in &config.bootstrap_nodes {
             network_tasks.spawn(dialer::keep(network.clone(), target.clone()));
         }
@@ -251,7 +250,7 @@ impl Node {
         info_out.send_replace(Some(Arc::new(info)));
 
         // 6. Operators, who may want to look at a plugin that takes its time.
-        let view = admin::View::new(network.clone(), plugins.clone(), policy.clone(), events.clone());
+        let view = admin::View::new(network.clone(), plugins.clone(), events.clone());
         let admin = admin::Server::start(&config.admin_socket, view).await.map_err(StartError::Admin)?;
         plugins.wait_settled(PLUGIN_PATIENCE).await;
         Ok(Node {
@@ -281,7 +280,7 @@ impl Node {
 
     /// What the admin socket serves, for the prompt.
     pub fn view(&self) -> admin::View {
-        admin::View::new(self.network.clone(), self.plugins.clone(), self.policy.clone(), self.events.clone())
+        admin::View::new(self.network.clone(), self.plugins.clone(), self.events.clone())
     }
 
     /// Ends everything, in order.
@@ -312,16 +311,18 @@ impl Node {
 }
 
 /// Takes what plugins suggest, in the order of their names, and reports what became of it.
-fn take_suggestions(raw: &mut Raw, plugins: &Registry, policy: &Policy, events: &Emitter) {
-    let granted = matches!(policy.grants.holds(Permission::ConfigDefaults), Verdict::Granted);
+fn take_suggestions(raw: &mut Raw, plugins: &Registry, events: &Emitter) {
     for plugin in plugins.all() {
         let Some(registration) = plugin.status().registration else { continue };
         if registration.config_defaults.is_empty() {
             continue;
         }
         let name = plugin.name.as_str();
-        if !granted {
-            events.plugin(LogLevel::Warn, name, "permission_denied", "config.defaults".to_owned());
+        let grants = &plugin.terms.grants;
+        if !grants.allows(Permission::ConfigDefaults, Subject::Whole) {
+            let remedy = grants.remedy(Permission::ConfigDefaults, Subject::Whole);
+            let detail = format!("permission=config.defaults; to allow it, {remedy}");
+            events.plugin(LogLevel::Warn, name, "permission_denied", detail);
             continue;
         }
         let list: Vec<ConfigDefaults> = match pack::decode(&registration.config_defaults) {
@@ -352,14 +353,25 @@ fn take_suggestions(raw: &mut Raw, plugins: &Registry, policy: &Policy, events: 
     }
 }
 
-/// Names plugins that claim a prompt which another one has.
-fn report_prompt_conflicts(plugins: &Registry, events: &Emitter) {
+/// Tells the operator on which terms a plugin runs, as far as somebody might have expected others.
+fn report_terms(terms: &Terms, events: &Emitter) {
+    for note in &terms.notes {
+        events.plugin(LogLevel::Warn, terms.plugin.as_str(), note.action, note.detail.clone());
+    }
+}
+
+/// Names plugins that claim a prompt which they may not have, or which another one has.
+fn report_prompts(plugins: &Registry, events: &Emitter) {
     let mut owners: HashMap<String, String> = HashMap::new();
     for plugin in plugins.all() {
-        for prompt in
-            plugin.status().registration.map(|registration| registration.prompts).unwrap_or_default()
-        {
-            let name = plugin.name.to_string();
+        let name = plugin.name.to_string();
+        for prompt in plugin.refused_prompts() {
+            let remedy = plugin.terms.grants.remedy(Permission::CommandRegister, Subject::Prompt(&prompt));
+            let detail = format!("permission=command.register prompt={prompt:?}; to allow it, {remedy}");
+            events.plugin(LogLevel::Warn, &name, "permission_denied", detail);
+        }
+        for prompt in plugin.prompts() {
+            let name = name.clone();
             if let Some(owner) = owners.get(&prompt) {
                 let detail = format!("{prompt:?} is plugin {owner}'s, the first by name; `thenodes plugin prompt` and the prompt reach only that one");
                 events.plugin(LogLevel::Warn, &name, "prompt_conflict", detail);

@@ -2,6 +2,7 @@
 //! Whoever writes one may only make it tighter: the smallest number of the three holds.
 
 use super::error::{ConfigError, Origin};
+use super::Budget;
 use serde::Deserialize;
 use serde_spanned::Spanned;
 use thenodes_ipc::launch::ProcessLimits;
@@ -49,7 +50,7 @@ limits! {
     /// Deadline of a call, seconds.
     call_timeout_s: 1 to 300,
     /// Share of one processor, per cent.
-    cpu_percent: 1 to 6400,
+    cpu_percent: 5 to 6400,
     /// Processor time in all, seconds.
     cpu_seconds: 1 to 31_536_000,
     /// Threads.
@@ -60,6 +61,14 @@ limits! {
     connections: 0 to 1024,
     /// Largest file, MiB.
     file_mb: 0 to 65_536,
+    /// Temporary storage, MiB.
+    tmp_mb: 0 to 65_536,
+    /// Log lines a second.
+    log_lines_per_s: 1 to 100_000,
+    /// Messages a second over the link.
+    link_messages_per_s: 1 to 10_000_000,
+    /// MiB a second over the link.
+    link_mb_per_s: 1 to 65_536,
     /// Timers.
     timers: 0 to 16,
     /// Subscriptions.
@@ -67,8 +76,7 @@ limits! {
 }
 
 /// Keys that nothing enforces yet; whoever writes one is told so.
-const NOT_ENFORCED: [&str; 7] =
-    ["call_timeout_s", "cpu_percent", "cpu_seconds", "connections", "file_mb", "timers", "subscriptions"];
+const NOT_ENFORCED: [&str; 4] = ["call_timeout_s", "connections", "timers", "subscriptions"];
 
 impl ManifestLimits {
     /// Keys that were written and that this release does not enforce.
@@ -87,6 +95,36 @@ impl ManifestLimits {
             descriptors: self.fds.map_or(most.descriptors, |own| own.min(most.descriptors)),
             cpu_seconds: smaller(self.cpu_seconds, most.cpu_seconds),
             file_size: self.file_mb.map_or(most.file_size, |own| mb(own).min(most.file_size)),
+        }
+    }
+}
+
+impl ManifestLimits {
+    /// What the operator wrote for all plugins, over what nobody wrote.
+    pub fn budget_of_all(&self, base: Budget) -> Budget {
+        let mb = |mb: u64| mb.saturating_mul(1024 * 1024);
+        Budget {
+            cpu_percent: self.cpu_percent.unwrap_or(base.cpu_percent),
+            tmp: self.tmp_mb.map_or(base.tmp, mb),
+            log_lines_per_s: self.log_lines_per_s.unwrap_or(base.log_lines_per_s),
+            link_messages_per_s: self.link_messages_per_s.unwrap_or(base.link_messages_per_s),
+            link_bytes_per_s: self.link_mb_per_s.map_or(base.link_bytes_per_s, mb),
+            ..base
+        }
+    }
+
+    /// What the node holds it to from outside, where these do not ask for more than `most`.
+    pub fn budget(&self, most: Budget) -> Budget {
+        let mb = |mb: u64| mb.saturating_mul(1024 * 1024);
+        Budget {
+            cpu_percent: self.cpu_percent.map_or(most.cpu_percent, |own| own.min(most.cpu_percent)),
+            tmp: self.tmp_mb.map_or(most.tmp, |own| mb(own).min(most.tmp)),
+            log_lines_per_s: self.log_lines_per_s.map_or(most.log_lines_per_s, |own| own.min(most.log_lines_per_s)),
+            link_messages_per_s: self
+                .link_messages_per_s
+                .map_or(most.link_messages_per_s, |own| own.min(most.link_messages_per_s)),
+            link_bytes_per_s: self.link_mb_per_s.map_or(most.link_bytes_per_s, |own| mb(own).min(most.link_bytes_per_s)),
+            ..most
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod budget;
 mod error;
+mod giving;
 mod limits;
 mod policy;
 pub(crate) mod raw;
@@ -13,15 +14,17 @@ pub use error::ConfigError;
 pub(crate) use error::Origin;
 pub use limits::ManifestLimits;
 pub(crate) use limits::RawLimits;
-pub use policy::{Permission, Required};
+pub use policy::{BadRule, Permission, Required, Rule};
 pub(crate) use raw::is_node_id;
 pub use raw::Raw;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use thenodes::config::ConfigDefaults;
 use thenodes::realms::RealmInfo;
-use thenodes_ipc::launch::ProcessLimits;
+use thenodes_ipc::launch::{ProcessLimits, SeccompMode};
+use thenodes_ipc::PluginName;
 
 /// Port of upstream.
 pub const DEFAULT_PORT: u16 = 50000;
@@ -111,6 +114,36 @@ pub struct Identity {
     pub node_type: String,
 }
 
+/// What an operator says about one plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ForPlugin {
+    /// Given if its manifest asks for it.
+    pub allow: Vec<Rule>,
+    /// Never given.
+    pub deny: Vec<Rule>,
+    /// Limits, tighter than those of all.
+    pub limits: ManifestLimits,
+    /// Its own list of system calls, and calls beside it.
+    pub seccomp: Option<(SeccompMode, Vec<String>)>,
+}
+
+/// What plugins are given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Giving {
+    /// To plugins without a manifest.
+    pub defaults: Vec<Rule>,
+    /// To every plugin whose manifest asks for it.
+    pub policy: Vec<Rule>,
+    /// An `allow` counts even if the manifest does not ask for it.
+    pub widen: bool,
+    /// To single plugins.
+    pub by_name: BTreeMap<PluginName, ForPlugin>,
+    /// Limits of all that nobody goes beyond; what the process is held to stands in [`Plugins::limits`].
+    pub limits: ManifestLimits,
+    /// The list of system calls, and calls beside it, where nobody says otherwise.
+    pub seccomp: (SeccompMode, Vec<String>),
+}
+
 /// Plugins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugins {
@@ -118,9 +151,9 @@ pub struct Plugins {
     pub dir: PathBuf,
     /// The runner program, if it is not beside the node's.
     pub runner: Option<PathBuf>,
-    /// What plugins without a manifest are given.
-    pub permissions: Vec<Permission>,
-    /// Limits of each that the kernel holds in the process.
+    /// What they are given.
+    pub giving: Giving,
+    /// Limits of each process; a manifest or `[plugins.for.NAME]` only makes them tighter.
     pub limits: ProcessLimits,
     /// Limits of each that are held from outside.
     pub budget: Budget,
@@ -273,6 +306,22 @@ impl Config {
             Permission::CommandRegister,
             Permission::PeersRead,
             Permission::PeersWrite,
+            Permission::EventsEmit,
+            Permission::EventsSubscribe,
+            Permission::ConfigDefaults,
+            Permission::NodeInfo,
+            Permission::Random,
+        ]
+    }
+
+    /// What every plugin is given if its manifest asks for it, unless the operator says otherwise: nothing that reaches files,
+    /// variables or hosts, and nothing that changes what the node knows.
+    pub fn default_policy() -> Vec<Permission> {
+        vec![
+            Permission::MessageReceive,
+            Permission::MessageSend,
+            Permission::CommandRegister,
+            Permission::PeersRead,
             Permission::EventsEmit,
             Permission::EventsSubscribe,
             Permission::ConfigDefaults,

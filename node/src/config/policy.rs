@@ -1,5 +1,6 @@
 //! The words in which an operator says what plugins may do and how well they must be held.
 
+use super::scope::{Scope, Scoping};
 use std::fmt;
 use thenodes_ipc::launch::Level;
 
@@ -135,6 +136,74 @@ fn distance(a: &str, b: &str) -> usize {
 impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// A permission as an operator writes it: `name`, or `name:scope`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rule {
+    /// Which.
+    pub permission: Permission,
+    /// How far; `None` is everything.
+    pub scope: Option<Scope>,
+}
+
+/// Why a text is no rule, and what to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRule {
+    /// What is wrong.
+    pub what: String,
+    /// What to write instead.
+    pub help: String,
+}
+
+impl Rule {
+    /// Reads a rule that gives: a permission that does not exist without a scope must have one.
+    pub fn giving(text: &str) -> Result<Rule, BadRule> {
+        let rule = Rule::taking(text)?;
+        match (rule.permission.scoping(), &rule.scope) {
+            (Scoping::Mandatory(_), None) => Err(BadRule {
+                what: format!("{} without a scope", rule.permission),
+                help: format!("write \"{}:..\" with what is needed and no more", rule.permission),
+            }),
+            _ => Ok(rule),
+        }
+    }
+
+    /// Reads a rule that takes away: without a scope it takes everything.
+    pub fn taking(text: &str) -> Result<Rule, BadRule> {
+        let (name, scope) = text.split_once(':').map_or((text, None), |(name, scope)| (name, Some(scope)));
+        let Some(permission) = Permission::parse(name) else {
+            let what = if Permission::NOT_SERVED.contains(&name) {
+                "a permission that this release does not serve"
+            } else {
+                "no such permission"
+            };
+            let help = match Permission::nearest(name).and_then(Permission::parse) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("there are {}", Permission::ALL.map(Permission::name).join(", ")),
+            };
+            return Err(BadRule { what: what.into(), help });
+        };
+        match scope.map(|scope| Scope::parse(permission, scope)).transpose() {
+            Ok(scope) => Ok(Rule { permission, scope }),
+            Err(bad) => Err(BadRule { what: bad.what, help: bad.help.into() }),
+        }
+    }
+}
+
+impl From<Permission> for Rule {
+    fn from(permission: Permission) -> Rule {
+        Rule { permission, scope: None }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.scope {
+            None => self.permission.fmt(f),
+            Some(scope) => write!(f, "{}:{scope}", self.permission),
+        }
     }
 }
 

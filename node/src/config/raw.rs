@@ -2,12 +2,15 @@
 //! a configuration whose values are possible.
 
 use super::error::Origin;
+use super::giving::{RawForPlugin, RawPluginPolicy};
+use super::limits::RawLimits;
 use super::{
-    Budget, Config, ConfigError, Encryption, Identity, Logging, OnViolation, Permission, Plugins, Required,
+    Budget, Config, ConfigError, Encryption, Identity, Logging, ManifestLimits, OnViolation, Plugins, Required,
     TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
 };
 use serde::Deserialize;
 use serde_spanned::Spanned;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,7 +42,7 @@ pub struct Raw {
     logging: Option<RawLogging>,
     encryption: Option<Spanned<RawEncryption>>,
     network: Option<RawNetwork>,
-    plugins: Option<RawPlugins>,
+    pub(super) plugins: Option<RawPlugins>,
     admin: Option<RawAdmin>,
 }
 
@@ -160,33 +163,21 @@ struct RawNetwork {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawPlugins {
+pub(super) struct RawPlugins {
     dir: Option<PathBuf>,
     runner: Option<PathBuf>,
-    defaults: Option<RawPluginDefaults>,
-    limits: Option<RawLimits>,
+    pub(super) defaults: Option<RawPluginDefaults>,
+    pub(super) policy: Option<RawPluginPolicy>,
+    #[serde(default, rename = "for")]
+    pub(super) by_name: BTreeMap<Spanned<String>, RawForPlugin>,
+    pub(super) limits: Option<RawLimits>,
+    watchdog: Option<RawWatchdog>,
     sandbox: Option<RawSandbox>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawPluginDefaults {
-    permissions: Option<Vec<Spanned<String>>>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLimits {
-    memory_mb: Option<Spanned<u64>>,
-    threads: Option<Spanned<u64>>,
-    fds: Option<Spanned<u64>>,
-    cpu_percent: Option<Spanned<u64>>,
-    cpu_seconds: Option<Spanned<u64>>,
-    file_mb: Option<Spanned<u64>>,
-    tmp_mb: Option<Spanned<u64>>,
-    log_lines_per_s: Option<Spanned<u64>>,
-    link_messages_per_s: Option<Spanned<u64>>,
-    link_mb_per_s: Option<Spanned<u64>>,
+struct RawWatchdog {
     sample_s: Option<Spanned<u64>>,
     violations: Option<Spanned<u64>>,
     on_violation: Option<Spanned<String>>,
@@ -194,8 +185,16 @@ struct RawLimits {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct RawPluginDefaults {
+    pub(super) permissions: Option<Vec<Spanned<String>>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawSandbox {
     required: Option<Spanned<String>>,
+    seccomp: Option<Spanned<String>>,
+    calls: Option<Vec<Spanned<String>>>,
     uid_base: Option<Spanned<u32>>,
 }
 
@@ -229,6 +228,13 @@ pub(crate) fn is_node_id(id: &str) -> bool {
     (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
+impl RawPlugins {
+    pub(super) fn seccomp(&self) -> (Option<&Spanned<String>>, Option<&[Spanned<String>]>) {
+        let sandbox = self.sandbox.as_ref();
+        (sandbox.and_then(|s| s.seccomp.as_ref()), sandbox.and_then(|s| s.calls.as_deref()))
+    }
+}
+
 impl Raw {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Raw, ConfigError> {
@@ -249,7 +255,12 @@ impl Raw {
         Ok(raw)
     }
 
-    fn wrong<T, V>(&self, value: &Spanned<V>, what: impl Into<String>, help: &str) -> Result<T, ConfigError> {
+    pub(super) fn wrong<T, V>(
+        &self,
+        value: &Spanned<V>,
+        what: impl Into<String>,
+        help: &str,
+    ) -> Result<T, ConfigError> {
         Err(self.origin.error(value.span(), what, Some(help)))
     }
 
@@ -261,6 +272,7 @@ impl Raw {
         let admin_socket = socket
             .unwrap_or_else(|| runtime.unwrap_or_else(|| identity.state_dir.clone()).join("admin.sock"));
         let mut without_effect = self.network_keys();
+        without_effect.extend(self.limit_keys());
         if self.discovery.as_ref().is_some_and(|discovery| {
             let discovery = discovery.get_ref();
             discovery.enabled || discovery.request_interval_secs.is_some() || discovery.request_want.is_some()
@@ -269,15 +281,6 @@ impl Raw {
         }
         if self.realm.as_ref().is_some_and(|realm| !realm.capabilities.is_empty()) {
             without_effect.push("realm.capabilities: reserved, as in upstream".into());
-        }
-        if let Some(limits) = self.plugins.as_ref().and_then(|plugins| plugins.limits.as_ref()) {
-            if limits.tmp_mb.is_some() {
-                without_effect.push("plugins.limits.tmp_mb: plugins have no /tmp in this release".into());
-            }
-            if limits.link_messages_per_s.is_some() || limits.link_mb_per_s.is_some() {
-                let why = "plugins.limits.link_messages_per_s, link_mb_per_s: not enforced in this release";
-                without_effect.push(why.into());
-            }
         }
         let encryption = self.encryption(&mut without_effect)?;
         Ok(Config {
@@ -563,30 +566,7 @@ impl Raw {
     fn plugins(&self) -> Result<Plugins, ConfigError> {
         let none = RawPlugins::default();
         let plugins = self.plugins.as_ref().unwrap_or(&none);
-        let mut permissions = Config::default_permissions();
-        if let Some(names) = plugins.defaults.as_ref().and_then(|defaults| defaults.permissions.as_ref()) {
-            permissions.clear();
-            for name in names {
-                match Permission::parse(name.get_ref()) {
-                    Some(permission) => permissions.push(permission),
-                    None => {
-                        let all = Permission::ALL.map(Permission::name).join(", ");
-                        return self.wrong(name, "no such permission", &format!("there are {all}"));
-                    }
-                }
-            }
-        }
-        let no_limits = RawLimits::default();
-        let limits = plugins.limits.as_ref().unwrap_or(&no_limits);
-        let within = |value: &Option<Spanned<u64>>, default: u64, least: u64, most: u64| match value {
-            None => Ok(default),
-            Some(value) if (least..=most).contains(value.get_ref()) => Ok(*value.get_ref()),
-            Some(value) => self.wrong(
-                value,
-                "out of range",
-                &format!("from {least} to {most}; the default is {default}"),
-            ),
-        };
+        let maxima = self.limits(plugins.limits.as_ref())?;
         let no_sandbox = RawSandbox::default();
         let sandbox = plugins.sandbox.as_ref().unwrap_or(&no_sandbox);
         let required = match sandbox.required.as_ref().map(|required| (required, required.get_ref().as_str()))
@@ -607,42 +587,45 @@ impl Raw {
         Ok(Plugins {
             dir: plugins.dir.clone().unwrap_or_else(|| "plugins".into()),
             runner: plugins.runner.clone(),
-            permissions,
             limits: ProcessLimits {
-                memory: within(&limits.memory_mb, 128, 16, 65_536)? * 1024 * 1024,
-                threads: within(&limits.threads, 16, 4, 4096)?,
-                descriptors: within(&limits.fds, 64, 16, 65_536)?,
-                cpu_seconds: match &limits.cpu_seconds {
-                    None => None,
-                    some => Some(within(some, 60, 1, 1_000_000_000)?),
-                },
-                file_size: within(&limits.file_mb, 0, 0, 1_048_576)? * 1024 * 1024,
+                memory: maxima.memory_mb.unwrap_or(128) * 1024 * 1024,
+                threads: maxima.threads.unwrap_or(16),
+                descriptors: maxima.fds.unwrap_or(64),
+                cpu_seconds: maxima.cpu_seconds,
+                file_size: maxima.file_mb.unwrap_or(0) * 1024 * 1024,
             },
-            budget: Budget {
-                // With less than a twentieth of a core a plugin cannot start within its deadlines.
-                cpu_percent: within(&limits.cpu_percent, 100, 5, 100_000)?,
-                tmp: within(&limits.tmp_mb, 0, 0, 65_536)? * 1024 * 1024,
-                log_lines_per_s: within(&limits.log_lines_per_s, 200, 1, 100_000)?,
-                link_messages_per_s: within(&limits.link_messages_per_s, 20_000, 1, 10_000_000)?,
-                link_bytes_per_s: within(&limits.link_mb_per_s, 64, 1, 65_536)? * 1024 * 1024,
-                sample: Duration::from_secs(within(&limits.sample_s, 10, 1, 3600)?),
-                violations: within(&limits.violations, 10, 1, 100)?,
-                on_violation: match &limits.on_violation {
-                    None => OnViolation::Warn,
-                    Some(word) => match OnViolation::parse(word.get_ref()) {
-                        Some(action) => action,
-                        None => {
-                            return self.wrong(
-                                word,
-                                "no such action",
-                                "use \"warn\", \"restart\" or \"disable\"",
-                            )
-                        }
-                    },
-                },
-            },
+            budget: maxima.budget_of_all(self.watchdog(plugins.watchdog.as_ref())?),
+            giving: self.giving(plugins, maxima)?,
             required,
             uid_base,
         })
+    }
+
+    /// What the watchdog does, for all plugins alike.
+    fn watchdog(&self, table: Option<&RawWatchdog>) -> Result<Budget, ConfigError> {
+        let mut budget = Budget::default();
+        let Some(table) = table else { return Ok(budget) };
+        let within = |value: &Option<Spanned<u64>>, default: u64, most: u64| match value {
+            None => Ok(default),
+            Some(value) if (1..=most).contains(value.get_ref()) => Ok(*value.get_ref()),
+            Some(value) => {
+                self.wrong(value, "out of range", &format!("from 1 to {most}; the default is {default}"))
+            }
+        };
+        budget.sample = Duration::from_secs(within(&table.sample_s, 10, 3600)?);
+        budget.violations = within(&table.violations, 10, 100)?;
+        if let Some(word) = &table.on_violation {
+            budget.on_violation = match OnViolation::parse(word.get_ref()) {
+                Some(action) => action,
+                None => {
+                    return self.wrong(word, "no such action", "use \"warn\", \"restart\" or \"disable\"")
+                }
+            };
+        }
+        Ok(budget)
+    }
+
+    pub(super) fn limits(&self, table: Option<&RawLimits>) -> Result<ManifestLimits, ConfigError> {
+        table.map_or(Ok(ManifestLimits::default()), |table| table.check(&self.origin))
     }
 }

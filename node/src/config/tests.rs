@@ -40,6 +40,12 @@ fn errors_name_file_line_and_column() {
         ("[plugins.sandbox]\nrequired = \"none\"", "c.toml:2:12"),
         ("[plugins.limits]\nthreads = 0", "c.toml:2:11"),
         ("[plugins.defaults]\npermissions = [\"root\"]", "c.toml:2:16"),
+        ("[plugins.policy]\npermissions = [\"random\", \"fs.read\"]", "c.toml:2:26"),
+        ("[plugins.policy]\nwide = true", "c.toml:2:1"),
+        ("[plugins.for.echo]\nallow = [\"fs.read:/proc/self\"]", "c.toml:2:10"),
+        ("[plugins.for.echo]\ndeny = [\"kv.read\"]", "c.toml:2:9"),
+        ("[plugins.for.\"no name\"]\ndeny = []", "c.toml:1:14"),
+        ("[plugins.for.echo]\nlimits.threads = 1", "c.toml:2:18"),
         ("[realm]\nname = \"x\"", "c.toml:1:1"),
         ("[realm\n", "c.toml:1:7"),
     ];
@@ -104,6 +110,33 @@ fn the_operator_always_wins_and_a_plugin_never_gets_power_over_the_node() {
     assert_eq!(config.capabilities, ["relay"]);
     let refused: Vec<_> = applied.refused.iter().map(|(key, _)| *key).collect();
     assert_eq!(refused, ["port", "bootstrap_nodes", "node", "encryption", "logging"]);
+}
+
+#[test]
+fn what_plugins_are_given_is_read_with_scopes() {
+    let giving = parse(
+        "[plugins.policy]\npermissions = [\"random\", \"env.read:LANG\"]\nwiden = true\n[plugins.for.echo]\nallow = [\"net.connect:api.example.com:443\", \"fs.read:/srv/data\"]\ndeny = [\"fs.read\", \"message.send:node-b\"]\n[plugins.for.echo.limits]\nmemory_mb = 32\ncpu_percent = 5",
+    )
+    .expect("valid");
+    assert_eq!(giving.without_effect, ["plugins.for.echo.limits.cpu_percent: not enforced in this release"]);
+    let giving = giving.plugins.giving;
+    let texts = |rules: &[Rule]| rules.iter().map(Rule::to_string).collect::<Vec<_>>();
+    assert_eq!((texts(&giving.policy), giving.widen), (vec!["random".into(), "env.read:LANG".into()], true));
+    let echo = &giving.by_name[&thenodes_ipc::PluginName::new("echo").expect("a name")];
+    assert_eq!(texts(&echo.allow), ["net.connect:api.example.com:443", "fs.read:/srv/data"]);
+    assert_eq!(texts(&echo.deny), ["fs.read", "message.send:node-b"]);
+    assert_eq!(echo.limits.memory_mb, Some(32));
+}
+
+#[test]
+fn nothing_written_gives_a_manifest_no_files_no_hosts_no_variables() {
+    let giving = parse("").expect("valid").plugins.giving;
+    assert!(!giving.widen && giving.by_name.is_empty());
+    let power = |rule: &&Rule| {
+        !matches!(rule.permission.scoping(), scope::Scoping::None | scope::Scoping::Optional(_))
+    };
+    assert_eq!(giving.policy.iter().chain(&giving.defaults).find(power), None);
+    assert!(!giving.policy.contains(&Permission::PeersWrite.into()));
 }
 
 proptest::proptest! {

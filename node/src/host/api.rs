@@ -7,7 +7,7 @@ use crate::events::Emitter;
 use crate::network::peers::{Line, Sent};
 use crate::network::wire::{self, MAX_LINE};
 use crate::network::Network;
-use crate::plugins::grants::Witness;
+use crate::plugins::grants::{Grants, Witness};
 use crate::plugins::Registry;
 use crate::services::net::{Dialer, Streams};
 use crate::services::{env, random, Scopes};
@@ -33,6 +33,8 @@ const MAX_SAMPLE: usize = 256;
 /// The node as its plugins use it; one for each process of each plugin, see [`NodeHost::for_process`].
 pub struct NodeHost {
     plugin: PluginName,
+    /// Already judged by the wrapper around this; here only for what to advise.
+    grants: Grants,
     network: Arc<OnceLock<Arc<Network>>>,
     events: Emitter,
     forwarder: Arc<Forwarder>,
@@ -53,7 +55,7 @@ struct Rate {
 impl NodeHost {
     /// A host for one plugin. The network is known later than the plugins.
     pub fn new(
-        plugin: PluginName,
+        grants: Grants,
         network: Arc<OnceLock<Arc<Network>>>,
         events: Emitter,
         forwarder: Arc<Forwarder>,
@@ -63,13 +65,15 @@ impl NodeHost {
         let dialer = Arc::new(Dialer::new(scopes.net.clone()));
         let streams = Streams::new(dialer.clone());
         let rate = Arc::default();
-        Self { plugin, network, events, forwarder, rate, scopes, witness, dialer, streams }
+        let plugin = grants.plugin().clone();
+        Self { plugin, grants, network, events, forwarder, rate, scopes, witness, dialer, streams }
     }
 
     /// The same for the next process of the plugin: what the plugin has used up stays used up, but no stream is open.
     pub fn for_process(&self) -> Self {
         Self {
             plugin: self.plugin.clone(),
+            grants: self.grants.clone(),
             network: self.network.clone(),
             events: self.events.clone(),
             forwarder: self.forwarder.clone(),
@@ -100,7 +104,8 @@ impl NodeHost {
         answer: Result<Response, HostError>,
     ) -> Result<Response, HostError> {
         if matches!(&answer, Err(error) if error.code == Code::PermissionDenied) {
-            self.witness.denied(&self.plugin, permission, &request.wish());
+            let remedy = self.grants.remedy_for(request);
+            self.witness.denied(&self.plugin, permission, &request.wish(), &remedy);
         }
         answer
     }
@@ -126,6 +131,10 @@ impl NodeHost {
             _ => {}
         }
         message.from.clone_from(&network.local.node_id);
+        // A plugin without node.info does not know the realm.
+        if message.realm.as_ref().is_some_and(|realm| realm.name.is_empty()) {
+            message.realm = Some(network.local.realm.clone());
+        }
         let line = wire::encode(&message);
         if line.len() > MAX_LINE {
             return Err(invalid(format!("a message of {} bytes; at most {MAX_LINE}", line.len())));
@@ -327,7 +336,7 @@ impl DenialReporter {
 }
 
 impl Witness for DenialReporter {
-    fn denied(&self, plugin: &PluginName, permission: Permission, method: &str) {
+    fn denied(&self, plugin: &PluginName, permission: Permission, method: &str, remedy: &str) {
         let now = Instant::now();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // Bounded: there are as many entries as plugins times permissions.
@@ -335,7 +344,7 @@ impl Witness for DenialReporter {
         entry.1 += 1;
         if now.duration_since(entry.0) >= Duration::from_secs(1) {
             let detail = format!(
-                "method={} count={}; \"{permission}\" in [plugins.defaults] permissions would allow it",
+                "permission={permission} method={} count={}; to allow it, {remedy}",
                 printable(method, 300),
                 entry.1
             );

@@ -1,9 +1,11 @@
 //! A message of a peer goes to every plugin that wants it. It is encoded once; each plugin has a bounded queue of its own, so
 //! a slow one delays nobody.
 
+use crate::config::Permission;
 use crate::events::Emitter;
 use crate::network::Inbound;
-use crate::plugins::supervisor::{may_receive, Policy};
+use crate::plugins::grants::Subject;
+use crate::plugins::handle::Handle;
 use crate::plugins::Registry;
 use crate::text::printable;
 use std::sync::Arc;
@@ -26,13 +28,7 @@ pub fn wants(registration: Option<&Registration>, message: &Message) -> bool {
 }
 
 /// Distributes until the network is gone.
-pub async fn distribute(
-    mut inbound: mpsc::Receiver<Inbound>,
-    plugins: Arc<Registry>,
-    policy: Arc<Policy>,
-    events: Emitter,
-) {
-    let granted = may_receive(&policy.grants);
+pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, plugins: Arc<Registry>, events: Emitter) {
     while let Some(Inbound { peer, message, room: _room }) = inbound.recv().await {
         let (action, detail) = match &message.msg_type {
             MessageType::Text(text) => ("message_text", printable(text, SHOWN)),
@@ -41,7 +37,15 @@ pub async fn distribute(
         };
         let detail = format!("node_id={} {detail}", peer.node_id);
         events.network(LogLevel::Debug, action, Some(peer.addr.to_string()), detail);
-        if !granted {
+        let may = |plugin: &&Handle| {
+            plugin.terms.grants.allows(Permission::MessageReceive, Subject::Peer(&peer.node_id))
+        };
+        let mut wanting = plugins
+            .all()
+            .filter(may)
+            .filter(|plugin| plugin.with_status(|status| wants(status.registration.as_ref(), &message)))
+            .peekable();
+        if wanting.peek().is_none() {
             continue;
         }
         let body: Arc<[u8]> = match pack::encode(&message) {
@@ -56,10 +60,8 @@ pub async fn distribute(
                 continue;
             }
         };
-        for plugin in plugins.all() {
-            if plugin.with_status(|status| wants(status.registration.as_ref(), &message)) {
-                plugin.deliver(body.clone());
-            }
+        for plugin in wanting {
+            plugin.deliver(body.clone());
         }
     }
 }

@@ -2,11 +2,14 @@
 //! waits for the plugin unless it says so, and all of it works while the plugin is dead.
 
 use super::denials::DenialBook;
+use super::grants::Subject;
 use super::image::Image;
 use super::lifecycle::{Cause, State};
 use super::link::{Caller, Counters};
 use super::logs::LogBook;
 use super::watchdog::Record;
+use super::terms::Terms;
+use crate::config::Permission;
 use std::sync::Arc;
 use std::time::Duration;
 use thenodes::host::HostError;
@@ -46,6 +49,8 @@ pub struct Handle {
     pub name: PluginName,
     /// The checked file.
     pub image: Arc<Image>,
+    /// What it is given and held to.
+    pub terms: Arc<Terms>,
     /// Its log.
     pub logs: Arc<LogBook>,
     /// Its counters.
@@ -125,6 +130,24 @@ impl Handle {
     /// What it is doing.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
+    }
+
+    /// The prompts that it registered and may have.
+    pub fn prompts(&self) -> Vec<String> {
+        self.split_prompts().0
+    }
+
+    /// The prompts that it registered and may not have.
+    pub fn refused_prompts(&self) -> Vec<String> {
+        self.split_prompts().1
+    }
+
+    fn split_prompts(&self) -> (Vec<String>, Vec<String>) {
+        let registered = self.with_status(|status| status.registration.as_ref().map(|r| r.prompts.clone()));
+        let may = |prompt: &String| {
+            self.terms.grants.allows(Permission::CommandRegister, Subject::Prompt(prompt.as_str()))
+        };
+        registered.unwrap_or_default().into_iter().partition(may)
     }
 
     /// Looks at what it is doing, without a copy.

@@ -128,10 +128,15 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads and checks a plugin file. `provided`: libraries that every runner has mapped already.
+    /// Reads and checks a plugin file, whose name makes the plugin's. `provided`: libraries that every runner has mapped already.
     pub fn read(path: &Path, provided: &BTreeSet<String>) -> Result<Image, ImageError> {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         let name = PluginName::from_file_stem(stem).map_err(|_| ImageError::Name(path.into()))?;
+        Image::read_as(name, path, provided)
+    }
+
+    /// Reads and checks the file of a plugin that has its name already.
+    pub fn read_as(name: PluginName, path: &Path, provided: &BTreeSet<String>) -> Result<Image, ImageError> {
         let bytes = read_whole(path)?;
         let direct = check(path, &bytes, true)?;
         let mut needed = Vec::new();

@@ -131,6 +131,8 @@ pub enum Cause {
     },
     /// `on_load` failed.
     Load(String),
+    /// A permission that its manifest requires is not given.
+    Permissions(String),
     /// The runner could not be started at all.
     Spawn(String),
     /// It met a limit that ends a process, or went beyond limits too often.
@@ -150,7 +152,7 @@ impl Cause {
     /// True if the same start would fail the same way: no restart by itself.
     pub fn is_final(&self) -> bool {
         match self {
-            Cause::Refused(..) | Cause::Level { .. } | Cause::Load(_) => true,
+            Cause::Refused(..) | Cause::Level { .. } | Cause::Load(_) | Cause::Permissions(_) => true,
             Cause::Limit { give_up, .. } => *give_up,
             Cause::Signal(_)
             | Cause::Denied(_)
@@ -175,6 +177,7 @@ impl Cause {
             Cause::Refused(..) => "refused",
             Cause::Level { .. } => "sandbox_level",
             Cause::Load(_) => "on_load",
+            Cause::Permissions(_) => "permissions",
             Cause::Spawn(_) => "spawn",
             Cause::Limit { kind, .. } => kind.word(),
             Cause::Asked => "asked",
@@ -219,6 +222,7 @@ impl fmt::Display for Cause {
                 write!(f, "sandbox level {level}, but [plugins.sandbox] required = \"{required}\"; see `thenodes doctor`")
             }
             Cause::Load(why) => write!(f, "on_load said: {why}"),
+            Cause::Permissions(why) => f.write_str(why),
             Cause::Spawn(why) => write!(f, "the runner could not be started: {why}"),
             Cause::Limit { kind, detail, .. } => write!(f, "limit {}: {detail}", kind.word()),
             Cause::Asked => f.write_str("asked to stop"),

@@ -14,9 +14,11 @@ pub mod logs;
 pub mod manifest;
 pub mod process;
 pub mod registry;
+mod scan;
 pub mod supervisor;
 pub mod usage;
 pub mod watchdog;
+pub mod terms;
 
 pub use crate::config::scope;
 pub use registry::Registry;

@@ -1,26 +1,22 @@
-//! All plugins of a node: reads the directory, starts a supervisor per file, finds plugins by name and by prompt. A bad
-//! file is named and left out; the others start.
+//! All plugins of a node: reads what `scan` found, starts a supervisor per plugin, finds plugins by name and by
+//! prompt. Manifests and libraries come from authors who are not trusted: a bad file is named and left out; the others start.
 
-use super::grants::Verdict;
+use super::grants::Subject;
 use super::handle::Handle;
-use super::image::{self, Image};
+use super::image::{self, Image, ImageError};
 use super::lifecycle::State;
+use super::manifest::Manifest;
+pub use super::scan::Rejected;
+use super::scan::{scan, Found};
 use super::supervisor::{self, Policy, Surroundings};
-use crate::config::Permission;
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use super::terms::Terms;
+use crate::config::{Permission, Plugins};
+use semver::Version;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use thenodes_ipc::PluginName;
-
-/// A file in the plugin directory that is no plugin.
-#[derive(Debug, Clone)]
-pub struct Rejected {
-    /// The file.
-    pub path: PathBuf,
-    /// Why, and what to do.
-    pub reason: String,
-}
+use thenodes_ipc::{Code, PluginName};
 
 /// The plugins of a node.
 #[derive(Default)]
@@ -31,41 +27,31 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Reads every `*.so` of a directory and starts it. A directory that does not exist has no plugins.
+    /// Reads every plugin of the directory and starts it. A directory that does not exist has no plugins.
     pub fn start(
-        dir: &Path,
+        config: &Plugins,
         policy: &Arc<Policy>,
-        mut around: impl FnMut(&PluginName, u32) -> Surroundings,
+        mut around: impl FnMut(Arc<Terms>, u32) -> Surroundings,
     ) -> std::io::Result<Registry> {
         let mut registry = Registry::default();
-        let entries = match std::fs::read_dir(dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(registry),
-            Err(error) => return Err(error),
-        };
-        let mut paths: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "so"))
-            .collect();
-        paths.sort(); // the order of directory entries is chance; the order of plugins is not
-        if paths.is_empty() {
+        let found = scan(&config.dir)?;
+        if found.is_empty() {
             return Ok(registry);
         }
         let provided = image::libraries_of_program(&policy.runner).map_err(std::io::Error::other)?;
-        for path in paths {
-            match Image::read(&path, &provided) {
-                Ok(image) if registry.plugins.contains_key(&image.name) => {
-                    let reason =
-                        format!("{}: a plugin named {} was loaded already", path.display(), image.name);
-                    registry.rejected.push(Rejected { path, reason });
+        for one in found {
+            match one.and_then(|found| read(&found, &provided)) {
+                Ok((image, _)) if registry.plugins.contains_key(&image.name) => {
+                    let reason = format!("a plugin named {} was loaded already", image.name);
+                    registry.rejected.push(Rejected::new(&image.path, reason));
                 }
-                Ok(image) => {
+                Ok((image, manifest)) => {
                     let slot = registry.plugins.len() as u32;
-                    let surroundings = around(&image.name, slot);
-                    let handle = supervisor::supervise(Arc::new(image), surroundings);
+                    let terms = Terms::agree(image.name.clone(), manifest, &config.giving, config.limits, config.budget);
+                    let handle = supervisor::supervise(Arc::new(image), around(Arc::new(terms), slot));
                     registry.plugins.insert(handle.name.clone(), handle);
                 }
-                Err(error) => registry.rejected.push(Rejected { path, reason: error.to_string() }),
+                Err(rejected) => registry.rejected.push(rejected),
             }
         }
         Ok(registry)
@@ -81,14 +67,13 @@ impl Registry {
         self.plugins.get(&PluginName::new(name).ok()?)
     }
 
-    /// The plugin with this prompt prefix; the first by name, if several claim it.
-    pub fn by_prompt(&self, prefix: &str, policy: &Policy) -> Option<&Handle> {
-        if !matches!(policy.grants.holds(Permission::CommandRegister), Verdict::Granted) {
-            return None;
-        }
+    /// The plugin with this prompt prefix; the first by name, if several may have it.
+    pub fn by_prompt(&self, prefix: &str) -> Option<&Handle> {
         self.all().find(|plugin| {
-            let status = plugin.status();
-            status.registration.is_some_and(|registration| registration.prompts.iter().any(|p| p == prefix))
+            let may = plugin.terms.grants.allows(Permission::CommandRegister, Subject::Prompt(prefix));
+            may && plugin.with_status(|status| {
+                status.registration.as_ref().is_some_and(|r| r.prompts.iter().any(|prompt| prompt == prefix))
+            })
         })
     }
 
@@ -124,4 +109,27 @@ impl Registry {
         };
         let _ = tokio::time::timeout(patience, all).await;
     }
+}
+
+/// Reads manifest and library; the manifest first, because it is small and says the name.
+fn read(found: &Found, provided: &BTreeSet<String>) -> Result<(Image, Option<Manifest>), Rejected> {
+    let Some(path) = &found.manifest else {
+        let image = Image::read(&found.library, provided);
+        return image.map(|image| (image, None)).map_err(|error| bad(&found.library, &error));
+    };
+    let of_manifest =
+        |reason: String| Rejected { path: path.clone(), reason: format!("{}: {reason}", Code::ConfigError) };
+    let manifest = Manifest::read(path).map_err(|error| of_manifest(error.to_string()))?;
+    let node = Version::parse(env!("CARGO_PKG_VERSION")).map_err(|error| of_manifest(error.to_string()))?;
+    manifest.fits(&node).map_err(|reason| Rejected {
+        path: path.clone(),
+        reason: format!("{}: {reason}", Code::Incompatible),
+    })?;
+    let image = Image::read_as(manifest.name.clone(), &found.library, provided);
+    image.map(|image| (image, Some(manifest))).map_err(|error| bad(&found.library, &error))
+}
+
+/// The library's own error names the file already.
+fn bad(library: &Path, error: &ImageError) -> Rejected {
+    Rejected { path: library.into(), reason: error.to_string() }
 }

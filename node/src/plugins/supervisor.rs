@@ -1,17 +1,17 @@
 //! One task per plugin: feeds [`lifecycle`](super::lifecycle), carries out its actions, and moves messages from the plugin's
 //! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
 
-use super::denials::{self, DenialBook};
 use super::cgroup::Leaf;
-use super::grants::{Grants, Verdict};
+use super::denials::{self, DenialBook};
 use super::handle::{Command, Delivery, Handle, Status};
 use super::image::Image;
 use super::lifecycle::{Action, Cause, Event, Life, LimitKind, State};
 use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
 use super::logs::{follow, LogBook};
-use super::process::{self, Order, Sandbox, Started};
+use super::process::{self, Order, Started};
+use super::terms::Terms;
 use super::watchdog::{Limits, Record, Subject, Ticket, Watchdog};
-use crate::config::{Budget, Permission, Required};
+use crate::config::{Budget, Required};
 use crate::text::printable;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -38,7 +38,7 @@ const DENIALS_SHOWN: u32 = 5;
 pub struct Policy {
     /// The runner program.
     pub runner: PathBuf,
-    /// Limits of each plugin.
+    /// Limits that no plugin goes beyond; its own stand in its [`Terms`].
     pub limits: ProcessLimits,
     /// Limits of each plugin that are held from outside.
     pub budget: Budget,
@@ -46,8 +46,6 @@ pub struct Policy {
     pub watchdog: Watchdog,
     /// Lowest level.
     pub required: Required,
-    /// What each plugin is given.
-    pub grants: Grants,
     /// First of the uids that a root node gives to its plugins.
     pub uid_base: u32,
 }
@@ -79,6 +77,8 @@ pub type HostMaker = Arc<dyn Fn() -> Arc<dyn Host> + Send + Sync>;
 pub struct Surroundings {
     /// How to run it.
     pub policy: Arc<Policy>,
+    /// What this plugin is given and held to.
+    pub terms: Arc<Terms>,
     /// Makes the node for each process, already wrapped in this plugin's grants.
     pub host: HostMaker,
     /// Who hears about changes.
@@ -119,6 +119,7 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
         denials: Arc::default(),
         record: Arc::default(),
         image,
+        terms: around.terms.clone(),
         queue: queue_in,
         room: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_BYTES)),
         commands: commands_in,
@@ -237,6 +238,9 @@ impl Supervisor {
                     super::lifecycle::MAX_DELAY.as_secs(),
                     self.name
                 ),
+                _ if matches!(cause, Cause::Permissions(_)) => {
+                    "not started; manifests and configuration are read when the node starts".into()
+                }
                 _ => format!("not restarted; mend it and `thenodes plugin restart {}`", self.name),
             };
             let action = if matches!(self.life.state, State::Failed { .. }) { "failed" } else { "died" };
@@ -259,15 +263,18 @@ impl Supervisor {
             status.level = None;
             status.layers = Vec::new();
         });
+        if let Some(why) = &self.around.terms.refusal {
+            return Cause::Permissions(why.clone());
+        }
         let policy = self.around.policy.clone();
         let order = Order {
             runner: &policy.runner,
             image: Some(&self.image),
             plugin: self.name.clone(),
             generation,
-            limits: policy.limits,
+            limits: self.around.terms.process,
             run_as: run_as(policy.uid_base, self.around.slot),
-            sandbox: Sandbox::default(),
+            sandbox: self.around.terms.sandbox.clone(),
         };
         let leaf = self.leaf(&policy);
         let (Started { child, stream, stdout, stderr, report }, leaf) = match process::start(&order, leaf).await {
@@ -478,7 +485,7 @@ impl Supervisor {
             }
         };
         let Some(info) = info else { return Ended::Because(Cause::Asked) };
-        let mine = NodeInfo { plugin: self.name.to_string(), ..(*info).clone() };
+        let mine = self.around.terms.info(&info);
         let body: Arc<[u8]> = pack::encode(&mine).unwrap_or_default().into();
         let load = caller.call("load", body, limits::LOAD_DEADLINE);
         let loaded = tokio::select! {
@@ -697,9 +704,4 @@ async fn sleep_until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
-}
-
-/// The permission that lets messages reach a plugin; asked for each plugin before it is told anything.
-pub fn may_receive(grants: &Grants) -> bool {
-    matches!(grants.holds(Permission::MessageReceive), Verdict::Granted)
 }

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response};
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::ProcessLimits;
-use thenodes_ipc::{limits, pack, CallId, Code, Frame, Generation};
-use thenodes_node::config::{Budget, Config, Required};
-use thenodes_node::plugins::grants::Grants;
+use thenodes_ipc::{limits, pack, CallId, Code, Frame, Generation, PluginName};
+use thenodes_node::config::{Budget, Raw, Required};
 use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
 use thenodes_node::plugins::supervisor::{supervise, Change, Observer, Policy, Surroundings};
 use thenodes_node::plugins::watchdog::Watchdog;
+use thenodes_node::plugins::terms::Terms;
 use thenodes_tests::bench::{grpc, pin, private_kib, Row};
 use thenodes_tests::bin_dir;
 use tokio::sync::watch;
@@ -69,8 +69,11 @@ fn surroundings(policy: &Arc<Policy>) -> Surroundings {
     };
     let (sender, info) = watch::channel(Some(Arc::new(info)));
     std::mem::forget(sender); // lives as long as the benchmark
+    let config = Raw::default().validate().expect("an empty configuration is valid");
+    let name = PluginName::new("echo").expect("a name");
     Surroundings {
         policy: policy.clone(),
+        terms: Arc::new(Terms::agree(name, None, &config.plugins.giving, policy.limits)),
         host: Arc::new(|| Arc::new(NoHost)),
         observer: Arc::new(Quiet),
         info,
@@ -185,7 +188,6 @@ fn run(rounds: usize) {
         budget: Budget::default(),
         watchdog: Watchdog::start(Budget::default().sample),
         required: Required::Full,
-        grants: Grants::new(Config::default_permissions()),
         uid_base: 2_000_000,
     });
 

@@ -1,7 +1,9 @@
 //! Scopes: what is refused, what they allow, and that no combination of two allows more than either.
 
+use super::net::mask;
 use super::*;
 use proptest::prelude::*;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 fn net(text: &str) -> NetScope {
     NetScope::parse(text).expect(text)

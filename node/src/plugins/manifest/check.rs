@@ -1,23 +1,20 @@
 //! From the written manifest to one whose values are possible. Every refusal has its place in the file and says what to write.
 
 use super::raw::{RawHook, RawManifest, RawPermission, RawSandbox};
+use super::value::{Check, Checked};
 use super::{Asked, Depends, Export, Hook, Library, Manifest, PluginKind, Provides, Sandbox, Word};
 use crate::config::scope::{Scope, Scoping};
-use crate::config::{ConfigError, ManifestLimits, Origin, Permission};
+use crate::config::{ManifestLimits, Origin, Permission};
 use crate::text::printable;
-use semver::{Version, VersionReq};
+use semver::VersionReq;
 use serde_spanned::Spanned;
-use std::collections::{BTreeMap, HashSet};
-use std::hash::Hash;
-use std::ops::{Range, RangeInclusive};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 use thenodes_ipc::PluginName;
 
 /// Most entries of every list that has no number of its own.
 const MAX_LIST: usize = 64;
-
-type Checked<T> = Result<T, ConfigError>;
 
 /// Reads and checks. The text is short enough already.
 pub(super) fn manifest(path: &Path, text: &str) -> Checked<Manifest> {
@@ -27,11 +24,6 @@ pub(super) fn manifest(path: &Path, text: &str) -> Checked<Manifest> {
     let mut check = Check { origin: &origin, without_effect: Vec::new() };
     let manifest = check.all(raw)?;
     Ok(Manifest { without_effect: check.without_effect, ..manifest })
-}
-
-struct Check<'a> {
-    origin: &'a Origin,
-    without_effect: Vec<String>,
 }
 
 impl Check<'_> {
@@ -52,8 +44,16 @@ impl Check<'_> {
             Ok(handle)
         })?;
         self.no_effect(named(&raw.handles), "handles", "plugins get no requests in this release");
-        self.no_effect(raw.priority.as_ref().map(Spanned::span), "priority", "it orders requests");
-        self.no_effect(raw.concurrency.as_ref().map(Spanned::span), "concurrency", "it bounds requests");
+        self.no_effect(
+            raw.priority.as_ref().map(Spanned::span),
+            "priority",
+            "plugins get no requests in this release",
+        );
+        self.no_effect(
+            raw.concurrency.as_ref().map(Spanned::span),
+            "concurrency",
+            "plugins get no requests in this release",
+        );
         self.no_effect(
             raw.min_api.as_ref().map(Spanned::span),
             "min_api",
@@ -201,9 +201,7 @@ impl Check<'_> {
     fn sandbox(&mut self, raw: Option<&RawSandbox>) -> Checked<Sandbox> {
         let Some(raw) = raw else { return Ok(Sandbox::default()) };
         const ALWAYS: &str = "every plugin has the same walls in this release";
-        self.no_effect(raw.seccomp.as_ref().map(Spanned::span), "sandbox.seccomp", ALWAYS);
         self.no_effect(raw.network.as_ref().map(Spanned::span), "sandbox.network", ALWAYS);
-        self.no_effect(raw.tmp_mb.as_ref().map(Spanned::span), "sandbox.tmp_mb", ALWAYS);
         Ok(Sandbox {
             seccomp: self.one_of(&raw.seccomp, &["strict", "basic", "moderate", "permissive"])?,
             network: self.one_of(&raw.network, &["none", "proxy", "full"])?,
@@ -336,122 +334,6 @@ impl Check<'_> {
         }
         self.no_effect(Some(table.span()), "config", "plugins get no configuration of their own yet");
         Ok(Some(table.into_inner()))
-    }
-
-    fn wrong<T>(&self, span: Range<usize>, what: impl Into<String>, help: &str) -> Checked<T> {
-        Err(self.origin.error(span, what, Some(help)))
-    }
-
-    fn when<V>(&self, good: bool, value: &Spanned<V>, what: &str, help: &str) -> Checked<()> {
-        if good {
-            Ok(())
-        } else {
-            self.wrong(value.span(), what, help)
-        }
-    }
-
-    fn no_effect(&mut self, span: Option<Range<usize>>, key: &str, why: &str) {
-        if let Some(span) = span {
-            self.without_effect.push(format!("{key} (line {}): {why}", self.origin.line(span.start)));
-        }
-    }
-
-    /// A text for people or for names: neither empty nor long, and nothing in it that does not show.
-    fn text(&self, value: &Spanned<String>, most: usize) -> Checked<String> {
-        let text = value.get_ref();
-        if text.trim().is_empty() || text.len() > most {
-            let what = format!("{} bytes of text", text.len());
-            return self.wrong(value.span(), what, &format!("write 1 to {most} bytes"));
-        }
-        if text.contains('\t') || printable(text, usize::MAX) != *text {
-            return self.wrong(value.span(), "control characters", "write one line of plain text");
-        }
-        Ok(text.clone())
-    }
-
-    fn maybe(&self, value: &Option<Spanned<String>>, most: usize) -> Checked<Option<String>> {
-        value.as_ref().map(|value| self.text(value, most)).transpose()
-    }
-
-    fn one_of(&self, value: &Option<Spanned<String>>, words: &[&str]) -> Checked<Option<String>> {
-        match value {
-            Some(value) if !words.contains(&value.get_ref().as_str()) => {
-                self.wrong(value.span(), "no such word", &format!("there are {}", words.join(", ")))
-            }
-            other => Ok(other.as_ref().map(|value| value.get_ref().clone())),
-        }
-    }
-
-    fn number<T: TryFrom<i64>>(
-        &self,
-        value: &Option<Spanned<i64>>,
-        range: RangeInclusive<i64>,
-    ) -> Checked<Option<T>> {
-        let Some(value) = value else { return Ok(None) };
-        let number = Some(*value.get_ref()).filter(|number| range.contains(number));
-        match number.and_then(|number| T::try_from(number).ok()) {
-            Some(number) => Ok(Some(number)),
-            None => {
-                let help = format!("from {} to {}", range.start(), range.end());
-                self.wrong(value.span(), "out of range", &help)
-            }
-        }
-    }
-
-    fn parsed<T, E: std::fmt::Display>(
-        &self,
-        value: &Spanned<String>,
-        most: usize,
-        parse: impl FnOnce(String) -> Result<T, E>,
-    ) -> Checked<T> {
-        let text = self.text(value, most)?;
-        parse(text)
-            .or_else(|error| Err(self.origin.error(value.span(), printable(&error.to_string(), 256), None)))
-    }
-
-    fn version(&self, value: &Spanned<String>) -> Checked<Version> {
-        let text = self.text(value, 64)?;
-        match Version::parse(&text) {
-            Ok(version) => Ok(version),
-            Err(error) => self.wrong(
-                value.span(),
-                format!("not a version: {}", printable(&error.to_string(), 256)),
-                "write three numbers, like \"1.0.0\"",
-            ),
-        }
-    }
-
-    fn bounded(
-        &self,
-        mut spans: impl ExactSizeIterator<Item = Range<usize>>,
-        most: usize,
-        what: &str,
-    ) -> Checked<()> {
-        match spans.nth(most) {
-            None => Ok(()),
-            Some(span) => {
-                self.wrong(span, format!("more than {most} entries of {what}"), "keep the ones in use")
-            }
-        }
-    }
-
-    /// A list of different things.
-    fn list<T: Hash + Eq + Clone>(
-        &self,
-        list: &[Spanned<String>],
-        most: usize,
-        what: &str,
-        one: impl Fn(&Self, &Spanned<String>) -> Checked<T>,
-    ) -> Checked<Vec<T>> {
-        self.bounded(list.iter().map(Spanned::span), most, what)?;
-        let mut seen = HashSet::new();
-        let mut out = Vec::new();
-        for value in list {
-            let checked = one(self, value)?;
-            self.when(seen.insert(checked.clone()), value, "written twice", "keep one of the two")?;
-            out.push(checked);
-        }
-        Ok(out)
     }
 }
 

@@ -4,12 +4,15 @@
 
 mod check;
 mod raw;
+mod value;
 
 use crate::config::scope::Scope;
 use crate::config::{ConfigError, ManifestLimits, Permission};
 use semver::{Version, VersionReq};
 use std::fmt;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use thenodes_ipc::PluginName;
 
@@ -224,6 +227,25 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Reads a file; its size is looked at before anything else.
+    pub fn read(path: &Path) -> Result<Manifest, ManifestError> {
+        let failed = |source| ManifestError::Read { path: path.into(), source };
+        // Without blocking: a FIFO in the directory must not hold the node up.
+        let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+        let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        let about = file.metadata().map_err(failed)?;
+        if !about.is_file() {
+            return Err(failed(io::Error::other("not a regular file")));
+        }
+        if about.len() > MAX_MANIFEST as u64 {
+            return Err(ManifestError::TooLarge { path: path.into(), size: about.len() });
+        }
+        let mut text = String::new();
+        // Bounded even if the file grows while it is read; one byte more than allowed is refused by the parser.
+        Read::by_ref(&mut file).take(MAX_MANIFEST as u64 + 1).read_to_string(&mut text).map_err(failed)?;
+        Manifest::parse(path, &text)
+    }
+
     /// Reads a text. `path` is for errors.
     pub fn parse(path: &Path, text: &str) -> Result<Manifest, ManifestError> {
         if text.len() > MAX_MANIFEST {
