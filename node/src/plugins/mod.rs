@@ -3,6 +3,7 @@
 //!
 //! This wing does not know the network: it sees the rest of the node only as the SDK's `Host` trait.
 
+pub mod cause;
 pub mod cgroup;
 pub mod grants;
 pub mod handle;

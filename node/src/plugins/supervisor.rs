@@ -1,11 +1,12 @@
 //! One task per plugin: feeds [`lifecycle`](super::lifecycle), carries out its actions, and moves messages from the plugin's
 //! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
 
+use super::cause::{self, Seen};
 use super::cgroup::Leaf;
 use super::grants::{Grants, Verdict};
 use super::handle::{Command, Delivery, Handle, Status};
 use super::image::Image;
-use super::lifecycle::{Action, Cause, Event, Life, LimitKind, State};
+use super::lifecycle::{Action, Cause, Event, Life, State};
 use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
 use super::logs::{follow, LogBook};
 use super::process::{self, Order, Started};
@@ -79,9 +80,6 @@ pub struct Surroundings {
     /// A number among the plugins of this node, for the uid.
     pub slot: u32,
 }
-
-const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
-const SIGXCPU: i32 = nix::sys::signal::Signal::SIGXCPU as i32;
 
 /// Starts the task of one plugin. It runs until [`Handle::stop`] and all handles are gone.
 pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
@@ -278,7 +276,12 @@ impl Supervisor {
         // The link is closed now; an honest runner ends by itself, and the kernel ends the others.
         let cause = end_process(child, ended).await;
         drop(ticket);
-        let cause = self.true_cause(cause, &leaf, generation);
+        let cause = self.exceeded.take().unwrap_or_else(|| {
+            let seen = Seen::of(&leaf, &self.record);
+            let (cause, note) = cause::refine(cause, &seen, &policy.limits);
+            note.into_iter().for_each(|note| self.logs.add_own(generation.0, "warn", &note));
+            cause
+        });
         // Pipes end with the last process of the tree; what was printed before the death is worth a moment.
         let _ = tokio::time::timeout(Duration::from_millis(200), async {
             while pipes.join_next().await.is_some() {}
@@ -317,43 +320,6 @@ impl Supervisor {
             observer: self.around.observer.clone(),
             commands: self.orders.clone(),
         }))
-    }
-
-    /// What the wait status alone does not say: the limits that were met.
-    fn true_cause(&mut self, cause: Cause, leaf: &Leaf, generation: Generation) -> Cause {
-        if let Some(exceeded) = self.exceeded.take() {
-            return exceeded;
-        }
-        let limits = &self.around.policy.limits;
-        let limit = |kind, detail| Cause::Limit { kind, detail, give_up: false };
-        match (&cause, limits.cpu_seconds) {
-            (Cause::Signal(SIGKILL), _) if leaf.oom_kills() > 0 => {
-                let peak = leaf.memory_peak().unwrap_or_default() >> 20;
-                limit(
-                    LimitKind::Oom,
-                    format!("the kernel killed it at {peak} MiB: its control group was full"),
-                )
-            }
-            (Cause::Signal(SIGXCPU), Some(seconds)) => {
-                limit(LimitKind::Cpu, format!("SIGXCPU: it used {seconds} s of processor time"))
-            }
-            // It ignored SIGXCPU. Known only if it was seen between the two limits.
-            (Cause::Signal(SIGKILL), Some(seconds))
-                if self.record.usage().is_some_and(|usage| usage.cpu >= Duration::from_secs(seconds)) =>
-            {
-                limit(LimitKind::Cpu, format!("SIGKILL: it went on after {seconds} s of processor time"))
-            }
-            (Cause::Signal(_), _) => {
-                // A program whose allocation fails aborts; whether this one did cannot be known from outside.
-                if let Some(peak) = leaf.memory_peak().filter(|peak| *peak >= limits.memory / 10 * 9) {
-                    let (peak, memory) = (peak >> 20, limits.memory >> 20);
-                    let text = format!("its memory had reached {peak} MiB; memory_mb is {memory}");
-                    self.logs.add_own(generation.0, "warn", &text);
-                }
-                cause
-            }
-            _ => cause,
-        }
     }
 
     /// From `hello` to a registered plugin, while orders to stop are heard.
