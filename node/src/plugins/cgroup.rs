@@ -9,13 +9,15 @@
 //! A leaf is removed after the death of its processes. A node that is killed cannot do that, and its wardens cannot either
 //! (a process cannot remove the group it is in, and they have no right to): the next node here removes what it left.
 
+mod files;
 mod find;
 
+use files::{count, cpu_writes, memory_writes, read, set, write};
 use find::{delegate, own_group, own_prefix};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -25,14 +27,6 @@ use thenodes_ipc::PluginName;
 
 /// Room in the leaf beside what the plugin may use: warden, stub, page tables, buffers of link and pipes.
 const ROOM: u64 = 16 * 1024 * 1024;
-/// Length of the kernel's period for processor time, microseconds.
-const PERIOD_US: u64 = 100_000;
-/// Longest file of the kernel that is read here.
-const MAX_READ: u64 = 256 * 1024;
-/// Swap is not room. Where the kernel does not count it, these are missing.
-const SWAP_V1: &str = "memory.memsw.limit_in_bytes";
-/// As [`SWAP_V1`].
-const SWAP_V2: &str = "memory.swap.max";
 /// How long a leaf is waited for to become empty; the processes in it have been killed already.
 const EMPTY_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -334,54 +328,6 @@ impl Drop for Leaf {
             std::thread::sleep(Duration::from_millis(2));
             tries -= 1;
         }
-    }
-}
-
-fn memory_writes(version: Version, bytes: u64) -> Vec<(&'static str, String)> {
-    match version {
-        Version::V1 => {
-            vec![("memory.limit_in_bytes", bytes.to_string()), (SWAP_V1, bytes.to_string())]
-        }
-        Version::V2 => vec![("memory.max", bytes.to_string()), (SWAP_V2, "0".into())],
-    }
-}
-
-fn cpu_writes(version: Version, percent: u64) -> Vec<(&'static str, String)> {
-    let quota = percent.saturating_mul(PERIOD_US) / 100;
-    match version {
-        Version::V1 => {
-            vec![("cpu.cfs_period_us", PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
-        }
-        Version::V2 => vec![("cpu.max", format!("{quota} {PERIOD_US}"))],
-    }
-}
-
-/// The number after a word in a file of lines `word number`.
-fn count(tree: &Option<Tree>, [v1, v2]: [&str; 2], word: &str) -> u64 {
-    let Some(tree) = tree else { return 0 };
-    let file = if tree.version == Version::V1 { v1 } else { v2 };
-    let text = read(&tree.dir.join(file)).unwrap_or_default();
-    let of_line = |line: &str| line.strip_prefix(word)?.strip_prefix(' ')?.trim().parse().ok();
-    text.lines().find_map(of_line).unwrap_or(0)
-}
-
-fn read(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    fs::File::open(path).ok()?.take(MAX_READ).read_to_string(&mut text).ok()?;
-    Some(text)
-}
-
-fn write(dir: &Path, file: &str, text: &str) -> io::Result<()> {
-    // Never creating: a file that the kernel did not put there is no limit.
-    use io::Write as _;
-    fs::OpenOptions::new().write(true).open(dir.join(file))?.write_all(text.as_bytes())
-}
-
-/// Writes a limit.
-fn set(dir: &Path, file: &str, text: &str) -> io::Result<()> {
-    match write(dir, file, text) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && [SWAP_V1, SWAP_V2].contains(&file) => Ok(()),
-        done => done,
     }
 }
 

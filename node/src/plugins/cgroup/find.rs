@@ -1,7 +1,7 @@
 //! Where the own control group is, in every kind of hierarchy, and the one thing that has to be done before groups below it can
 //! have limits. The kernel's tables are read as they are: what does not fit is no group, and nothing is guessed.
 
-use super::{read, write};
+use super::files::{read, write};
 use std::fs;
 use std::path::{Path, PathBuf};
 
