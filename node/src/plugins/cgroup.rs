@@ -290,7 +290,7 @@ impl Leaf {
         count(&self.cpu, ["cpu.stat"; 2], "nr_throttled")
     }
 
-    /// Kills all that is left and removes the group; bounded by [`EMPTY_PATIENCE`].
+    /// Kills all that is left and removes the group; waits at most a second for the dead to be buried.
     pub async fn end(mut self) {
         self.kill_all();
         let until = tokio::time::Instant::now() + EMPTY_PATIENCE;
