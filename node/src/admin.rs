@@ -5,8 +5,8 @@ use crate::events::Emitter;
 use crate::network::Network;
 use crate::plugins::handle::{Handle, Status};
 use crate::plugins::logs::Line;
-use crate::plugins::watchdog::{describe, Limits};
 use crate::plugins::terms::Terms;
+use crate::plugins::watchdog::{describe, Limits};
 use crate::plugins::Registry;
 use interprocess::local_socket::tokio::{prelude::*, Listener, Stream};
 use interprocess::local_socket::{prelude::*, GenericFilePath, ListenerOptions, Stream as BlockingStream};
@@ -63,7 +63,7 @@ pub enum Question {
         /// Forget them after the answer.
         #[serde(default)]
         reset: bool,
-        },
+    },
     /// What a plugin asked for, what it was given, and why not the rest.
     PluginPermissions {
         /// Which.

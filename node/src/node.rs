@@ -5,17 +5,17 @@ use crate::config::{Config, ConfigError, Permission, Raw};
 use crate::events::{Bus, Console, Emitter, JsonLines};
 use crate::host::api::{DenialReporter, Forwarder, NodeHost};
 use crate::host::inbound;
+use crate::host::scopes;
 use crate::identity;
 use crate::network::peers::PeerTable;
 use crate::network::{dialer, listener, Local, Network, INBOUND_QUEUE, INBOUND_WEIGHT};
 use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
-use crate::plugins::watchdog::Watchdog;
 use crate::plugins::terms::Terms;
+use crate::plugins::watchdog::Watchdog;
 use crate::plugins::Registry;
 use crate::security::{pki, tls::Tls};
-use crate::host::scopes;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -115,7 +115,6 @@ impl Node {
         let policy = Arc::new(Policy {
             runner,
             limits: early.plugins.limits,
-            budget: early.plugins.budget,
             watchdog: Watchdog::start(early.plugins.budget.sample),
             required: early.plugins.required,
             uid_base: early.plugins.uid_base,
@@ -129,7 +128,8 @@ impl Node {
             report_terms(&terms, &events);
             let (network, emitter, forwarder) = (network_later.clone(), events.clone(), forwarder.clone());
             let scopes = scopes::of(&terms.grants);
-            let host = NodeHost::new(terms.grants.clone(), network, emitter, forwarder, scopes, witness.clone());
+            let host =
+                NodeHost::new(terms.grants.clone(), network, emitter, forwarder, scopes, witness.clone());
             let (grants, witness) = (terms.grants.clone(), witness.clone());
             Surroundings {
                 policy: policy.clone(),

@@ -34,7 +34,10 @@ const BY_THE_RUNNER: [&str; 2] = ["sendmsg", "seccomp"];
 async fn every_entry_of_the_strict_list_is_needed_by_an_honest_library() {
     let whole = world(Without { gentle: true, ..Without::default() });
     let (verdict, denials) = whole.sin("honest", Phase::Message).await;
-    assert!(matches!(&verdict, Verdict::Ended(how) if how.contains("SIGABRT")), "with the whole list: {verdict} {denials:?}");
+    assert!(
+        matches!(&verdict, Verdict::Ended(how) if how.contains("SIGABRT")),
+        "with the whole list: {verdict} {denials:?}"
+    );
     let mut idle = Vec::new();
     for call in names(&explained("strict"), "allowed") {
         let without = Without { calls: vec![call.clone()], gentle: true, ..Without::default() };
@@ -42,7 +45,11 @@ async fn every_entry_of_the_strict_list_is_needed_by_an_honest_library() {
         let missed = denials.by_syscall.contains_key(&call);
         // Some are needed before anything can be recorded: the run then ends early, and differently.
         let broke = !matches!(&verdict, Verdict::Ended(how) if how.contains("SIGABRT"));
-        if !missed && !broke && !BY_THE_KERNEL.contains(&call.as_str()) && !BY_THE_RUNNER.contains(&call.as_str()) {
+        if !missed
+            && !broke
+            && !BY_THE_KERNEL.contains(&call.as_str())
+            && !BY_THE_RUNNER.contains(&call.as_str())
+        {
             idle.push(call);
         }
     }

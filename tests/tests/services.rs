@@ -14,9 +14,8 @@ use thenodes::net::Net;
 use thenodes::network::message::{Message, MessageType};
 use thenodes::network::PeerStore;
 use thenodes::realms::RealmInfo;
-use thenodes_ipc::launch::ProcessLimits;
 use thenodes_ipc::{limits, pack, Code, PluginName};
-use thenodes_node::config::{Permission, Required};
+use thenodes_node::config::{Permission, Raw, Required};
 use thenodes_node::events::{Bus, Emitter};
 use thenodes_node::host::api::{Forwarder, NodeHost};
 use thenodes_node::network::{peers::PeerTable, Local, Network};
@@ -25,6 +24,8 @@ use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
 use thenodes_node::plugins::supervisor::{supervise, Change, Observer, Policy, Surroundings};
+use thenodes_node::plugins::terms::Terms;
+use thenodes_node::plugins::watchdog::Watchdog;
 use thenodes_node::services::{env::EnvPolicy, net::NetPolicy, Scopes};
 use thenodes_tests::{bin_dir, plugin, Spec, PATIENCE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -54,7 +55,7 @@ impl EnvPolicy for Here {
 struct Watcher(AtomicUsize, Mutex<Vec<String>>);
 
 impl Witness for Watcher {
-    fn denied(&self, plugin: &PluginName, permission: Permission, what: &str) {
+    fn denied(&self, plugin: &PluginName, permission: Permission, what: &str, _remedy: &str) {
         self.0.fetch_add(1, Ordering::SeqCst);
         self.1.lock().expect("no panic").push(format!("{plugin} {permission} {what}"));
     }
@@ -89,7 +90,8 @@ fn host(scopes: Scopes, watcher: &Arc<Watcher>) -> NodeHost {
     let later: Arc<OnceLock<Arc<Network>>> = Arc::default();
     let _ = later.set(network);
     let name = PluginName::new("fetch").expect("a name");
-    NodeHost::new(name, later, events, Arc::<Forwarder>::default(), scopes, watcher.clone())
+    let grants = Grants::new(name, []);
+    NodeHost::new(grants, later, events, Arc::<Forwarder>::default(), scopes, watcher.clone())
 }
 
 fn here() -> Scopes {
@@ -98,13 +100,16 @@ fn here() -> Scopes {
 
 /// Starts the example plugin in its sandbox.
 async fn fetch(scopes: Scopes, watcher: &Arc<Watcher>) -> Handle {
+    let plugins = Raw::default().validate().expect("an empty configuration is valid").plugins;
     let policy = Arc::new(Policy {
         runner: bin_dir().join("thenodes-runner"),
-        limits: ProcessLimits { memory: 128 * 1024 * 1024, threads: 16, descriptors: 64 },
+        limits: plugins.limits,
+        watchdog: Watchdog::start(plugins.budget.sample),
         required: Required::Full,
-        grants: Grants::new([]),
-        uid_base: 2_000_000,
+        uid_base: plugins.uid_base,
     });
+    let name = PluginName::new("fetch").expect("a name");
+    let terms = Terms::agree(name, None, &plugins.giving, plugins.limits, plugins.budget);
     let provided = libraries_of_program(&policy.runner).expect("a runner");
     let image = Image::read(&plugin("fetch"), &provided).expect("a plugin");
     let info = NodeInfo {
@@ -117,6 +122,7 @@ async fn fetch(scopes: Scopes, watcher: &Arc<Watcher>) -> Handle {
     let node = host(scopes, watcher);
     let around = Surroundings {
         policy,
+        terms: Arc::new(terms),
         host: Arc::new(move || Arc::new(node.for_process())),
         observer: watcher.clone(),
         info: watch::channel(Some(Arc::new(info))).1,

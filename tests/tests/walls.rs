@@ -47,7 +47,12 @@ const STEPS: &[(&str, i64, Option<(u8, i64)>, Then)] = &[
     ("prctl SECUREBITS", libc::SYS_prctl, Some((0, libc::PR_SET_SECUREBITS as i64)), Full),
     ("prctl CAP_AMBIENT", libc::SYS_prctl, Some((0, libc::PR_CAP_AMBIENT as i64)), Missing("privileges")),
     ("capset", libc::SYS_capset, None, Missing("privileges")),
-    ("prctl NO_NEW_PRIVS", libc::SYS_prctl, Some((0, libc::PR_SET_NO_NEW_PRIVS as i64)), Missing("privileges")),
+    (
+        "prctl NO_NEW_PRIVS",
+        libc::SYS_prctl,
+        Some((0, libc::PR_SET_NO_NEW_PRIVS as i64)),
+        Missing("privileges"),
+    ),
     ("prctl DUMPABLE", libc::SYS_prctl, Some((0, libc::PR_SET_DUMPABLE as i64)), Missing("not-dumpable")),
     ("prctl MDWE", libc::SYS_prctl, Some((0, 65)), Missing("write-xor-execute")),
     ("prctl NAME", libc::SYS_prctl, Some((0, libc::PR_SET_NAME as i64)), Full),
@@ -76,7 +81,8 @@ fn faulty(dir: &Path, faults: &str) -> std::path::PathBuf {
 fn doctor(runner: &Path) -> Value {
     let dir = Spec::new("faults").more(&format!("[plugins]\nrunner = {runner:?}")).lay_out();
     let mut command = Command::new(bin_dir().join("thenodes"));
-    let output = command.args(["--config", "config.toml", "doctor", "--json"]).current_dir(dir.path()).output();
+    let output =
+        command.args(["--config", "config.toml", "doctor", "--json"]).current_dir(dir.path()).output();
     let output = output.expect("the doctor runs");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
 }
@@ -150,7 +156,10 @@ fn works_reduced(faults: &str, missing: &[&str]) {
     assert_eq!(status["level"], "reduced", "{status}");
     for wall in missing {
         let down = |layer: &Value| layer["layer"] == *wall && layer["in_force"] == false;
-        assert!(status["layers"].as_array().is_some_and(|layers| layers.iter().any(down)), "{wall}: {status}");
+        assert!(
+            status["layers"].as_array().is_some_and(|layers| layers.iter().any(down)),
+            "{wall}: {status}"
+        );
     }
     assert_eq!(node.prompt("echo", "x").as_deref(), Ok("x"));
     for sin in ["open", "create", "list-root"] {

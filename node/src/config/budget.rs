@@ -78,6 +78,41 @@ impl Default for Budget {
 mod tests {
     use super::*;
 
+    fn limits(lines: &str) -> Result<crate::Config, crate::config::ConfigError> {
+        let watchdog = ["sample_s", "violations", "on_violation"].iter().any(|key| lines.starts_with(key));
+        let table = if watchdog { "watchdog" } else { "limits" };
+        let text = format!("[plugins.{table}]\n{lines}\n");
+        crate::config::Raw::parse(std::path::Path::new("c.toml"), &text)?.validate()
+    }
+
+    #[test]
+    fn what_nobody_wrote_is_the_default_and_what_was_written_counts() {
+        let config = limits("").expect("valid");
+        assert_eq!(config.plugins.budget, Budget::default());
+        assert_eq!((config.plugins.limits.cpu_seconds, config.plugins.limits.file_size), (None, 0));
+        let written = "cpu_percent = 250\ncpu_seconds = 7\nfile_mb = 2\nlog_lines_per_s = 5\n[plugins.watchdog]\nsample_s = 1\nviolations = 3\non_violation = \"disable\"";
+        let plugins = limits(written).expect("valid").plugins;
+        assert_eq!((plugins.limits.cpu_seconds, plugins.limits.file_size), (Some(7), 2 << 20));
+        let budget = plugins.budget;
+        assert_eq!((budget.cpu_percent, budget.log_lines_per_s, budget.violations), (250, 5, 3));
+        assert_eq!((budget.sample, budget.on_violation), (Duration::from_secs(1), OnViolation::Disable));
+    }
+
+    #[test]
+    fn an_impossible_limit_is_an_error_with_its_place() {
+        for line in [
+            "cpu_percent = 0",
+            "cpu_seconds = 0",
+            "sample_s = 0",
+            "violations = 0",
+            "on_violation = \"kill\"",
+        ] {
+            let error = limits(line).expect_err(line).to_string();
+            assert!(error.contains("c.toml:2:"), "{line}: {error}");
+        }
+        assert_eq!(limits("tmp_mb = 1").expect("valid").plugins.budget.tmp, 1 << 20);
+    }
+
     #[test]
     fn one_kind_of_violation_can_always_reach_its_threshold_within_the_window() {
         for (sample, violations) in [(1, 1), (1, 100), (10, 10), (3600, 100)] {

@@ -62,9 +62,7 @@ impl Raw {
             widen: policy.widen.unwrap_or(false),
             by_name,
             limits,
-            seccomp: self
-                .seccomp(plugins.seccomp().0, plugins.seccomp().1)?
-                .unwrap_or_default(),
+            seccomp: self.seccomp(plugins.seccomp().0, plugins.seccomp().1)?.unwrap_or_default(),
         })
     }
 
@@ -88,7 +86,11 @@ impl Raw {
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
             let name = call.get_ref();
             if at >= MAX_CALLS || name.is_empty() || name.len() > 32 || !name.bytes().all(plain) {
-                return self.wrong(call, "not the name of a system call", "names are like \"timerfd_create\", at most 64 of them");
+                return self.wrong(
+                    call,
+                    "not the name of a system call",
+                    "names are like \"timerfd_create\", at most 64 of them",
+                );
             }
         }
         Ok(found.map(|mode| (mode, calls.iter().map(|call| call.get_ref().clone()).collect())))

@@ -119,11 +119,15 @@ impl ManifestLimits {
         Budget {
             cpu_percent: self.cpu_percent.map_or(most.cpu_percent, |own| own.min(most.cpu_percent)),
             tmp: self.tmp_mb.map_or(most.tmp, |own| mb(own).min(most.tmp)),
-            log_lines_per_s: self.log_lines_per_s.map_or(most.log_lines_per_s, |own| own.min(most.log_lines_per_s)),
+            log_lines_per_s: self
+                .log_lines_per_s
+                .map_or(most.log_lines_per_s, |own| own.min(most.log_lines_per_s)),
             link_messages_per_s: self
                 .link_messages_per_s
                 .map_or(most.link_messages_per_s, |own| own.min(most.link_messages_per_s)),
-            link_bytes_per_s: self.link_mb_per_s.map_or(most.link_bytes_per_s, |own| mb(own).min(most.link_bytes_per_s)),
+            link_bytes_per_s: self
+                .link_mb_per_s
+                .map_or(most.link_bytes_per_s, |own| mb(own).min(most.link_bytes_per_s)),
             ..most
         }
     }
@@ -159,7 +163,13 @@ mod tests {
         #[test]
         fn nobody_widens_a_limit(a in proptest::option::of(16u64..1000), b in proptest::option::of(16u64..1000), most in 16u64..1000) {
             let limits = |n| ManifestLimits { memory_mb: n, threads: n, fds: n, ..Default::default() };
-            let most = ProcessLimits { memory: most * 1024 * 1024, threads: most, descriptors: most };
+            let most = ProcessLimits {
+                memory: most * 1024 * 1024,
+                threads: most,
+                descriptors: most,
+                cpu_seconds: None,
+                file_size: 0,
+            };
             let met = limits(a).tighter(&limits(b)).process(most);
             for one in [limits(a).process(most), limits(b).process(most), most] {
                 proptest::prop_assert!(met.memory <= one.memory && met.threads <= one.threads && met.descriptors <= one.descriptors);

@@ -5,8 +5,8 @@ use super::error::Origin;
 use super::giving::{RawForPlugin, RawPluginPolicy};
 use super::limits::RawLimits;
 use super::{
-    Budget, Config, ConfigError, Encryption, Identity, Logging, ManifestLimits, OnViolation, Plugins, Required,
-    TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
+    Budget, Config, ConfigError, Encryption, Identity, Logging, ManifestLimits, OnViolation, Plugins,
+    Required, TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
 };
 use serde::Deserialize;
 use serde_spanned::Spanned;

@@ -9,10 +9,15 @@
 //! A leaf is removed after the death of its processes. A node that is killed cannot do that, and its wardens cannot either
 //! (a process cannot remove the group it is in, and they have no right to): the next node here removes what it left.
 
+mod files;
+mod find;
+
+use files::{count, cpu_writes, memory_writes, read, set, write};
+use find::{delegate, own_group, own_prefix};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -22,14 +27,6 @@ use thenodes_ipc::PluginName;
 
 /// Room in the leaf beside what the plugin may use: warden, stub, page tables, buffers of link and pipes.
 const ROOM: u64 = 16 * 1024 * 1024;
-/// Length of the kernel's period for processor time, microseconds.
-const PERIOD_US: u64 = 100_000;
-/// Longest file of the kernel that is read here.
-const MAX_READ: u64 = 256 * 1024;
-/// Swap is not room. Where the kernel does not count it, these are missing.
-const SWAP_V1: &str = "memory.memsw.limit_in_bytes";
-/// As [`SWAP_V1`].
-const SWAP_V2: &str = "memory.swap.max";
 /// How long a leaf is waited for to become empty; the processes in it have been killed already.
 const EMPTY_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -293,7 +290,7 @@ impl Leaf {
         count(&self.cpu, ["cpu.stat"; 2], "nr_throttled")
     }
 
-    /// Kills all that is left and removes the group; bounded by [`EMPTY_PATIENCE`].
+    /// Kills all that is left and removes the group; waits at most a second for the dead to be buried.
     pub async fn end(mut self) {
         self.kill_all();
         let until = tokio::time::Instant::now() + EMPTY_PATIENCE;
@@ -334,137 +331,9 @@ impl Drop for Leaf {
     }
 }
 
-fn memory_writes(version: Version, bytes: u64) -> Vec<(&'static str, String)> {
-    match version {
-        Version::V1 => {
-            vec![("memory.limit_in_bytes", bytes.to_string()), (SWAP_V1, bytes.to_string())]
-        }
-        Version::V2 => vec![("memory.max", bytes.to_string()), (SWAP_V2, "0".into())],
-    }
-}
-
-fn cpu_writes(version: Version, percent: u64) -> Vec<(&'static str, String)> {
-    let quota = percent.saturating_mul(PERIOD_US) / 100;
-    match version {
-        Version::V1 => {
-            vec![("cpu.cfs_period_us", PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
-        }
-        Version::V2 => vec![("cpu.max", format!("{quota} {PERIOD_US}"))],
-    }
-}
-
-/// The number after a word in a file of lines `word number`.
-fn count(tree: &Option<Tree>, [v1, v2]: [&str; 2], word: &str) -> u64 {
-    let Some(tree) = tree else { return 0 };
-    let file = if tree.version == Version::V1 { v1 } else { v2 };
-    let text = read(&tree.dir.join(file)).unwrap_or_default();
-    let of_line = |line: &str| line.strip_prefix(word)?.strip_prefix(' ')?.trim().parse().ok();
-    text.lines().find_map(of_line).unwrap_or(0)
-}
-
-fn read(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    fs::File::open(path).ok()?.take(MAX_READ).read_to_string(&mut text).ok()?;
-    Some(text)
-}
-
-fn write(dir: &Path, file: &str, text: &str) -> io::Result<()> {
-    // Never creating: a file that the kernel did not put there is no limit.
-    use io::Write as _;
-    fs::OpenOptions::new().write(true).open(dir.join(file))?.write_all(text.as_bytes())
-}
-
-/// Writes a limit.
-fn set(dir: &Path, file: &str, text: &str) -> io::Result<()> {
-    match write(dir, file, text) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && [SWAP_V1, SWAP_V2].contains(&file) => Ok(()),
-        done => done,
-    }
-}
-
-/// `thenodes-NAMESPACE-PID-START.`
-fn own_prefix() -> Option<String> {
-    let pid = std::process::id();
-    let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
-    let namespace: String = namespace.to_str()?.chars().filter(char::is_ascii_digit).collect();
-    Some(format!("thenodes-{namespace}-{pid}-{}.", super::usage::start_time(pid)?))
-}
-
-/// Directory of the own group in the hierarchy of a controller, or in that of version 2.
-fn own_group(mounts: &str, own: &str, controller: Option<&str>) -> Option<PathBuf> {
-    let has = |list: &str| controller.is_some_and(|wanted| list.split(',').any(|word| word == wanted));
-    let mut paths = own.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
-    let path = paths.find(|(list, _)| if controller.is_some() { has(list) } else { list.is_empty() })?.1;
-    mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        let (kind, rest) = after.split_once(' ')?;
-        let fits = match controller {
-            Some(_) => kind == "cgroup" && has(rest.rsplit(' ').next()?),
-            None => kind == "cgroup2",
-        };
-        let mut words = before.split(' ').skip(3);
-        let (root, point) = (words.next()?, words.next()?);
-        let below = if root == "/" { path } else { path.strip_prefix(root)? };
-        // Outside of what is mounted here, or a mount point with blanks in it: not ours to work with.
-        if !fits || below.contains("..") || point.contains('\\') {
-            return None;
-        }
-        Some(Path::new(point).join(below.trim_start_matches('/')))
-    })
-}
-
-/// Under version 2 a group with limits for its children has no processes itself: if this group is ours alone, the node moves
-/// into a child of it and hands the controllers down. Failure only means that the trial finds less.
-fn delegate(dir: &Path) {
-    let words = |file: &str| read(&dir.join(file)).unwrap_or_default();
-    let handed_down = words("cgroup.subtree_control");
-    let missing: Vec<&str> = ["memory", "pids", "cpu"]
-        .into_iter()
-        .filter(|c| words("cgroup.controllers").split_whitespace().any(|word| word == *c))
-        .filter(|c| !handed_down.split_whitespace().any(|word| word == *c))
-        .collect();
-    let me = std::process::id().to_string();
-    if missing.is_empty() || words("cgroup.procs").split_whitespace().ne([me.as_str()]) {
-        return;
-    }
-    let node = dir.join("node");
-    let _ = fs::create_dir(&node);
-    if write(&node, "cgroup.procs", &me).is_ok() {
-        for controller in missing {
-            let _ = write(dir, "cgroup.subtree_control", &format!("+{controller}"));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const OWN: &str = "4:memory:/a/b\n3:cpu,cpuacct:/\n2:name=systemd:/x\n0::/user.slice/s\n";
-    const MOUNTS: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
-        32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
-        35 31 0:32 /a /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
-        41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
-
-    #[test]
-    fn the_own_group_is_found_in_every_kind_of_hierarchy_and_nothing_is_guessed() {
-        let group = |controller| own_group(MOUNTS, OWN, controller);
-        assert_eq!(group(Some("memory")), Some("/sys/fs/cgroup/memory/b".into()));
-        assert_eq!(group(Some("cpu")), Some("/sys/fs/cgroup/cpu".into()));
-        assert_eq!(group(Some("pids")), None);
-        assert_eq!(group(None), Some("/sys/fs/cgroup/unified/user.slice/s".into()));
-        assert_eq!(own_group(MOUNTS, "0::/../outside\n", None), None);
-        assert_eq!(own_group(MOUNTS, "4:memory:/elsewhere\n", Some("memory")), None);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_text_of_the_kernel_panics_the_reader(mounts in "[a-z0-9/ :,\\-\n\\\\.]{0,200}", own in "[a-z0-9/:,.\n]{0,100}") {
-            for controller in [None, Some("memory")] {
-                let _ = own_group(&mounts, &own, controller);
-            }
-        }
-    }
 
     #[tokio::test]
     async fn a_leaf_holds_what_it_says_it_holds_and_leaves_nothing_behind() {

@@ -188,9 +188,10 @@ fn needs(request: &Request) -> (Permission, Subject<'_>) {
         Request::Random { .. } => (Permission::Random, Subject::Whole),
         Request::EnvRead { name } => (Permission::EnvRead, Subject::Env(name)),
         Request::NetConnect { host, port } => (Permission::NetConnect, Subject::Host(host, *port)),
-        Request::NetWrite { .. } | Request::NetRead { .. } | Request::NetShutdown { .. } | Request::NetClose { .. } => {
-            (Permission::NetConnect, Subject::Opened)
-        }
+        Request::NetWrite { .. }
+        | Request::NetRead { .. }
+        | Request::NetShutdown { .. }
+        | Request::NetClose { .. } => (Permission::NetConnect, Subject::Opened),
     }
 }
 
@@ -256,15 +257,16 @@ impl Grants {
                 let Scope::Path(path) = scope else { continue };
                 let taken = denied.is_some_and(|denied| match denied {
                     Reach::All => true,
-                    Reach::Scopes(denied) => denied.iter().any(|one| one.contains(scope) || scope.contains(one)),
+                    Reach::Scopes(denied) => {
+                        denied.iter().any(|one| one.contains(scope) || scope.contains(one))
+                    }
                 });
                 if taken {
                     continue;
                 }
                 let path = path.as_str().to_owned();
-                let grant = paths
-                    .entry(path.clone())
-                    .or_insert(PathGrant { path, write: false, create: false });
+                let grant =
+                    paths.entry(path.clone()).or_insert(PathGrant { path, write: false, create: false });
                 grant.write |= permission == Permission::FsWrite || permission == Permission::FsCreate;
                 grant.create |= permission == Permission::FsCreate;
             }

@@ -153,7 +153,10 @@ impl Image {
             library: sealed(file_name, &bytes)?,
             needed: needed
                 .into_iter()
-                .map(|(soname, bytes)| { let file = sealed(&soname, &bytes)?; Ok((soname, file)) })
+                .map(|(soname, bytes)| {
+                    let file = sealed(&soname, &bytes)?;
+                    Ok((soname, file))
+                })
                 .collect::<Result<_, ImageError>>()?,
             path: path.into(),
             name,

@@ -3,8 +3,9 @@
 //!
 //! This wing does not know the network: it sees the rest of the node only as the SDK's `Host` trait.
 
-pub mod denials;
+pub mod cause;
 pub mod cgroup;
+pub mod denials;
 pub mod grants;
 pub mod handle;
 pub mod image;
@@ -16,9 +17,9 @@ pub mod process;
 pub mod registry;
 mod scan;
 pub mod supervisor;
+pub mod terms;
 pub mod usage;
 pub mod watchdog;
-pub mod terms;
 
 pub use crate::config::scope;
 pub use registry::Registry;

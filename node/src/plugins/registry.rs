@@ -47,7 +47,13 @@ impl Registry {
                 }
                 Ok((image, manifest)) => {
                     let slot = registry.plugins.len() as u32;
-                    let terms = Terms::agree(image.name.clone(), manifest, &config.giving, config.limits, config.budget);
+                    let terms = Terms::agree(
+                        image.name.clone(),
+                        manifest,
+                        &config.giving,
+                        config.limits,
+                        config.budget,
+                    );
                     let handle = supervisor::supervise(Arc::new(image), around(Arc::new(terms), slot));
                     registry.plugins.insert(handle.name.clone(), handle);
                 }

@@ -1,17 +1,18 @@
 //! One task per plugin: feeds [`lifecycle`](super::lifecycle), carries out its actions, and moves messages from the plugin's
 //! bounded queue to its process. It owns life and death; nothing else starts or ends a runner.
 
+use super::cause::{self, Seen};
 use super::cgroup::Leaf;
 use super::denials::{self, DenialBook};
 use super::handle::{Command, Delivery, Handle, Status};
 use super::image::Image;
-use super::lifecycle::{Action, Cause, Event, Life, LimitKind, State};
+use super::lifecycle::{Action, Cause, Event, Life, State};
 use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
 use super::logs::{follow, LogBook};
 use super::process::{self, Order, Started};
 use super::terms::Terms;
 use super::watchdog::{Limits, Record, Subject, Ticket, Watchdog};
-use crate::config::{Budget, Required};
+use crate::config::Required;
 use crate::text::printable;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -40,8 +41,6 @@ pub struct Policy {
     pub runner: PathBuf,
     /// Limits that no plugin goes beyond; its own stand in its [`Terms`].
     pub limits: ProcessLimits,
-    /// Limits of each plugin that are held from outside.
-    pub budget: Budget,
     /// What looks at plugins from outside.
     pub watchdog: Watchdog,
     /// Lowest level.
@@ -89,9 +88,6 @@ pub struct Surroundings {
     pub slot: u32,
 }
 
-const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
-const SIGXCPU: i32 = nix::sys::signal::Signal::SIGXCPU as i32;
-
 /// Starts the task of one plugin. It runs until [`Handle::stop`] and all handles are gone.
 pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
     let (queue_in, queue) = mpsc::channel(limits::PLUGIN_QUEUE);
@@ -110,7 +106,7 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
         starts: 1,
     });
     let (caller_out, caller) = watch::channel(None);
-    let log_rate = u32::try_from(around.policy.budget.log_lines_per_s).unwrap_or(u32::MAX);
+    let log_rate = u32::try_from(around.terms.budget.log_lines_per_s).unwrap_or(u32::MAX);
     let orders = commands_in.downgrade();
     let handle = Handle {
         name: image.name.clone(),
@@ -277,10 +273,11 @@ impl Supervisor {
             sandbox: self.around.terms.sandbox.clone(),
         };
         let leaf = self.leaf(&policy);
-        let (Started { child, stream, stdout, stderr, report }, leaf) = match process::start(&order, leaf).await {
-            Ok(started) => started,
-            Err(error) => return Cause::Spawn(error.to_string()),
-        };
+        let (Started { child, stream, stdout, stderr, report }, leaf) =
+            match process::start(&order, leaf).await {
+                Ok(started) => started,
+                Err(error) => return Cause::Spawn(error.to_string()),
+            };
         let leaf = Arc::new(leaf);
         let ticket = self.watch(child.id(), &leaf, generation);
         self.status.send_modify(|status| status.pid = child.id());
@@ -299,7 +296,12 @@ impl Supervisor {
         // The link is closed now; an honest runner ends by itself, and the kernel ends the others.
         let cause = end_process(child, ended).await;
         drop(ticket);
-        let cause = self.true_cause(cause, &leaf, generation);
+        let cause = self.exceeded.take().unwrap_or_else(|| {
+            let seen = Seen::of(&leaf, &self.record);
+            let (cause, note) = cause::refine(cause, &seen, &self.around.terms.process);
+            note.into_iter().for_each(|note| self.logs.add_own(generation.0, "warn", &note));
+            cause
+        });
         // Pipes end with the last process of the tree; what was printed before the death is worth a moment.
         let _ = tokio::time::timeout(Duration::from_millis(200), async {
             while pipes.join_next().await.is_some() {}
@@ -338,7 +340,8 @@ impl Supervisor {
     fn leaf(&self, policy: &Policy) -> Leaf {
         let needed = self.image.needed.iter().map(|(_, file)| file.size).sum::<u64>();
         let files = self.image.library.size + needed;
-        policy.watchdog.cgroups().leaf(&self.name, &policy.limits, policy.budget.cpu_percent, files)
+        let terms = &self.around.terms;
+        policy.watchdog.cgroups().leaf(&self.name, &terms.process, terms.budget.cpu_percent, files)
     }
 
     /// Has the process looked at until the ticket is dropped.
@@ -347,12 +350,12 @@ impl Supervisor {
             let text = format!("control group: {problem}; rlimits and the watchdog hold that limit");
             self.logs.add_own(generation.0, "warn", &text);
         }
-        let policy = &self.around.policy;
+        let (policy, terms) = (&self.around.policy, &self.around.terms);
         Some(policy.watchdog.watch(Subject {
             plugin: self.name.clone(),
             generation,
             warden: warden?,
-            limits: Limits { process: policy.limits, budget: policy.budget },
+            limits: Limits { process: terms.process, budget: terms.budget },
             leaf: leaf.clone(),
             record: self.record.clone(),
             logs: self.logs.clone(),
@@ -360,43 +363,6 @@ impl Supervisor {
             observer: self.around.observer.clone(),
             commands: self.orders.clone(),
         }))
-    }
-
-    /// What the wait status alone does not say: the limits that were met.
-    fn true_cause(&mut self, cause: Cause, leaf: &Leaf, generation: Generation) -> Cause {
-        if let Some(exceeded) = self.exceeded.take() {
-            return exceeded;
-        }
-        let limits = &self.around.policy.limits;
-        let limit = |kind, detail| Cause::Limit { kind, detail, give_up: false };
-        match (&cause, limits.cpu_seconds) {
-            (Cause::Signal(SIGKILL), _) if leaf.oom_kills() > 0 => {
-                let peak = leaf.memory_peak().unwrap_or_default() >> 20;
-                limit(
-                    LimitKind::Oom,
-                    format!("the kernel killed it at {peak} MiB: its control group was full"),
-                )
-            }
-            (Cause::Signal(SIGXCPU), Some(seconds)) => {
-                limit(LimitKind::Cpu, format!("SIGXCPU: it used {seconds} s of processor time"))
-            }
-            // It ignored SIGXCPU. Known only if it was seen between the two limits.
-            (Cause::Signal(SIGKILL), Some(seconds))
-                if self.record.usage().is_some_and(|usage| usage.cpu >= Duration::from_secs(seconds)) =>
-            {
-                limit(LimitKind::Cpu, format!("SIGKILL: it went on after {seconds} s of processor time"))
-            }
-            (Cause::Signal(_), _) => {
-                // A program whose allocation fails aborts; whether this one did cannot be known from outside.
-                if let Some(peak) = leaf.memory_peak().filter(|peak| *peak >= limits.memory / 10 * 9) {
-                    let (peak, memory) = (peak >> 20, limits.memory >> 20);
-                    let text = format!("its memory had reached {peak} MiB; memory_mb is {memory}");
-                    self.logs.add_own(generation.0, "warn", &text);
-                }
-                cause
-            }
-            _ => cause,
-        }
     }
 
     /// From `hello` to a registered plugin, while orders to stop are heard.

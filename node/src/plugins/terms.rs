@@ -282,12 +282,18 @@ impl Agreement<'_> {
 
     /// The list of system calls: the operator's word for this plugin, else the stricter of the operator's for all and the
     /// manifest's.
-    fn seccomp(&mut self, manifest: Option<&Manifest>, giving: &Giving, own: &ForPlugin) -> (SeccompMode, Vec<String>) {
+    fn seccomp(
+        &mut self,
+        manifest: Option<&Manifest>,
+        giving: &Giving,
+        own: &ForPlugin,
+    ) -> (SeccompMode, Vec<String>) {
         if let Some((mode, calls)) = &own.seccomp {
             return (*mode, calls.clone());
         }
         let (mode, calls) = giving.seccomp.clone();
-        let asked = manifest.and_then(|manifest| manifest.sandbox.seccomp.as_deref()).and_then(SeccompMode::parse);
+        let asked =
+            manifest.and_then(|manifest| manifest.sandbox.seccomp.as_deref()).and_then(SeccompMode::parse);
         match asked {
             Some(asked) if asked < mode => (asked, Vec::new()),
             Some(asked) if asked > mode => {

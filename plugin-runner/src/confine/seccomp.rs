@@ -211,7 +211,9 @@ fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendErr
                 let alternatives = simple(*part)?;
                 whole = whole
                     .iter()
-                    .flat_map(|so_far| alternatives.iter().map(|one| [so_far.clone(), vec![one.clone()]].concat()))
+                    .flat_map(|so_far| {
+                        alternatives.iter().map(|one| [so_far.clone(), vec![one.clone()]].concat())
+                    })
                     .collect();
             }
             whole.into_iter().map(Rule::new).collect::<Result<_, _>>()?

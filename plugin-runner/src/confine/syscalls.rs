@@ -106,9 +106,7 @@ macro_rules! allowed {
     };
 }
 
-use Args::{
-    All, Any, CountedWriteXorExecute, Equals, Handover, Not, OneOf, OwnPid, SecondFilter, Without,
-};
+use Args::{All, Any, CountedWriteXorExecute, Equals, Handover, Not, OneOf, OwnPid, SecondFilter, Without};
 
 /// Allowed from the opening of the library on.
 const CALLS: &[Allowed] = allowed! {

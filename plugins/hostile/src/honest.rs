@@ -32,7 +32,7 @@ fn all_of_it() -> io::Result<()> {
     let _ = std::panic::catch_unwind(|| std::backtrace::Backtrace::force_capture().to_string());
     runtime()?;
     std::thread::sleep(Duration::from_millis(150)); // long enough to be stopped meanwhile
-    // SAFETY: a local that lives for the call; C libraries sleep this way.
+                                                    // SAFETY: a local that lives for the call; C libraries sleep this way.
     unsafe { libc::nanosleep(&libc::timespec { tv_sec: 0, tv_nsec: 150_000_000 }, std::ptr::null_mut()) };
     println!("a line on stdout");
     Ok(())
@@ -99,8 +99,9 @@ fn files_that_are_there() -> io::Result<()> {
     assert!(here.is_err());
     let _ = std::env::current_dir(); // "/" in a runner
     let _ = io::stdin().lock().read(&mut [0; 16]); // nothing, at once
-    // SAFETY: a second owner of standard input would close it; this one is forgotten.
-    let mut input = std::mem::ManuallyDrop::new(unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(0) });
+                                                   // SAFETY: a second owner of standard input would close it; this one is forgotten.
+    let mut input =
+        std::mem::ManuallyDrop::new(unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(0) });
     let _ = input.seek(SeekFrom::Start(0)); // /dev/null can be sought
     let _ = input.metadata();
     // SAFETY: the terminal's size; every library that draws asks, and is told that there is none.

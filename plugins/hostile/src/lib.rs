@@ -7,8 +7,8 @@
 //! would prove nothing.
 
 pub mod control;
-pub mod probes;
 pub mod honest;
+pub mod probes;
 pub mod sins;
 
 use std::ffi::c_void;

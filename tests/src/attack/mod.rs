@@ -71,7 +71,10 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Verdict::Killed => f.write_str("killed"),
-            Verdict::Through(text) | Verdict::Refused(text) | Verdict::Ended(text) | Verdict::Silent(text) => {
+            Verdict::Through(text)
+            | Verdict::Refused(text)
+            | Verdict::Ended(text)
+            | Verdict::Silent(text) => {
                 write!(f, "{}: {text}", self.word())
             }
         }

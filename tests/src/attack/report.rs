@@ -166,7 +166,13 @@ impl Report {
                     format!("{word:<width$}", width = phase.word().len())
                 })
                 .collect();
-            println!("{:<12} {:<26} {:<8} {}", row.probe.group, row.probe.name, row.control.word(), cells.join("  "));
+            println!(
+                "{:<12} {:<26} {:<8} {}",
+                row.probe.group,
+                row.probe.name,
+                row.control.word(),
+                cells.join("  ")
+            );
         }
         println!("{}", self.summary());
     }

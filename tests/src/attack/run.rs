@@ -43,10 +43,15 @@ const SWITCH: usize = 256;
 
 impl World {
     /// With this runner and this hostile library. Taking something away needs a runner that is built for it.
-    pub fn new(runner: PathBuf, library: &std::path::Path, without: Option<Without>) -> Result<World, String> {
+    pub fn new(
+        runner: PathBuf,
+        library: &std::path::Path,
+        without: Option<Without>,
+    ) -> Result<World, String> {
         let bytes = std::fs::read(library).map_err(|e| format!("{}: {e}", library.display()))?;
         let at = bytes.windows(MARKER.len()).position(|window| window == MARKER);
-        let provided = thenodes_node::plugins::image::libraries_of_program(&runner).map_err(|e| e.to_string())?;
+        let provided =
+            thenodes_node::plugins::image::libraries_of_program(&runner).map_err(|e| e.to_string())?;
         let template = Image::read(library, &provided).map_err(|e| e.to_string())?;
         Ok(World {
             switch_at: at.ok_or("the hostile library has no switch")?,
@@ -106,7 +111,13 @@ impl World {
             image: Some(&image),
             plugin: image.name.clone(),
             generation,
-            limits: ProcessLimits { memory: 128 << 20, threads: 16, descriptors: 64, cpu_seconds: None, file_size: 0 },
+            limits: ProcessLimits {
+                memory: 128 << 20,
+                threads: 16,
+                descriptors: 64,
+                cpu_seconds: None,
+                file_size: 0,
+            },
             run_as: run_as(2_000_000, slot),
             sandbox: Sandbox { without: self.without.clone(), ..Sandbox::default() },
         };
@@ -168,7 +179,9 @@ impl World {
         let _ = to_end.1.await;
         Ok(match (verdict, status) {
             (Some(verdict), _) => verdict,
-            (None, Some(status)) if status.signal() == Some(nix::sys::signal::Signal::SIGSYS as i32) => Verdict::Killed,
+            (None, Some(status)) if status.signal() == Some(nix::sys::signal::Signal::SIGSYS as i32) => {
+                Verdict::Killed
+            }
             (None, Some(status)) => Verdict::Ended(status.to_string()),
             (None, None) => Verdict::Silent("it said nothing and cannot be waited for".into()),
         })
@@ -178,8 +191,10 @@ impl World {
 /// Stops the descendants of a process and lets them go on.
 fn stop_for_a_moment(warden: Option<u32>) {
     use nix::sys::signal::{kill, Signal};
-    let children = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    for stub in warden.map(children).unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()) {
+    let children =
+        |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    for stub in warden.map(children).unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok())
+    {
         for runner in children(stub).split_whitespace().filter_map(|pid| pid.parse().ok()) {
             let runner = nix::unistd::Pid::from_raw(runner);
             let _ = kill(runner, Signal::SIGSTOP);

@@ -16,7 +16,8 @@ use tokio::task::JoinSet;
 
 /// Attempts at the same time: they wait more than they work.
 const AT_ONCE: usize = 4;
-const USAGE: &str = "usage: attack [--only TEXT] [--phase PHASE]... [--without LAYER]... [--runner PATH] [--json FILE]";
+const USAGE: &str =
+    "usage: attack [--only TEXT] [--phase PHASE]... [--without LAYER]... [--runner PATH] [--json FILE]";
 
 #[derive(Default)]
 struct Options {
@@ -83,7 +84,8 @@ fn controls() -> Result<BTreeMap<String, Control>, String> {
 
 async fn run() -> Result<bool, String> {
     let options = options()?;
-    let wanted = |probe: &&'static Probe| options.only.as_ref().is_none_or(|only| probe.name.contains(only.as_str()));
+    let wanted =
+        |probe: &&'static Probe| options.only.as_ref().is_none_or(|only| probe.name.contains(only.as_str()));
     let probes: Vec<&'static Probe> = probes::all().filter(wanted).collect();
     let controls = controls()?;
     let mut targets = Targets::new(&std::env::temp_dir()).map_err(|e| e.to_string())?;

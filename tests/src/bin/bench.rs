@@ -19,8 +19,8 @@ use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
 use thenodes_node::plugins::supervisor::{supervise, Change, Observer, Policy, Surroundings};
-use thenodes_node::plugins::watchdog::Watchdog;
 use thenodes_node::plugins::terms::Terms;
+use thenodes_node::plugins::watchdog::Watchdog;
 use thenodes_tests::bench::{grpc, pin, private_kib, Row};
 use thenodes_tests::bin_dir;
 use tokio::sync::watch;
@@ -73,7 +73,7 @@ fn surroundings(policy: &Arc<Policy>) -> Surroundings {
     let name = PluginName::new("echo").expect("a name");
     Surroundings {
         policy: policy.clone(),
-        terms: Arc::new(Terms::agree(name, None, &config.plugins.giving, policy.limits)),
+        terms: Arc::new(Terms::agree(name, None, &config.plugins.giving, policy.limits, Budget::default())),
         host: Arc::new(|| Arc::new(NoHost)),
         observer: Arc::new(Quiet),
         info,
@@ -185,7 +185,6 @@ fn run(rounds: usize) {
             cpu_seconds: None,
             file_size: 0,
         },
-        budget: Budget::default(),
         watchdog: Watchdog::start(Budget::default().sample),
         required: Required::Full,
         uid_base: 2_000_000,

@@ -38,7 +38,8 @@ fn install(line: &str) -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
-    let dir = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf())).unwrap_or_default();
+    let dir =
+        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf())).unwrap_or_default();
     let faults = std::fs::read_to_string(dir.join("fault")).unwrap_or_default();
     let runner = dir.join("runner").canonicalize().unwrap_or_default();
     for line in faults.lines().rev() {

@@ -20,7 +20,7 @@ fn grants(permissions: &str, operator: &str) -> Grants {
     let text = format!("schema = 1\nname = \"echo\"\nversion = \"1.0.0\"\n{permissions}");
     let manifest = Manifest::parse(Path::new("plugins/echo/plugin.toml"), &text).expect("valid");
     let plugins = config(operator).plugins;
-    Terms::agree(name(), Some(manifest), &plugins.giving, plugins.limits).grants
+    Terms::agree(name(), Some(manifest), &plugins.giving, plugins.limits, plugins.budget).grants
 }
 
 const SEND_TO_B: &str = "[[permission]]\nname = \"message.send\"\nscope = [\"node-b\"]";

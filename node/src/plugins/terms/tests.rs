@@ -14,7 +14,13 @@ fn terms(permissions: &str, operator: &str) -> Terms {
     let text = format!("schema = 1\nname = \"echo\"\nversion = \"1.0.0\"\n{permissions}");
     let manifest = Manifest::parse(Path::new("plugins/echo/plugin.toml"), &text).expect("valid");
     let plugins = plugins(operator);
-    Terms::agree(PluginName::new("echo").expect("a name"), Some(manifest), &plugins.giving, plugins.limits)
+    Terms::agree(
+        PluginName::new("echo").expect("a name"),
+        Some(manifest),
+        &plugins.giving,
+        plugins.limits,
+        plugins.budget,
+    )
 }
 
 fn wish(name: &str, more: &str) -> String {
@@ -31,7 +37,13 @@ fn a_manifest_that_asks_for_nothing_gets_nothing_and_none_at_all_gets_the_defaul
     assert!(Permission::ALL.into_iter().all(|permission| !asked.grants.allows_some(permission)));
     assert_eq!(asked.refusal, None);
     let plugins = plugins("");
-    let none = Terms::agree(PluginName::new("x").expect("a name"), None, &plugins.giving, plugins.limits);
+    let none = Terms::agree(
+        PluginName::new("x").expect("a name"),
+        None,
+        &plugins.giving,
+        plugins.limits,
+        plugins.budget,
+    );
     for permission in Permission::ALL {
         let expected = Config::default_permissions().contains(&permission);
         assert_eq!(none.grants.allows(permission, Subject::Whole), expected, "{permission}");
