@@ -115,10 +115,10 @@ fn the_operator_always_wins_and_a_plugin_never_gets_power_over_the_node() {
 #[test]
 fn what_plugins_are_given_is_read_with_scopes() {
     let giving = parse(
-        "[plugins.policy]\npermissions = [\"random\", \"env.read:LANG\"]\nwiden = true\n[plugins.for.echo]\nallow = [\"net.connect:api.example.com:443\", \"fs.read:/srv/data\"]\ndeny = [\"fs.read\", \"message.send:node-b\"]\n[plugins.for.echo.limits]\nmemory_mb = 32\ncpu_percent = 5",
+        "[plugins.policy]\npermissions = [\"random\", \"env.read:LANG\"]\nwiden = true\n[plugins.for.echo]\nallow = [\"net.connect:api.example.com:443\", \"fs.read:/srv/data\"]\ndeny = [\"fs.read\", \"message.send:node-b\"]\n[plugins.for.echo.limits]\nmemory_mb = 32\ntimers = 5",
     )
     .expect("valid");
-    assert_eq!(giving.without_effect, ["plugins.for.echo.limits.cpu_percent: not enforced in this release"]);
+    assert_eq!(giving.without_effect, ["plugins.for.echo.limits.timers: not enforced in this release"]);
     let giving = giving.plugins.giving;
     let texts = |rules: &[Rule]| rules.iter().map(Rule::to_string).collect::<Vec<_>>();
     assert_eq!((texts(&giving.policy), giving.widen), (vec!["random".into(), "env.read:LANG".into()], true));
