@@ -36,6 +36,7 @@ pub struct World {
     template: Image,
     count: AtomicU32,
     without: Option<Without>,
+    patience: Duration,
 }
 
 const MARKER: &[u8] = b"hostile-switch=none:none";
@@ -60,7 +61,14 @@ impl World {
             runner,
             count: AtomicU32::new(0),
             without,
+            patience: PATIENCE,
         })
+    }
+
+    /// The same with less patience, where silence is an answer.
+    #[must_use]
+    pub fn impatient(self, patience: Duration) -> World {
+        World { patience, ..self }
     }
 
     fn image(&self, switch: &str) -> Result<Image, String> {
@@ -94,10 +102,10 @@ impl World {
     /// Has the plugin do something in a phase, and says what came of it and what was refused meanwhile.
     pub async fn sin(&self, sin: &str, phase: Phase) -> (Verdict, Denials) {
         let book = Arc::new(DenialBook::default());
-        let verdict = match tokio::time::timeout(PATIENCE, self.try_it(sin.trim_end(), phase, &book)).await {
+        let verdict = match tokio::time::timeout(self.patience, self.try_it(sin.trim_end(), phase, &book)).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(error)) => Verdict::Silent(error),
-            Err(_) => Verdict::Silent(format!("nothing within {PATIENCE:?}")),
+            Err(_) => Verdict::Silent(format!("nothing within {:?}", self.patience)),
         };
         (verdict, book.all())
     }
