@@ -316,6 +316,10 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
         libc::ENOENT,
         "answered by the broker: only the library's own parts and granted paths",
     ),
+    (libc::SYS_mkdirat, libc::EROFS, "a cache or a log that a library would like to keep"),
+    (libc::SYS_unlinkat, libc::EROFS, "likewise"),
+    (libc::SYS_renameat, libc::EROFS, "likewise"),
+    (libc::SYS_renameat2, libc::EROFS, "likewise"),
     (
         libc::SYS_clone3,
         libc::ENOSYS,
@@ -332,13 +336,17 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
     (libc::SYS_readlinkat, libc::ENOENT, "std asks for /proc/self/exe; there is no /proc"),
     (libc::SYS_faccessat, libc::ENOENT, "the root is empty"),
     (libc::SYS_faccessat2, libc::ENOENT, "the root is empty"),
-    (
-        libc::SYS_uname,
-        libc::EPERM,
-        "nothing about the host; also the self-test's proof that the filter is in force",
-    ),
+    (libc::SYS_uname, libc::EPERM, "nothing about the host"),
     (libc::SYS_sysinfo, libc::EPERM, "nothing about the host"),
     (libc::SYS_getrusage, libc::EPERM, "counters of little use and some leak"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_mkdir, libc::EROFS, "likewise"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_rmdir, libc::EROFS, "likewise"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_unlink, libc::EROFS, "likewise"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_rename, libc::EROFS, "likewise"),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_open, libc::ENOENT, "the old way to open by path"),
     #[cfg(target_arch = "x86_64")]

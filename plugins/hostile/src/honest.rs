@@ -168,3 +168,51 @@ pub fn every_number() -> String {
     }
     format!("denied: every number but these: {}", answered.join(" "))
 }
+
+/// What a plugin does with files that it was given: `read PATH`, `list PATH`, `write PATH`, `make DIR`, `fill PATH`. Says what came of
+/// it, in the words of the error if there was one.
+pub fn files(arg: &str) -> String {
+    let (what, path) = arg.split_once(' ').unwrap_or((arg, ""));
+    let done = match what {
+        "read" => std::fs::read_to_string(path),
+        "list" => std::fs::read_dir(path).map(|dir| {
+            let mut names: Vec<String> =
+                dir.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            names.join(" ")
+        }),
+        "write" => std::fs::write(path, "written by a plugin").map(|()| "written".into()),
+        "make" => make(std::path::Path::new(path)).map(|()| "made, renamed, removed".into()),
+        "fill" => return fill(path),
+        other => return format!("no such use of files: {other}"),
+    };
+    done.unwrap_or_else(|error| format!("denied: {what}: {error}"))
+}
+
+/// Everything that changes a directory.
+fn make(dir: &std::path::Path) -> io::Result<()> {
+    let (one, two) = (dir.join("one"), dir.join("two"));
+    std::fs::create_dir(&one)?;
+    std::fs::write(one.join("file"), "x")?;
+    std::fs::rename(one.join("file"), one.join("renamed"))?;
+    std::fs::rename(&one, &two)?;
+    std::fs::remove_file(two.join("renamed"))?;
+    std::fs::remove_dir(two)
+}
+
+/// Writes until it may not any more, and says how much that was.
+fn fill(path: &str) -> String {
+    let mut file = match std::fs::File::create(path) {
+        Ok(file) => file,
+        Err(error) => return format!("denied: fill: {error}"),
+    };
+    let block = vec![1; 64 * 1024];
+    let mut written = 0;
+    for _ in 0..16_384 {
+        match file.write(&block) {
+            Ok(count) => written += count,
+            Err(error) => return format!("filled {} KiB: {error}", written / 1024),
+        }
+    }
+    format!("GOT THROUGH: {} KiB", written / 1024)
+}

@@ -42,6 +42,7 @@ pub fn commit(sin: &str) -> String {
     match sin {
         "syscall" => system_call(arg),
         "honest" => honest::a_day(),
+        "files" => honest::files(arg),
         "every-number" => honest::every_number(),
         // SAFETY: numbers; a real-time signal ends the process.
         "rt-signal" => unsafe {

@@ -102,11 +102,12 @@ impl World {
     /// Has the plugin do something in a phase, and says what came of it and what was refused meanwhile.
     pub async fn sin(&self, sin: &str, phase: Phase) -> (Verdict, Denials) {
         let book = Arc::new(DenialBook::default());
-        let verdict = match tokio::time::timeout(self.patience, self.try_it(sin.trim_end(), phase, &book)).await {
-            Ok(Ok(verdict)) => verdict,
-            Ok(Err(error)) => Verdict::Silent(error),
-            Err(_) => Verdict::Silent(format!("nothing within {:?}", self.patience)),
-        };
+        let verdict =
+            match tokio::time::timeout(self.patience, self.try_it(sin.trim_end(), phase, &book)).await {
+                Ok(Ok(verdict)) => verdict,
+                Ok(Err(error)) => Verdict::Silent(error),
+                Err(_) => Verdict::Silent(format!("nothing within {:?}", self.patience)),
+            };
         (verdict, book.all())
     }
 
