@@ -87,3 +87,12 @@ async fn no_number_answers_that_is_not_on_the_list() {
     }
     assert!(count > 30, "the allowed ones do answer: {said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_runner_leaves_no_wall_out() {
+    let runner = bin_dir().join("thenodes-runner");
+    let wanted = Without { gentle: true, ..Without::default() };
+    let world = World::new(runner, &plugin("hostile"), Some(wanted)).expect("a world");
+    let (verdict, _) = world.sin("honest", Phase::Message).await;
+    assert!(matches!(&verdict, Verdict::Ended(how) if how.contains("leaves no wall out")), "{verdict}");
+}
