@@ -43,6 +43,8 @@ pub struct Budget {
     pub link_messages_per_s: u64,
     /// Bytes a second over the link.
     pub link_bytes_per_s: u64,
+    /// Connections that the node keeps open for one process of it.
+    pub connections: u64,
     /// Time between two looks at a plugin.
     pub sample: Duration,
     /// Violations of one kind within [`Budget::window`] that lead to `on_violation`.
@@ -67,6 +69,7 @@ impl Default for Budget {
             log_lines_per_s: 200,
             link_messages_per_s: 20_000,
             link_bytes_per_s: 64 * 1024 * 1024,
+            connections: 10,
             sample: Duration::from_secs(10),
             violations: 10,
             on_violation: OnViolation::Warn,
