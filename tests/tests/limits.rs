@@ -141,6 +141,30 @@ fn a_plugin_that_floods_its_link_is_held_back_and_nobody_else_is() {
 }
 
 #[test]
+fn connections_are_limited_for_each_plugin_as_its_operator_says() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").expect("binds"); // its backlog takes them
+    let addr = server.local_addr().expect("bound");
+    for (most, lines) in [(3, "connections = 3"), (10, "")] {
+        let node = Spec::new("connections")
+            .with("fetch")
+            .more(&format!(
+                "[plugins.defaults]\npermissions = [\"command.register\", \"net.connect:{addr}\"]"
+            ))
+            .more(&format!("[plugins.for.fetch.limits]\n{lines}"))
+            .start();
+        let answer = node.prompt("fetch", &format!("hold {addr} 12")).expect("the plugin lives");
+        assert!(answer.starts_with(&format!("{most} held")), "{answer}");
+        assert!(answer.contains("RESOURCE_EXHAUSTED") && answer.contains("limits.connections"), "{answer}");
+        let events =
+            fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("an event log");
+        assert!(
+            !events.contains("connections = "),
+            "a limit that is enforced is not said to be without effect"
+        );
+    }
+}
+
+#[test]
 fn a_flood_does_not_hide_the_death_of_its_author() {
     // At this rate the bytes in the socket would be read for minutes.
     let node = Spec::new("link-death")
