@@ -113,6 +113,13 @@ pub fn commit(sin: &str) -> String {
             }
             "flooded".into()
         }
+        "notice-flood" => {
+            let begun = std::time::Instant::now();
+            for n in 0..arg.parse().unwrap_or(20_000) {
+                log::info!("flood {n}");
+            }
+            format!("flooded in {} ms", begun.elapsed().as_millis())
+        }
         "fds" => take_descriptors(),
         "hold" => {
             let mebibytes: usize = arg.parse().unwrap_or(64);

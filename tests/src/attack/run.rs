@@ -13,6 +13,7 @@ use thenodes::network::message::{Message, MessageType};
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::{ProcessLimits, Without};
 use thenodes_ipc::{pack, Code, Generation};
+use thenodes_node::config::Budget;
 use thenodes_node::plugins::cgroup::Leaf;
 use thenodes_node::plugins::denials::{self, DenialBook, Denials};
 use thenodes_node::plugins::image::{Image, Sealed};
@@ -221,7 +222,7 @@ async fn drive(
     // Whatever level it is: taking walls away is what some runs are about.
     greeting.confined().await?;
     greeting.registered().await?;
-    let link = greeting.run(generation, Arc::new(Nobody), Arc::default());
+    let link = greeting.run(generation, Arc::new(Nobody), Arc::default(), (&Budget::default()).into());
     let info = NodeInfo {
         plugin: "hostile".into(),
         node_id: "attacked".into(),
