@@ -1,8 +1,14 @@
 //! The attack suite: every probe of the hostile plugin against a real runner, in each phase of its life, beside the same probe
-//! without walls. [`run`] makes one attempt, [`report`] turns attempts into a table, a JSON object and a verdict.
+//! without walls. [`run`] makes one attempt, [`report`] turns attempts into a table, a JSON object and a verdict. [`matrix`] does it
+//! again with walls taken away, [`bwrap`] under another sandbox, and [`page`] writes down what came of it.
 
+pub mod bwrap;
+pub mod control;
+pub mod matrix;
+pub mod page;
 pub mod report;
 pub mod run;
+pub mod table;
 
 use std::fmt;
 

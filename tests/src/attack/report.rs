@@ -33,7 +33,13 @@ pub enum Control {
 }
 
 impl Control {
-    fn word(self) -> &'static str {
+    /// The one of this word.
+    pub fn parse(word: &str) -> Option<Control> {
+        [Control::Through, Control::Failed, Control::None].into_iter().find(|control| control.word() == word)
+    }
+
+    /// One word for tables.
+    pub fn word(self) -> &'static str {
         match self {
             Control::Through => "through",
             Control::Failed => "FAILED",

@@ -2,6 +2,7 @@
 //! through start-up, `load` and a message, and watched until it has said what came of it or has ended.
 
 use super::{Attempt, Phase, Verdict};
+use hostile::control::Targets;
 use hostile::probes::Probe;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -21,10 +22,13 @@ use thenodes_node::plugins::link::{Ended, Greeting};
 use thenodes_node::plugins::process::{self, Order, Sandbox, Started};
 use thenodes_node::plugins::supervisor::run_as;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, Semaphore};
+use tokio::task::JoinSet;
 
 /// How long an attempt may take. Long, because machines are slow; what is silent for so long proves nothing.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Attempts at the same time.
+pub(super) const AT_ONCE: usize = 4;
 /// Bytes of a plugin's line that are looked at.
 const MAX_LINE: usize = 4096;
 
@@ -91,6 +95,28 @@ impl World {
             needed: needed.map_err(|e| e.to_string())?,
             path: self.template.path.clone(),
         })
+    }
+
+    /// Makes every attempt, some at the same time: they wait more than they work.
+    pub async fn attempts(
+        self: &Arc<Self>,
+        probes: &[&'static Probe],
+        phases: &[Phase],
+        targets: &Targets,
+    ) -> Vec<Attempt> {
+        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let mut attempts: JoinSet<Attempt> = JoinSet::new();
+        for probe in probes {
+            for phase in phases {
+                let (world, room, probe, phase) = (self.clone(), room.clone(), *probe, *phase);
+                let argument = targets.argument(probe.target);
+                attempts.spawn(async move {
+                    let _room = room.acquire_owned().await;
+                    world.attempt(probe, &argument, phase).await
+                });
+            }
+        }
+        attempts.join_all().await
     }
 
     /// Makes one attempt.
