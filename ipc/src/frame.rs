@@ -282,6 +282,13 @@ impl FrameDecoder {
         Frame::decode(&self.buffer[from..from + length]).map(Some)
     }
 
+    /// Length of the frame that has begun and is not whole yet; zero if none has, or its length is not known. At most the cap: a
+    /// longer one is an error of [`FrameDecoder::next`], which must be asked first.
+    pub fn announced(&self) -> usize {
+        let prefix = self.buffer[self.start..].first_chunk::<4>();
+        prefix.map_or(0, |prefix| u32::from_be_bytes(*prefix) as usize).min(self.cap)
+    }
+
     /// Bytes held that belong to no whole frame yet; not zero at the end of a stream means it was cut.
     pub fn unfinished(&self) -> usize {
         self.buffer.len() - self.start

@@ -389,3 +389,36 @@ fn a_plugin_may_suggest_what_the_operator_left_open() {
         node.seen(refused);
     }
 }
+
+/// Memory of a process, KiB.
+fn resident(node: &TestNode) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("the node lives");
+    let line = text.lines().find(|line| line.starts_with("VmRSS:")).expect("its memory");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+#[test]
+fn what_runners_write_and_do_not_read_grows_the_node_by_two_frames_each_at_most() {
+    const RUNNERS: u64 = 8;
+    // Five seconds of a runner that reads nothing are not yet a hang; the log tells when its flood has been taken.
+    let mut spec = Spec::new("large").with("echo");
+    for n in 0..RUNNERS {
+        spec = spec.with_hostile(&format!("flood{n}"), "thread:large-calls");
+    }
+    let dir = spec.lay_out();
+    let node = spec.start_in(dir);
+    assert_eq!(node.prompt("echo", "warm").as_deref(), Ok("warm"));
+    let before = resident(&Spec::new("idle").with("echo").start());
+    let mut most = 0;
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < std::time::Duration::from_secs(4) {
+        most = most.max(resident(&node));
+        assert_eq!(node.prompt("echo", "x").as_deref(), Ok("x"), "the neighbour answers meanwhile");
+    }
+    // Two frames each, and what nine supervised plugins and an allocator take besides.
+    let allowed = RUNNERS * 2 * 1024 + 16 * 1024;
+    assert!(
+        most.saturating_sub(before) < allowed,
+        "from {before} to {most} KiB; {allowed} more were allowed"
+    );
+}

@@ -2,7 +2,7 @@
 //! ways afterwards. Everything read here is hostile: lengths, ids, codes and the order of frames are checked, one violation
 //! ends the link, and everyone who waits hears the same reason.
 //!
-//! Bounds per plugin: one unfinished frame, [`OUT_QUEUE`] frames to be written, [`limits::MAX_CALLS_TO_PLUGIN`] open calls to it,
+//! Bounds per plugin: [`IN_BYTES`] of frames and requests, [`OUT_BYTES`] in at most [`OUT_QUEUE`] frames to be written, [`limits::MAX_CALLS_TO_PLUGIN`] open calls to it,
 //! [`limits::MAX_CALLS_FROM_PLUGIN`] from it. A runner that does not read stops its own writer task and nobody else. One that
 //! sends more than its [`rate`](super::rate) is read later, so that its own writes block.
 
@@ -26,8 +26,10 @@ use tokio::time::{timeout, timeout_at, Instant};
 
 /// Frames waiting to be written to one runner.
 pub const OUT_QUEUE: usize = 256;
-/// Bytes waiting to be written to one runner: two of the largest frames.
-pub const OUT_BYTES: usize = 2 * limits::MAX_FRAME + 2 * limits::MAX_HEADER;
+/// Bytes waiting to be written to one runner: one of the largest frames.
+pub const OUT_BYTES: usize = limits::MAX_FRAME + limits::MAX_HEADER;
+/// Bytes of requests being served for one runner, and of the frame that is being read from it: one of the largest frames.
+pub const IN_BYTES: usize = limits::MAX_FRAME + limits::MAX_HEADER;
 /// A runner that takes no byte for so long does not read any more.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes read at once.
@@ -511,21 +513,33 @@ async fn read(
 ) -> Ended {
     let (counters, meter) = (&*caller.shared.counters, rates.meter(Duration::ZERO));
     let mut brake = Brake { stream, counters, meter, since: Instant::now(), hung_up: false };
-    let mut requests = Requests { host, caller: caller.clone(), open: HashMap::new(), tasks: JoinSet::new() };
+    let mut requests = Requests {
+        host,
+        caller: caller.clone(),
+        open: HashMap::new(),
+        tasks: JoinSet::new(),
+        room: Arc::new(Semaphore::new(IN_BYTES)),
+    };
     let mut buffer = vec![0; READ];
     let mut stream = stream;
+    // Room for the frame that has begun; it goes over to the request that the frame turns out to be.
+    let mut begun: Option<OwnedSemaphorePermit> = None;
     loop {
         loop {
             match decoder.next() {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
                     brake.message().await;
-                    if let Err(what) = requests.take(frame).await {
+                    if let Err(what) = requests.take(frame, begun.take()).await {
                         return Ended::Because(Cause::Violation(crate::text::printable(&what, 500)));
                     }
                 }
                 Err(error) => return Ended::Because(Cause::Violation(error.to_string())),
             }
+        }
+        let announced = decoder.announced();
+        if begun.is_none() && announced > READ {
+            begun = requests.room(announced).await;
         }
         match stream.read(&mut buffer).await {
             Ok(0) | Err(_) if decoder.unfinished() > 0 => {
@@ -546,11 +560,18 @@ struct Requests {
     caller: Caller,
     open: HashMap<u64, AbortHandle>,
     tasks: JoinSet<CallId>,
+    room: Arc<Semaphore>,
 }
 
 impl Requests {
-    /// Serves one frame. An error is a violation.
-    async fn take(&mut self, frame: Frame<'_>) -> Result<(), String> {
+    /// Waits for room for so many bytes, until requests that are being served have ended; each has its deadline.
+    async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes.min(IN_BYTES)).unwrap_or(u32::MAX);
+        self.room.clone().acquire_many_owned(bytes).await.ok()
+    }
+
+    /// Serves one frame. `begun`: the room that was taken for it while it was read. An error is a violation.
+    async fn take(&mut self, frame: Frame<'_>, begun: Option<OwnedSemaphorePermit>) -> Result<(), String> {
         while let Some(done) = self.tasks.try_join_next() {
             match done {
                 Ok(id) => drop(self.open.remove(&id.0)),
@@ -593,6 +614,10 @@ impl Requests {
                     self.caller.reply(id, Err(HostError::new(Code::ResourceExhausted, text))).await;
                     return Ok(());
                 }
+                let room = match begun {
+                    Some(room) => Some(room),
+                    None => self.room(body.len()).await,
+                };
                 match Request::decode(method, body) {
                     Ok(request) => {
                         let (host, caller) = (self.host.clone(), self.caller.clone());
@@ -603,6 +628,7 @@ impl Requests {
                             wanted.min(limits::REQUEST_DEADLINE)
                         };
                         let task = self.tasks.spawn(async move {
+                            let _room = room; // until the answer is on its way
                             let served = timeout(deadline, host.call(request)).await;
                             let answer = match served {
                                 Ok(answer) => answer,

@@ -106,6 +106,30 @@ pub fn commit(sin: &str) -> String {
             raw_frame(&framed(b"\x82\xa4kind\xa5reply\xa2id\xcf\xff\xff\xff\xff\xff\xff\xff\xff"))
         }
         "frame-again-registered" => raw_frame(&framed(b"\x81\xa4kind\xaaregistered")),
+        // Valid calls of nearly a frame each, whose answers nobody reads. Of generation 1, as the first process of a test is.
+        "large-calls" => {
+            let text = vec![b'x'; 900_000];
+            for n in 1..=200u64 {
+                let mut header = b"\x83\xa4kind\xa4call\xa2id\xcf".to_vec();
+                header.extend(((1u64 << 40) + 0x10_0000 + n).to_be_bytes());
+                header.extend(b"\xa6method\xafpeers.broadcast");
+                let mut body = b"\x81\xa4text\xdb".to_vec();
+                body.extend((text.len() as u32).to_be_bytes());
+                body.extend(&text);
+                let mut frame = ((2 + header.len() + body.len()) as u32).to_be_bytes().to_vec();
+                frame.extend((header.len() as u16).to_be_bytes());
+                frame.extend(&header);
+                frame.extend(&body);
+                let mut rest = &frame[..];
+                while !rest.is_empty() {
+                    // SAFETY: the pointer and length are a slice's.
+                    let written = unsafe { libc::write(3, rest.as_ptr().cast(), rest.len()) };
+                    let Ok(written) = usize::try_from(written) else { return "the link is gone".into() };
+                    rest = &rest[written..];
+                }
+            }
+            "flooded".into()
+        }
         "call-flood" => {
             let frame = framed(b"\x83\xa4kind\xa4call\xa2id\x07\xa6method\xaapeers.list");
             for _ in 0..20_000 {
