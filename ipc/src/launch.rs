@@ -118,7 +118,7 @@ pub struct NodeHello {
 impl NodeHello {
     /// Every path with contents inside: the granted ones, and the plugin's own temporary one.
     pub fn all_paths(&self) -> Vec<PathGrant> {
-        let temporary = PathGrant { path: TEMPORARY.into(), write: true, create: true };
+        let temporary = PathGrant { path: TEMPORARY.into(), read: true, write: true, create: true };
         self.paths.iter().cloned().chain((self.temporary > 0).then_some(temporary)).collect()
     }
 }
@@ -147,7 +147,7 @@ pub enum SeccompMode {
     Strict,
     /// And harmless questions about oneself, pipes and timers.
     Basic,
-    /// And anonymous files, and descriptors between one's own sockets.
+    /// And signals as descriptors, locks and advice on own files, threads on processors of one's own.
     Moderate,
     /// And everything else that neither makes a process nor reaches out of the sandbox by itself.
     Permissive,
@@ -187,6 +187,9 @@ impl SeccompMode {
 pub struct PathGrant {
     /// Absolute, normalized.
     pub path: String,
+    /// Files may be read and directories listed.
+    #[serde(default)]
+    pub read: bool,
     /// Existing files may be changed.
     #[serde(default)]
     pub write: bool,

@@ -24,7 +24,7 @@ pub(crate) fn print(arguments: impl Iterator<Item = String>) -> Result<(), Strin
         }
     }
     let paths: Vec<PathGrant> =
-        (read || write).then(|| PathGrant { path: "/".into(), write, create: write }).into_iter().collect();
+        (read || write).then(|| PathGrant { path: "/".into(), read: true, write, create: write }).into_iter().collect();
     added(&calls)?;
     let allowed: Vec<_> = entries(mode, &paths)
         .iter()

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::time::Duration;
-use thenodes_tests::{all_gone, plugin, Spec};
+use thenodes_tests::{all_gone, plugin, Spec, TestNode};
 
 #[test]
 fn what_a_plugin_does_works_and_ends_where_it_belongs() {

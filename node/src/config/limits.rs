@@ -50,7 +50,7 @@ limits! {
     /// Deadline of a call, seconds.
     call_timeout_s: 1 to 300,
     /// Share of one processor, per cent.
-    cpu_percent: 5 to 6400,
+    cpu_percent: 10 to 6400,
     /// Processor time in all, seconds.
     cpu_seconds: 1 to 31_536_000,
     /// Threads.

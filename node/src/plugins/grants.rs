@@ -246,29 +246,34 @@ impl Grants {
         given && self.denied.get(&permission) != Some(&Reach::All)
     }
 
-    /// The paths of the host that it may use, for its sandbox. A path that is denied, or lies in one, is left out; where a part of
-    /// a path is denied all of it is, because a mount cannot have a hole.
+    /// The paths of the host that it may use, for its sandbox. `fs.create` includes writing to what was made, and nothing includes
+    /// reading. A denied path is taken away with every permission that would give it by the way; where only a part of a path is
+    /// denied all of it is, because a mount cannot have a hole.
     pub fn paths(&self) -> Vec<PathGrant> {
         let mut paths: BTreeMap<String, PathGrant> = BTreeMap::new();
-        for permission in [Permission::FsRead, Permission::FsWrite, Permission::FsCreate] {
+        for (permission, taken_by) in [
+            (Permission::FsRead, &[Permission::FsRead][..]),
+            (Permission::FsWrite, &[Permission::FsWrite]),
+            (Permission::FsCreate, &[Permission::FsCreate, Permission::FsWrite]),
+        ] {
             let Some(Reach::Scopes(scopes)) = self.given.get(&permission) else { continue };
-            let denied = self.denied.get(&permission);
             for scope in scopes {
                 let Scope::Path(path) = scope else { continue };
-                let taken = denied.is_some_and(|denied| match denied {
+                let taken = taken_by.iter().filter_map(|by| self.denied.get(by)).any(|denied| match denied {
                     Reach::All => true,
-                    Reach::Scopes(denied) => {
-                        denied.iter().any(|one| one.contains(scope) || scope.contains(one))
-                    }
+                    Reach::Scopes(denied) => denied.iter().any(|one| one.contains(scope) || scope.contains(one)),
                 });
                 if taken {
                     continue;
                 }
                 let path = path.as_str().to_owned();
-                let grant =
-                    paths.entry(path.clone()).or_insert(PathGrant { path, write: false, create: false });
-                grant.write |= permission == Permission::FsWrite || permission == Permission::FsCreate;
-                grant.create |= permission == Permission::FsCreate;
+                let none = PathGrant { path: path.clone(), read: false, write: false, create: false };
+                let grant = paths.entry(path).or_insert(none);
+                match permission {
+                    Permission::FsRead => grant.read = true,
+                    Permission::FsWrite => grant.write = true,
+                    _ => (grant.write, grant.create) = (true, true),
+                }
             }
         }
         paths.into_values().collect()

@@ -35,6 +35,9 @@ use tokio::time::error::Elapsed;
 /// Events about refusals that one plugin may cause in a second; its log and its book have them all.
 const DENIALS_SHOWN: u32 = 5;
 
+/// How long a killed process may take to be gone before it is left to the kernel.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How plugins of this node are run.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -653,8 +656,10 @@ async fn end_process(mut child: Child, ended: Ended) -> Cause {
     let status = match tokio::time::timeout(grace, child.wait()).await {
         Ok(status) => status.ok(),
         Err(_) => {
-            // The warden dies, the kernel kills the stub with it, and the namespace with the stub.
-            let _ = child.kill().await;
+            // The warden dies, the kernel kills the stub with it, and the namespace with the stub. One that the kernel cannot end
+            // now (it waits for a device) is left to it: the supervisor does not wait with it.
+            let _ = child.start_kill();
+            let _ = tokio::time::timeout(KILL_PATIENCE, child.wait()).await;
             None
         }
     };

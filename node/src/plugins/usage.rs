@@ -52,13 +52,16 @@ impl Sample {
 pub struct Runner {
     pid: u32,
     started: u64,
+    /// Warden and stub: answering what the plugin may not do is work that the plugin makes.
+    around: [u32; 2],
 }
 
 impl Runner {
     /// Finds it below its warden: the warden's only child is the stub, whose only child it is.
     pub fn below(warden: u32) -> Option<Runner> {
-        let pid = only_child(only_child(warden)?)?;
-        Some(Runner { pid, started: start_time(pid)? })
+        let stub = only_child(warden)?;
+        let pid = only_child(stub)?;
+        Some(Runner { pid, started: start_time(pid)?, around: [warden, stub] })
     }
 
     /// Its pid.
@@ -69,6 +72,8 @@ impl Runner {
     /// Memory, processor time, threads and descriptors now; `None` if the process is gone.
     pub fn measure(self) -> Option<Sample> {
         let stat = Stat::read(self.pid).filter(|stat| stat.started == self.started)?;
+        let around = self.around.iter().filter_map(|pid| Stat::read(*pid)).map(|stat| stat.ticks).sum::<u64>();
+        let ticks = stat.ticks.saturating_add(around);
         let statm = proc(self.pid, "statm")?;
         let mut pages = statm.split(' ').skip(1).map(|word| word.trim().parse::<u64>().unwrap_or(0));
         let (resident, shared) = (pages.next()?, pages.next()?);
@@ -77,7 +82,7 @@ impl Runner {
         Some(Sample {
             at: Instant::now(),
             memory: resident.saturating_sub(shared).saturating_mul(unit(SysconfVar::PAGE_SIZE, 4096)),
-            cpu: Duration::from_millis(stat.ticks.saturating_mul(1000) / unit(SysconfVar::CLK_TCK, 100)),
+            cpu: Duration::from_millis(ticks.saturating_mul(1000) / unit(SysconfVar::CLK_TCK, 100)),
             threads: stat.threads,
             fds: (fds > 0).then_some(fds),
             throttled: 0,

@@ -143,7 +143,7 @@ impl Broker {
         if !sys::still_asks(listener, question.id) {
             return Then::GoOn;
         }
-        let reading = flags & libc::O_ACCMODE as u64 == libc::O_RDONLY as u64;
+        let reading = flags & libc::O_ACCMODE as u64 == libc::O_RDONLY as u64 && self.phase < Phase::Serve;
         if let Some((_, file)) = self.files.iter_mut().find(|(name, _)| reading && name.as_bytes() == path) {
             let _ = file.rewind();
             let close = flags as u32 & libc::O_CLOEXEC as u32;
@@ -171,17 +171,27 @@ impl Broker {
     }
 
     fn refuse(&mut self, listener: BorrowedFd<'_>, question: &Question, error: i32, layer: &str) -> Then {
-        if self.phase != Phase::Confine && !self.is_only_a_thread(question) {
-            let denial = self.denial(question, Verdict::Failed(error), layer);
-            self.records.add(question.number, denial);
+        if self.phase != Phase::Confine && !self.is_ordinary(question) {
+            // Putting a refusal into words reads the plugin's memory and its list of mappings: only for those that will be told.
+            if self.records.would_tell(question.number) {
+                let denial = self.denial(question, Verdict::Failed(error), layer);
+                self.records.add(question.number, denial);
+            } else {
+                self.records.count(question.number);
+            }
         }
         sys::answer(listener, question.id, Err(error));
         Then::GoOn
     }
 
-    /// Every libc tries `clone3` first for a thread, and is told to use `clone`. That is no attempt at anything. The flags lie in
-    /// the plugin's memory: one that changes them while we look hides a call that failed.
-    fn is_only_a_thread(&self, question: &Question) -> bool {
+    /// What every libc tries and goes on without is no attempt at anything: `clone3` for a thread (then `clone`), and `mremap` of
+    /// anything but the stack (then a copy). The flags of `clone3` lie in the plugin's memory: one that changes them while we look
+    /// hides a call that failed.
+    fn is_ordinary(&self, question: &Question) -> bool {
+        if question.number == libc::SYS_mremap {
+            let of = self.memory.as_ref().and_then(|memory| memory.locate(question.args[0]));
+            return !of.is_some_and(|of| of.starts_with("[stack]"));
+        }
         question.number == libc::SYS_clone3
             && self
                 .memory

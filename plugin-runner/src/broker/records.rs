@@ -19,7 +19,8 @@ pub(crate) struct Records {
     pipe: OwnedFd,
     second: Instant,
     left: u32,
-    untold: BTreeMap<i64, (u64, Denial)>,
+    /// By system call: how many were only counted, and the last that was told, which they are told like.
+    kinds: BTreeMap<i64, (u64, Option<Denial>)>,
 }
 
 impl Records {
@@ -27,28 +28,43 @@ impl Records {
     pub(crate) fn new(pipe: OwnedFd) -> Records {
         // A node that does not read must not stop us: a full pipe is a reason to count.
         let _ = fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
-        Records { pipe, second: Instant::now(), left: RECORDS_PER_SECOND, untold: BTreeMap::new() }
+        Records { pipe, second: Instant::now(), left: RECORDS_PER_SECOND, kinds: BTreeMap::new() }
     }
 
-    /// Tells it, or counts it.
-    pub(crate) fn add(&mut self, kind: i64, denial: Denial) {
+    /// True if a record of this kind would be sent now, or is the first of its kind, which is worth its words in any case.
+    pub(crate) fn would_tell(&mut self, kind: i64) -> bool {
         if self.second.elapsed() >= Duration::from_secs(1) {
             self.second = Instant::now();
             self.left = RECORDS_PER_SECOND;
         }
-        let before = self.untold.remove(&kind).map_or(0, |(count, _)| count);
-        let denial = Denial { count: before + denial.count, ..denial };
-        if self.left > 0 && self.write(&denial) {
-            self.left -= 1;
-        } else if self.untold.len() < MAX_KINDS || self.untold.contains_key(&kind) {
-            self.untold.insert(kind, (denial.count, denial));
+        self.left > 0 || !self.kinds.contains_key(&kind)
+    }
+
+    /// Tells it, with those of its kind that were only counted, or counts it too.
+    pub(crate) fn add(&mut self, kind: i64, denial: Denial) {
+        let counted = self.kinds.get(&kind).map_or(0, |(count, _)| *count);
+        let whole = Denial { count: counted + denial.count, ..denial };
+        let told = self.left > 0 && self.write(&whole);
+        self.left = self.left.saturating_sub(1);
+        if self.kinds.len() < MAX_KINDS || self.kinds.contains_key(&kind) {
+            let count = if told { 0 } else { whole.count };
+            self.kinds.insert(kind, (count, Some(Denial { count: 1, ..whole })));
+        }
+    }
+
+    /// Counts one more of a kind.
+    pub(crate) fn count(&mut self, kind: i64) {
+        if let Some((count, _)) = self.kinds.get_mut(&kind) {
+            *count = count.saturating_add(1);
         }
     }
 
     /// Tells what was counted, as far as the pipe takes it.
     pub(crate) fn flush(&mut self) {
-        for (_, (_, denial)) in std::mem::take(&mut self.untold) {
-            self.write(&denial);
+        for (_, (count, denial)) in std::mem::take(&mut self.kinds) {
+            if let (true, Some(denial)) = (count > 0, denial) {
+                self.write(&Denial { count, ..denial });
+            }
         }
     }
 
@@ -95,7 +111,11 @@ mod tests {
         let (out, into) = nix::unistd::pipe().expect("a pipe");
         let mut records = Records::new(into);
         for _ in 0..100_000 {
-            records.add(257, denial());
+            if records.would_tell(257) {
+                records.add(257, denial());
+            } else {
+                records.count(257);
+            }
         }
         records.last(Denial { verdict: Verdict::Killed, ..denial() });
         drop(records);

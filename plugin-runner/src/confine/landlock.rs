@@ -61,9 +61,12 @@ fn give_back(mut ruleset: RulesetCreated, hello: &NodeHello) -> Result<RulesetCr
 }
 
 fn rights(grant: &PathGrant, directory: bool) -> BitFlags<AccessFs> {
-    let mut rights: BitFlags<AccessFs> = AccessFs::ReadFile.into();
-    if directory {
-        rights |= AccessFs::ReadDir;
+    let mut rights = BitFlags::<AccessFs>::empty();
+    if grant.read {
+        rights |= AccessFs::ReadFile;
+        if directory {
+            rights |= AccessFs::ReadDir;
+        }
     }
     if grant.write || grant.create {
         rights |= AccessFs::WriteFile | AccessFs::Truncate;

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::fcntl::{open, OFlag};
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sys::stat::{fstat, Mode, SFlag};
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{chdir, pivot_root};
 use std::fs::{self, File};
 use std::io;
@@ -17,6 +18,18 @@ use thenodes_ipc::launch::{Layer, NodeHello, PathGrant, TEMPORARY};
 const STAGES: [&str; 3] = ["/tmp", "/proc", "/usr"];
 /// Most files and directories in it.
 const TEMPORARY_FILES: u64 = 4096;
+
+/// File systems whose answers another program or machine gives, or does not give: a process that waits for one cannot be killed.
+const SERVED: [(i64, &str); 8] = [
+    (0x6573_5546, "FUSE"),
+    (0x6969, "NFS"),
+    (0xff53_4d42, "SMB"),
+    (0xfe53_4d42, "SMB"),
+    (0x517b, "SMB"),
+    (0x0102_1997, "9P"),
+    (0x0187, "autofs"),
+    (0x00c3_6400, "Ceph"),
+];
 
 /// The granted paths, opened while the host is still to be seen.
 #[derive(Default)]
@@ -96,6 +109,12 @@ fn bind(stage: &Path, grant: &PathGrant, source: &OwnedFd) -> io::Result<()> {
     let none: Option<&str> = None;
     let inside = below(stage, &grant.path);
     let about = |e: Errno| io::Error::other(format!("the granted path {}: {e}", grant.path));
+    if let Some((_, name)) = SERVED.iter().find(|(magic, _)| fstatfs(source).is_ok_and(|fs| fs.filesystem_type().0 == *magic)) {
+        return Err(io::Error::other(format!(
+            "the granted path {} is on {name}: whoever serves that could hold the plugin so that nothing ends it; grant a local path",
+            grant.path
+        )));
+    }
     let kind = SFlag::from_bits_truncate(fstat(source)?.st_mode) & SFlag::S_IFMT;
     if kind == SFlag::S_IFDIR {
         fs::create_dir_all(&inside)?;

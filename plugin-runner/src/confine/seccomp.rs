@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_filters_compile_for_this_architecture_and_fit_the_kernels_limit() {
-        let paths = [PathGrant { path: "/x".into(), write: true, create: true }];
+        let paths = [PathGrant { path: "/x".into(), read: true, write: true, create: true }];
         let handover = Handover::prepare(4);
         let special = Special { second: 1, sealing: 2, handover: &handover };
         for mode in SeccompMode::ALL {

@@ -68,6 +68,11 @@ pub(crate) const IOCTL_ALLOWED: u64 = libc::FIONBIO as u64;
 /// Urgent data on Unix sockets has been a way into the kernel, and nothing honest sends any.
 const OUT_OF_BAND: u64 = libc::MSG_OOB as u64;
 
+/// Files without a name, set-id and sticky modes, and the device that a rename can leave behind.
+const UNNAMED: u64 = 0o20_000_000;
+const SPECIAL_MODES: u64 = 0o7000;
+const WHITEOUT: u64 = 4;
+
 const PRIVATE: u32 = libc::FUTEX_PRIVATE_FLAG as u32;
 const BY_CLOCK: u32 = libc::FUTEX_CLOCK_REALTIME as u32;
 /// What locks, condition variables and thread parking use. Priority inheritance and requeueing are code that is easy to get wrong, in
@@ -129,7 +134,6 @@ const CALLS: &[Allowed] = allowed! {
         SYS_brk, Any, "malloc";
         SYS_mmap, CountedWriteXorExecute, "malloc, stacks, the loader";
         SYS_munmap, Any, "malloc, stacks, the loader";
-        SYS_mremap, Any, "realloc";
         SYS_mprotect, Without { arg: 2, mask: libc::PROT_EXEC as u64 }, "guard pages, RELRO; never executable";
         SYS_madvise, OneOf { arg: 2, values: ADVICE }, "malloc gives memory back; never shared with other processes";
         SYS_futex, OneOf { arg: 1, values: LOCKING }, "locks; waiting and waking only";
@@ -200,13 +204,7 @@ const CALLS: &[Allowed] = allowed! {
         SYS_sched_get_priority_min, Any, "questions about scheduling";
     }
     Moderate {
-        SYS_memfd_create, Any, "anonymous files; shared mappings of them stay refused, and nothing can be executed from them";
-        SYS_ftruncate, Any, "the size of anonymous files, within the limit of file size";
-        SYS_fallocate, Any, "the size of anonymous files, within the limit of file size";
-        SYS_pwrite64, Any, "anonymous files";
-        SYS_getsockopt, Any, "own socket pairs";
-        SYS_getsockname, Any, "own socket pairs";
-        SYS_getpeername, Any, "own socket pairs";
+        SYS_pwrite64, Any, "own files";
         SYS_signalfd4, Any, "signals as descriptors";
         SYS_sched_setaffinity, Any, "threads of one's own on processors of one's own";
         SYS_flock, Any, "locks on own files";
@@ -236,7 +234,6 @@ const CALLS: &[Allowed] = allowed! {
         SYS_splice, Any, "between own pipes and files";
         SYS_tee, Any, "between own pipes";
         SYS_sendfile, Any, "between own files";
-        SYS_setsockopt, Any, "own socket pairs";
         SYS_fsync, Any, "own files";
         SYS_fdatasync, Any, "own files";
         SYS_umask, Any, "own files";
@@ -276,7 +273,9 @@ const CALLS_HERE: &[Allowed] = allowed! {
 /// by the mount and by Landlock.
 const CALLS_FOR_READING: &[Allowed] = allowed! {
     Strict {
-        SYS_openat, Not { arg: 0, value: libc::AT_FDCWD as u32 }, "below an open directory, where only granted paths exist";
+        SYS_openat, All(&[
+            Not { arg: 0, value: libc::AT_FDCWD as u32 }, Without { arg: 2, mask: UNNAMED }, Without { arg: 3, mask: SPECIAL_MODES },
+        ]), "below an open directory, where only granted paths exist";
         SYS_newfstatat, Any, "asking about files; only granted paths exist";
         SYS_statx, Any, "asking about files; only granted paths exist";
         SYS_getdents64, Any, "listing directories; only granted paths exist";
@@ -291,16 +290,16 @@ const CALLS_FOR_WRITING: &[Allowed] = allowed! {
         SYS_ftruncate, Any, "files that may be written to";
         SYS_fsync, Any, "files that may be written to";
         SYS_fdatasync, Any, "files that may be written to";
-        SYS_mkdirat, Any, "below a path where files may be made";
+        SYS_mkdirat, Without { arg: 2, mask: SPECIAL_MODES }, "below a path where files may be made";
         SYS_unlinkat, Any, "below a path where files may be made";
-        SYS_renameat2, Any, "below a path where files may be made";
+        SYS_renameat2, Without { arg: 4, mask: WHITEOUT }, "below a path where files may be made; leaving no device behind";
         SYS_renameat, Any, "below a path where files may be made";
     }
 };
 #[cfg(target_arch = "x86_64")]
 const CALLS_FOR_WRITING_HERE: &[Allowed] = allowed! {
     Strict {
-        SYS_mkdir, Any, "below a path where files may be made";
+        SYS_mkdir, Without { arg: 1, mask: SPECIAL_MODES }, "below a path where files may be made";
         SYS_rmdir, Any, "below a path where files may be made";
         SYS_unlink, Any, "below a path where files may be made";
         SYS_rename, Any, "below a path where files may be made";
@@ -325,6 +324,7 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
         libc::ENOSYS,
         "its flags lie in memory, out of a filter's sight; libc falls back to clone",
     ),
+    (libc::SYS_mremap, libc::ENOMEM, "a mapping that was a stack would stay one that limits do not count; realloc goes on without"),
     (libc::SYS_madvise, libc::EINVAL, "advice that other processes would notice; allocators go on without"),
     (libc::SYS_clock_gettime, libc::EINVAL, "of another process"),
     (libc::SYS_prlimit64, libc::EPERM, "of another process, or a new value"),
@@ -461,7 +461,10 @@ pub(crate) const NEVER: &[c_long] = &[
     libc::SYS_mmap,
     libc::SYS_mprotect,
     libc::SYS_pkey_mprotect,
+    libc::SYS_memfd_create,
     libc::SYS_memfd_secret,
+    libc::SYS_getsockopt,
+    libc::SYS_mremap,
     libc::SYS_remap_file_pages,
     libc::SYS_ioctl,
     libc::SYS_fcntl,
@@ -521,14 +524,17 @@ pub(crate) fn entries(mode: SeccompMode, paths: &[PathGrant]) -> Vec<&'static Al
         .collect()
 }
 
-/// Numbers of the calls that an operator added by name.
+/// Numbers of the calls that an operator added by name: those of the longest list and no others, because a call that nobody
+/// has looked at may be a way out.
 pub(crate) fn added(names: &[String]) -> Result<Vec<c_long>, String> {
+    let candidates = entries(SeccompMode::Permissive, &[]);
     let number = |name: &String| match number_of(name) {
         None => Err(format!("{name:?} is no system call of this machine")),
-        Some(number) if NEVER.contains(&number) => Err(format!(
-            "{name} is never allowed: it makes processes, reaches out of the sandbox, or takes walls down"
-        )),
-        Some(number) => Ok(number),
+        Some(number) if NEVER.contains(&number) => {
+            Err(format!("{name} is never allowed: it makes processes, reaches out of the sandbox, or takes walls down"))
+        }
+        Some(number) if candidates.iter().any(|entry| entry.number == number && matches!(entry.args, Any)) => Ok(number),
+        Some(_) => Err(format!("{name} is on no list; `thenodes-runner --explain permissive` prints what can be added")),
     };
     names.iter().map(number).collect()
 }
@@ -559,7 +565,7 @@ mod tests {
         let sizes = [SeccompMode::Strict, SeccompMode::Basic, SeccompMode::Moderate, SeccompMode::Permissive]
             .map(|mode| entries(mode, &[]).len());
         assert!(sizes.is_sorted() && sizes[0] < sizes[3], "{sizes:?}");
-        let everything = [PathGrant { path: "/x".into(), write: true, create: true }];
+        let everything = [PathGrant { path: "/x".into(), read: true, write: true, create: true }];
         for entry in entries(SeccompMode::Permissive, &everything) {
             // What is never allowed as such may be allowed for one harmless argument.
             assert!(!NEVER.contains(&entry.number) || !matches!(entry.args, Any), "{}", entry.name());
@@ -569,7 +575,7 @@ mod tests {
     #[test]
     fn an_operator_can_add_a_call_but_not_one_of_those() {
         assert_eq!(added(&["uname".into()]), Ok(vec![libc::SYS_uname]));
-        for never in ["execve", "socket", "ptrace", "mmap", "openat", "clone3", "no_such_call"] {
+        for never in ["execve", "socket", "ptrace", "mmap", "openat", "clone3", "fchmod", "memfd_create", "no_such_call"] {
             assert!(added(&[never.into()]).is_err(), "{never}");
         }
     }
