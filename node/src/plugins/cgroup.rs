@@ -7,7 +7,7 @@
 //! plugin ever runs outside. (Moving three processes before `proceed` would be safe as well, but it has to find them first.)
 //!
 //! A leaf is removed after the death of its processes. A node that is killed cannot do that, and its wardens cannot either
-//! (a process cannot remove the group it is in, and they have no right to): its [`janitor`] does, and should that be gone too,
+//! (a process cannot remove the group it is in, and they have no right to): its `janitor` does, and should that be gone too,
 //! the next node here.
 
 mod files;
