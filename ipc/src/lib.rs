@@ -16,6 +16,7 @@ pub mod abi;
 pub mod code;
 pub mod frame;
 pub mod id;
+pub mod janitor;
 pub mod launch;
 pub mod limits;
 pub mod pack;

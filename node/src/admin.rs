@@ -69,6 +69,16 @@ pub enum Question {
         /// Which.
         name: String,
     },
+    /// What the walls of a plugin refused.
+    PluginDenials {
+        /// Which.
+        name: String,
+    },
+    /// What is particular about a plugin's sandbox, and its walls as measured.
+    PluginSandbox {
+        /// Which.
+        name: String,
+    },
     /// Start a plugin again, and wait until it is Ready or has failed.
     PluginRestart {
         /// Which.
@@ -169,6 +179,13 @@ impl View {
                 }
                 Ok(value)
             }
+            Question::PluginDenials { name } => {
+                let mut value = json!(self.plugin(&name)?.denials.all());
+                value["version"] = json!(1);
+                value["name"] = json!(name);
+                Ok(value)
+            }
+            Question::PluginSandbox { name } => Ok(sandbox(self.plugin(&name)?)),
             Question::PluginPermissions { name } => Ok(permissions(&self.plugin(&name)?.terms)),
             Question::PluginRestart { name } => {
                 let plugin = self.plugin(&name)?;
@@ -208,6 +225,20 @@ fn brief(plugin: &Handle) -> Value {
         "last_death": status.last_death.as_ref().map(|cause| json!({ "cause": cause.word(), "text": cause.to_string() })),
         "start_ms": status.last_start.map(|took| took.as_millis() as u64),
         "recovered_ms": status.last_recovery.map(|took| took.as_millis() as u64),
+    })
+}
+
+fn sandbox(plugin: &Handle) -> Value {
+    let (status, own) = (plugin.status(), &plugin.terms.sandbox);
+    json!({
+        "version": 1,
+        "name": plugin.name.as_str(),
+        "level": status.level.as_ref().map(|level| level.word()),
+        "layers": status.layers,
+        "seccomp": own.seccomp.word(),
+        "calls": own.calls,
+        "paths": own.paths,
+        "tmp_mb": own.temporary / (1024 * 1024),
     })
 }
 

@@ -94,6 +94,19 @@ enum PluginCommand {
         /// Name of the plugin.
         name: String,
     },
+    /// What the walls of a plugin refused: every record, and how many of each call.
+    Denials {
+        /// Name of the plugin.
+        name: String,
+    },
+    /// The walls around a plugin, and what is particular about them.
+    Sandbox {
+        /// Name of the plugin.
+        name: String,
+        /// And every system call that it may make, under which arguments, and why.
+        #[arg(long)]
+        explain: bool,
+    },
     /// Start a plugin again and wait until it is up. Nothing else of the node is touched.
     Restart {
         /// Name of the plugin.
@@ -269,6 +282,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             PluginCommand::Permissions { name } => {
                 show(&cli, &Question::PluginPermissions { name: name.clone() }, permissions)
             }
+            PluginCommand::Denials { name } => {
+                show(&cli, &Question::PluginDenials { name: name.clone() }, denials)
+            }
+            PluginCommand::Sandbox { name, explain } => sandbox(&cli, name, *explain),
             PluginCommand::Restart { name } => {
                 show(&cli, &Question::PluginRestart { name: name.clone() }, |value| details(&value["plugin"]))
             }
@@ -502,6 +519,49 @@ async fn watchdog() {
 }
 
 fn show(cli: &Cli, question: &Question, people: impl FnOnce(&Value) -> String) -> Result<ExitCode, Failure> {
+    let value = ask_node(cli, question)?;
+    print(cli.json, &value, || people(&value));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn denials(value: &Value) -> String {
+    let line = |entry: &Value| {
+        let outcome =
+            entry["errno"].as_i64().map_or_else(|| "ended".into(), |number| format!("error {number}"));
+        format!(
+            "generation {:<4} {:<12} {:<9} {}({}) by {} at {} x{}",
+            entry["generation"],
+            text(&entry["phase"]),
+            outcome,
+            text(&entry["syscall"]),
+            text(&entry["arguments"]),
+            text(&entry["layer"]),
+            text(&entry["at"]),
+            entry["count"]
+        )
+    };
+    let last = lines(value["last"].as_array(), line, "(none)");
+    format!("{} refusals, {} of them ended a process\n{last}", value["total"], value["killed"])
+}
+
+fn sandbox(cli: &Cli, name: &str, explain: bool) -> Result<ExitCode, Failure> {
+    let mut value = ask_node(cli, &Question::PluginSandbox { name: name.to_owned() })?;
+    let mut calls = String::new();
+    if explain {
+        calls = crate::explain::calls(&config(cli)?, &value, cli.json).map_err(|text| Failure {
+            exit: EXIT_CONFIG,
+            code: Code::ConfigError.to_string(),
+            text,
+        })?;
+        if cli.json {
+            value["explained"] = serde_json::from_str(&calls).unwrap_or_default();
+        }
+    }
+    print(cli.json, &value, || format!("{}\n{calls}", crate::explain::sandbox(&value)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask_node(cli: &Cli, question: &Question) -> Result<Value, Failure> {
     let socket = match &cli.socket {
         Some(socket) => socket.clone(),
         None => {
@@ -515,9 +575,7 @@ fn show(cli: &Cli, question: &Question, people: impl FnOnce(&Value) -> String) -
             }
         }
     };
-    let value = ask(&socket, question)?;
-    print(cli.json, &value, || people(&value));
-    Ok(ExitCode::SUCCESS)
+    Ok(ask(&socket, question)?)
 }
 
 /// A line for whoever watches. A standard output that is closed must not end a node.

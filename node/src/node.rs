@@ -128,9 +128,10 @@ impl Node {
             report_terms(&terms, &events);
             let (network, emitter, forwarder) = (network_later.clone(), events.clone(), forwarder.clone());
             let scopes = scopes::of(&terms.grants);
-            let host =
-                NodeHost::new(terms.grants.clone(), network, emitter, forwarder, scopes, witness.clone());
             let (grants, witness) = (terms.grants.clone(), witness.clone());
+            let connections = usize::try_from(terms.budget.connections).unwrap_or(usize::MAX);
+            let told = witness.clone();
+            let host = NodeHost::new(grants.clone(), network, emitter, forwarder, scopes, told, connections);
             Surroundings {
                 policy: policy.clone(),
                 terms,

@@ -13,6 +13,7 @@
 mod broker;
 mod confine;
 mod explain;
+mod janitor;
 mod library;
 mod link;
 mod selftest;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             return explain::print(std::env::args().skip(2))
                 .map_or_else(usage_because, |()| ExitCode::SUCCESS)
         }
+        Some(thenodes_ipc::janitor::ARGUMENT) => return janitor::main(),
         Some(_) => return usage(),
         None => {}
     }

@@ -142,6 +142,13 @@ pub(crate) fn refuses_uncounted_memory() -> bool {
     })
 }
 
+/// True if a call is refused that no list allows and that every process may make otherwise: asking for its own personality.
+pub(crate) fn refuses_what_no_list_has() -> bool {
+    // SAFETY: this number only asks.
+    let asked = unsafe { libc::personality(0xffff_ffff) };
+    asked == -1 && Errno::last() == Errno::EPERM
+}
+
 /// Lets everything else run first: a plugin that spins shares the processor as the least of its neighbours.
 pub(crate) fn be_nice() -> nix::Result<()> {
     // SAFETY: numbers only; 0 is this process.

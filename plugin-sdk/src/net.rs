@@ -39,7 +39,7 @@ impl Net {
     ///
     /// Errors: `PERMISSION_DENIED` without the permission `net.connect` for this host and for the address it has,
     /// `NETWORK_ERROR` if it cannot be reached, `TIMEOUT` after 5 s for the name or 10 s for the connection,
-    /// `RESOURCE_EXHAUSTED` if this plugin has its ten connections open.
+    /// `RESOURCE_EXHAUSTED` if this plugin has as many connections open as it may, ten unless somebody says otherwise.
     ///
     /// ```
     /// # async fn example(ctx: &thenodes::plugin_host::PluginContext) -> Result<(), thenodes::host::HostError> {

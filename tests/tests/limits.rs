@@ -92,6 +92,96 @@ fn each_limit_ends_its_own_plugin_and_is_reported_as_what_it_was() {
 }
 
 #[test]
+fn a_plugin_that_floods_its_link_is_held_back_and_nobody_else_is() {
+    const COUNT: u64 = 20_000;
+    const RATE: u64 = 4000;
+    // The same flood twice. The answer comes behind it, so that it comes when all of the flood was read.
+    let flooded = |node: &TestNode| {
+        let begun = Instant::now();
+        let answer = node.prompt("hostile", &format!("notice-flood {COUNT}"));
+        assert!(answer.as_ref().is_ok_and(|text| text.starts_with("flooded")), "{answer:?}");
+        begun.elapsed()
+    };
+    let spec = |id, rate| {
+        Spec::new(id)
+            .with("echo")
+            .with("hostile")
+            .more(&limits(&format!("violations = 2\nlink_messages_per_s = {rate}")))
+    };
+    let control = spec("link-free", 10_000_000).start();
+    let free = flooded(&control);
+    assert_eq!(control.json(&["plugin", "violations", "hostile"])["counts"]["link_rate"], 0);
+    drop(control);
+
+    let mut node = spec("link-held", RATE).start();
+    let (held, echoes) = std::thread::scope(|scope| {
+        let flood = scope.spawn(|| flooded(&node));
+        let mut echoes = Vec::new();
+        while !flood.is_finished() {
+            let begun = Instant::now();
+            assert_eq!(node.prompt("echo", "meanwhile").as_deref(), Ok("meanwhile"));
+            echoes.push(begun.elapsed());
+        }
+        (flood.join().expect("no panic"), echoes)
+    });
+    // The first second's share passes at once.
+    let least = std::time::Duration::from_secs((COUNT - RATE) / RATE);
+    eprintln!("free {free:?}, held {held:?}, {} echoes, the slowest {:?}", echoes.len(), echoes.iter().max());
+    assert!(held >= least, "{held:?}: faster than its rate");
+    assert!(held > 2 * free, "held back {held:?}, free {free:?}");
+    assert!(echoes.len() >= 3 && echoes.iter().all(|echo| *echo < held / 2), "{echoes:?}");
+    let line = node.seen("name=hostile action=violation");
+    assert!(line.contains("limit=link_rate"), "{line}");
+    let violations = node.json(&["plugin", "violations", "hostile"]);
+    assert!(violations["counts"]["link_rate"].as_u64() >= Some(2), "{violations}");
+    assert_eq!(node.json(&["plugin", "violations", "echo"])["counts"]["link_rate"], 0);
+    let status = node.status("hostile");
+    assert_eq!((&status["state"], status["starts"].as_u64()), (&Value::from("Ready"), Some(1)), "{status}");
+    assert_eq!(status["enforcement"]["link_rate"], "node");
+}
+
+#[test]
+fn connections_are_limited_for_each_plugin_as_its_operator_says() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").expect("binds"); // its backlog takes them
+    let addr = server.local_addr().expect("bound");
+    for (most, lines) in [(3, "connections = 3"), (10, "")] {
+        let node = Spec::new("connections")
+            .with("fetch")
+            .more(&format!(
+                "[plugins.defaults]\npermissions = [\"command.register\", \"net.connect:{addr}\"]"
+            ))
+            .more(&format!("[plugins.for.fetch.limits]\n{lines}"))
+            .start();
+        let answer = node.prompt("fetch", &format!("hold {addr} 12")).expect("the plugin lives");
+        assert!(answer.starts_with(&format!("{most} held")), "{answer}");
+        assert!(answer.contains("RESOURCE_EXHAUSTED") && answer.contains("limits.connections"), "{answer}");
+        let events =
+            fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("an event log");
+        assert!(!events.contains("config_key_without_effect"), "{events}");
+    }
+}
+
+#[test]
+fn a_flood_does_not_hide_the_death_of_its_author() {
+    // At this rate the bytes in the socket would be read for minutes.
+    let node = Spec::new("link-death")
+        .with("echo")
+        .with_hostile("flooder", "thread:notice-flood 10000000")
+        .more(&limits("violations = 100\nlink_messages_per_s = 20"))
+        .start();
+    let held = |status: &Value| status["counters"]["throttled"].as_u64() > Some(20);
+    let status = until(&node, "flooder", held);
+    let warden = status["pid"].as_u64().expect("a pid") as u32;
+    let runner = *thenodes_tests::descendants(warden).last().expect("a runner");
+    let begun = Instant::now();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(runner as i32), nix::sys::signal::Signal::SIGKILL)
+        .expect("killed");
+    let status = until(&node, "flooder", |status| !cause(status).is_empty());
+    assert_eq!(cause(&status), "signal", "{status}");
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+}
+
+#[test]
 fn a_plugin_that_burns_processor_time_is_restarted_whoever_holds_the_limit() {
     let mut node = Spec::new("burner")
         .with("echo")

@@ -222,12 +222,12 @@ fn a_scope_narrows_a_broadcast_to_its_peers_and_a_deny_narrows_it_further() {
 #[test]
 fn a_required_permission_that_is_not_allowed_keeps_the_plugin_down_until_the_line_it_names_is_written() {
     let rest =
-        wishes(&["command.register"]) + "[[permission]]\nname = \"fs.read\"\nscope = [\"/srv/data\"]\n";
+        wishes(&["command.register"]) + "[[permission]]\nname = \"fs.read\"\nscope = [\"/usr/share\"]\n";
     let mut node = one(&Spec::new("required"), "echo", library("echo"), &rest);
     let failed = node.seen("name=echo action=failed");
     assert!(
         failed.contains(
-            "cause=permissions plugins/echo/plugin.toml:7: requires fs.read:/srv/data and was not given it"
+            "cause=permissions plugins/echo/plugin.toml:7: requires fs.read:/usr/share and was not given it"
         ),
         "{failed}"
     );

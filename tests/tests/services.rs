@@ -91,7 +91,7 @@ fn host(scopes: Scopes, watcher: &Arc<Watcher>) -> NodeHost {
     let _ = later.set(network);
     let name = PluginName::new("fetch").expect("a name");
     let grants = Grants::new(name, []);
-    NodeHost::new(grants, later, events, Arc::<Forwarder>::default(), scopes, watcher.clone())
+    NodeHost::new(grants, later, events, Arc::<Forwarder>::default(), scopes, watcher.clone(), 10)
 }
 
 fn here() -> Scopes {

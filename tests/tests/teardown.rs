@@ -1,5 +1,5 @@
 //! What a plugin leaves behind: nothing. Not after a thousand lives, not when it does not want to die, not when the node is
-//! killed. What a killed node cannot remove itself, the next one does.
+//! killed. What a killed node cannot remove itself, its janitor does, and where that was killed too, the next node.
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use thenodes_tests::{all_gone, descendants, leaves, Spec, TestNode, PATIENCE};
+use thenodes_tests::{all_gone, descendants, leaves, skip, Spec, TestNode, PATIENCE};
 
 /// Plugins that live and die side by side, and how often each does.
 const PLUGINS: usize = 10;
@@ -60,8 +60,19 @@ fn settles<T: PartialEq + std::fmt::Debug>(what: &str, wanted: T, number: impl F
     }
 }
 
+/// Processes of plugins.
 fn tree(node: &TestNode) -> usize {
-    node.descendants().len()
+    let janitors = janitors(node);
+    node.descendants().iter().filter(|pid| !janitors.contains(pid)).count()
+}
+
+/// Children of the node that wait to clean up after it; none where there are no control groups.
+fn janitors(node: &TestNode) -> Vec<u32> {
+    let is = |pid: &u32| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split('\0').nth(1) == Some("--janitor")
+    };
+    node.descendants().into_iter().filter(is).collect()
 }
 
 #[test]
@@ -192,10 +203,99 @@ fn a_plugin_that_does_not_want_to_die_is_gone_within_a_second_and_only_it() {
     assert!(!all_gone(&[echo], Duration::ZERO) && pids.contains(&echo), "the good one lives on");
 }
 
+/// Waits until a node has no control group any more.
+fn no_leaves(pid: u32, patience: Duration) -> bool {
+    let begun = Instant::now();
+    while !leaves(pid).is_empty() {
+        if begun.elapsed() >= patience {
+            return false;
+        }
+        std::thread::park_timeout(Duration::from_millis(5)); // groups cannot be waited for
+    }
+    true
+}
+
 #[test]
-fn a_killed_node_leaves_no_process_and_the_next_one_removes_the_rest() {
+fn a_killed_node_leaves_no_process_and_no_control_group_for_longer_than_a_second() {
+    let bystander = Spec::new("bystander").with("echo").start();
+    let others = leaves(bystander.pid());
     let (mut node, pids) = started(&stubborn());
+    let (pid, before, janitors) = (node.pid(), leaves(node.pid()), janitors(&node));
+    // The spinner is in its constructor, the deaf one hears no signal; both have groups wherever there are any.
+    assert_eq!(janitors.len(), usize::from(!before.is_empty()), "{janitors:?} for {before:?}");
+    node.signal(Signal::SIGKILL);
+    let begun = Instant::now();
+    assert!(no_leaves(pid, Duration::from_secs(1)), "left of {before:?}: {:?}", leaves(pid));
+    assert!(all_gone(&pids, Duration::from_secs(1).saturating_sub(begun.elapsed())), "survivors of {pids:?}");
+    eprintln!(
+        "{} groups and {} processes gone {:?} after the node",
+        before.len(),
+        pids.len(),
+        begun.elapsed()
+    );
+    let _ = node.wait();
+    assert_eq!(leaves(bystander.pid()), others, "groups of other nodes are not touched");
+    assert_eq!(bystander.prompt("echo", "x").as_deref(), Ok("x"));
+}
+
+#[test]
+fn the_janitor_is_one_process_without_terminal_or_files_that_sleeps_until_the_end() {
+    let name = "the_janitor_is_one_process_without_terminal_or_files_that_sleeps_until_the_end";
+    let mut node = Spec::new("janitor").with("echo").with("kvstore").start();
+    if leaves(node.pid()).is_empty() {
+        assert_eq!(janitors(&node), Vec::<u32>::new(), "without groups there is nothing to clean");
+        return skip(name, "no control groups can be made here, so there is no janitor");
+    }
+    let janitor = janitors(&node);
+    let [janitor] = janitor[..] else { panic!("one for all plugins: {janitor:?}") };
+    let stat = || {
+        let text = fs::read_to_string(format!("/proc/{janitor}/stat")).expect("it lives");
+        let words = text.rsplit_once(')').expect("a name").1.split_whitespace().map(str::to_owned);
+        words.collect::<Vec<_>>()
+    };
+    // Fields 3 and on: state, parent, group, session, terminal; times are 14 and 15.
+    let asleep = stat();
+    assert_eq!(
+        (asleep[0].as_str(), asleep[3].as_str(), asleep[4].as_str()),
+        ("S", &*janitor.to_string(), "0")
+    );
+    let switches = || {
+        let text = fs::read_to_string(format!("/proc/{janitor}/status")).expect("it lives");
+        text.lines().filter(|line| line.contains("ctxt_switches")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = switches();
+    let mut admin = Admin::of(&node);
+    assert!(admin.ask(&json!({ "cmd": "plugin-restart", "name": "echo" }))["error"].is_null());
+    assert_eq!(
+        (switches(), janitors(&node)),
+        (before, vec![janitor]),
+        "it does not wake for a plugin's life"
+    );
+    for fd in fs::read_dir(format!("/proc/{janitor}/fd")).expect("it lives").flatten() {
+        let to = fs::read_link(fd.path()).expect("open").to_string_lossy().into_owned();
+        let plain = ["pipe:", "/dev/null", "anon_inode:"].iter().any(|kind| to.starts_with(kind));
+        assert!(plain, "{}: {to}", fd.path().display());
+    }
+    // Killed once, it is missed with the next leaf, and there is a new one.
+    kill(Pid::from_raw(janitor as i32), Signal::SIGKILL).expect("killed");
+    assert!(all_gone(&[janitor], PATIENCE));
+    assert!(admin.ask(&json!({ "cmd": "plugin-restart", "name": "echo" }))["error"].is_null());
+    node.seen("action=no_janitor");
+    let next = janitors(&node);
+    assert!(next.len() == 1 && next != [janitor], "{next:?}");
+    node.signal(Signal::SIGTERM);
+    assert!(node.wait().success());
+    assert!(all_gone(&next, Duration::from_secs(1)), "it ends with its node");
+}
+
+#[test]
+fn what_a_killed_node_and_a_killed_janitor_leave_the_next_node_removes() {
+    let (mut node, mut pids) = started(&stubborn());
     let pid = node.pid();
+    for janitor in janitors(&node) {
+        kill(Pid::from_raw(janitor as i32), Signal::SIGKILL).expect("killed");
+        pids.retain(|pid| *pid != janitor);
+    }
     node.signal(Signal::SIGKILL);
     assert!(all_gone(&pids, Duration::from_secs(1)), "survivors of {pids:?}");
     let _ = node.wait();

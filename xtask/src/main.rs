@@ -1,5 +1,6 @@
 //! The one door for developers. `cargo xtask check` runs what CI runs; `cargo xtask demo` shows the product.
 
+mod attack;
 mod demo;
 mod header;
 mod test;
@@ -31,6 +32,8 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Try every attack in a real runner, in every phase, as root and as an ordinary user; fails if one gets through.
+    Attack,
     /// Measure against baselines in the same run; one JSON object per row.
     Bench {
         /// Rounds per row.
@@ -54,6 +57,7 @@ fn main() -> Result<()> {
         Task::Check => check(),
         Task::Test { filter } => test::run(filter.as_deref()),
         Task::Demo { json } => demo::run(json),
+        Task::Attack => attack::run(),
         Task::Bench { rounds } => {
             let features = ["--workspace", "--features", "thenodes-tests/bench"];
             run(cargo().args(["build", "--release"]).args(features))?;

@@ -43,6 +43,8 @@ pub struct Budget {
     pub link_messages_per_s: u64,
     /// Bytes a second over the link.
     pub link_bytes_per_s: u64,
+    /// Connections that the node keeps open for one process of it.
+    pub connections: u64,
     /// Time between two looks at a plugin.
     pub sample: Duration,
     /// Violations of one kind within [`Budget::window`] that lead to `on_violation`.
@@ -67,6 +69,7 @@ impl Default for Budget {
             log_lines_per_s: 200,
             link_messages_per_s: 20_000,
             link_bytes_per_s: 64 * 1024 * 1024,
+            connections: 10,
             sample: Duration::from_secs(10),
             violations: 10,
             on_violation: OnViolation::Warn,
@@ -90,11 +93,12 @@ mod tests {
         let config = limits("").expect("valid");
         assert_eq!(config.plugins.budget, Budget::default());
         assert_eq!((config.plugins.limits.cpu_seconds, config.plugins.limits.file_size), (None, 0));
-        let written = "cpu_percent = 250\ncpu_seconds = 7\nfile_mb = 2\nlog_lines_per_s = 5\n[plugins.watchdog]\nsample_s = 1\nviolations = 3\non_violation = \"disable\"";
+        let written = "connections = 3\ncpu_percent = 250\ncpu_seconds = 7\nfile_mb = 2\nlog_lines_per_s = 5\n[plugins.watchdog]\nsample_s = 1\nviolations = 3\non_violation = \"disable\"";
         let plugins = limits(written).expect("valid").plugins;
         assert_eq!((plugins.limits.cpu_seconds, plugins.limits.file_size), (Some(7), 2 << 20));
         let budget = plugins.budget;
         assert_eq!((budget.cpu_percent, budget.log_lines_per_s, budget.violations), (250, 5, 3));
+        assert_eq!(budget.connections, 3);
         assert_eq!((budget.sample, budget.on_violation), (Duration::from_secs(1), OnViolation::Disable));
     }
 

@@ -76,7 +76,7 @@ limits! {
 }
 
 /// Keys that nothing enforces yet; whoever writes one is told so.
-const NOT_ENFORCED: [&str; 4] = ["call_timeout_s", "connections", "timers", "subscriptions"];
+const NOT_ENFORCED: [&str; 3] = ["call_timeout_s", "timers", "subscriptions"];
 
 impl ManifestLimits {
     /// Keys that were written and that this release does not enforce.
@@ -109,6 +109,7 @@ impl ManifestLimits {
             log_lines_per_s: self.log_lines_per_s.unwrap_or(base.log_lines_per_s),
             link_messages_per_s: self.link_messages_per_s.unwrap_or(base.link_messages_per_s),
             link_bytes_per_s: self.link_mb_per_s.map_or(base.link_bytes_per_s, mb),
+            connections: self.connections.unwrap_or(base.connections),
             ..base
         }
     }
@@ -128,6 +129,7 @@ impl ManifestLimits {
             link_bytes_per_s: self
                 .link_mb_per_s
                 .map_or(most.link_bytes_per_s, |own| mb(own).min(most.link_bytes_per_s)),
+            connections: self.connections.map_or(most.connections, |own| own.min(most.connections)),
             ..most
         }
     }

@@ -53,7 +53,7 @@ struct Rate {
 }
 
 impl NodeHost {
-    /// A host for one plugin. The network is known later than the plugins.
+    /// A host for one plugin, with so many connections for each of its processes. The network is known later than the plugins.
     pub fn new(
         grants: Grants,
         network: Arc<OnceLock<Arc<Network>>>,
@@ -61,8 +61,9 @@ impl NodeHost {
         forwarder: Arc<Forwarder>,
         scopes: Scopes,
         witness: Arc<dyn Witness>,
+        connections: usize,
     ) -> Self {
-        let dialer = Arc::new(Dialer::new(scopes.net.clone()));
+        let dialer = Arc::new(Dialer::new(scopes.net.clone(), connections));
         let streams = Streams::new(dialer.clone());
         let rate = Arc::default();
         let plugin = grants.plugin().clone();

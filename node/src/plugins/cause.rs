@@ -8,6 +8,7 @@ use std::time::Duration;
 use thenodes_ipc::launch::ProcessLimits;
 
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
+const SIGXFSZ: i32 = nix::sys::signal::Signal::SIGXFSZ as i32;
 const SIGXCPU: i32 = nix::sys::signal::Signal::SIGXCPU as i32;
 
 /// What was seen of a process that is dead now.
@@ -40,6 +41,9 @@ pub fn refine(cause: Cause, seen: &Seen, limits: &ProcessLimits) -> (Cause, Opti
         _ if signal == SIGKILL && seen.oom_kills > 0 => {
             let peak = seen.memory_peak.unwrap_or_default() >> 20;
             limit(LimitKind::Oom, format!("the kernel killed it at {peak} MiB: its control group was full"))
+        }
+        _ if signal == SIGXFSZ && limits.file_size > 0 => {
+            limit(LimitKind::FileSize, format!("SIGXFSZ: a file of {} bytes, its limit", limits.file_size))
         }
         Some(seconds) if signal == SIGXCPU => {
             limit(LimitKind::Cpu, format!("SIGXCPU: it used {seconds} s of processor time"))

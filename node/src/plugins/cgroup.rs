@@ -7,13 +7,16 @@
 //! plugin ever runs outside. (Moving three processes before `proceed` would be safe as well, but it has to find them first.)
 //!
 //! A leaf is removed after the death of its processes. A node that is killed cannot do that, and its wardens cannot either
-//! (a process cannot remove the group it is in, and they have no right to): the next node here removes what it left.
+//! (a process cannot remove the group it is in, and they have no right to): its [`janitor`] does, and should that be gone too,
+//! the next node here.
 
 mod files;
 mod find;
+mod janitor;
 
 use files::{count, cpu_writes, memory_writes, read, set, write};
 use find::{delegate, own_group, own_prefix};
+use janitor::Janitor;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
@@ -22,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use thenodes_ipc::janitor::Cleanup;
 use thenodes_ipc::launch::ProcessLimits;
 use thenodes_ipc::PluginName;
 
@@ -79,6 +83,8 @@ pub struct Cgroups {
     prefix: String,
     /// Numbers leaves, so that several nodes in one process do not meet.
     made: AtomicU64,
+    /// Removes leaves when this process is killed.
+    janitor: Janitor,
 }
 
 impl Cgroups {
@@ -149,6 +155,19 @@ impl Cgroups {
     fn dirs(&self) -> BTreeSet<&PathBuf> {
         let trees = [&self.memory, &self.threads, &self.cpu];
         trees.into_iter().flatten().map(|tree| &tree.dir).chain(&self.kill).collect()
+    }
+
+    /// Sees to it that leaves are removed even if this process is killed: to be called before a leaf is made. `runner` is the
+    /// runner program. An error is for people; without a janitor leaves stay until the next node. Blocks for some milliseconds
+    /// the first time.
+    pub fn keep_clean(&self, runner: &Path) -> Result<(), String> {
+        let parents: Vec<String> =
+            self.dirs().into_iter().filter_map(|dir| Some(dir.to_str()?.to_owned())).collect();
+        if parents.is_empty() {
+            return Ok(());
+        }
+        let node_pid = i32::try_from(std::process::id()).map_err(|e| e.to_string())?;
+        self.janitor.ensure(runner, &Cleanup { node_pid, prefix: self.prefix.clone(), parents })
     }
 
     /// Removes empty leaves of nodes that are gone. What lives is never touched: a group with a process cannot be removed.

@@ -77,11 +77,13 @@ pub enum LimitKind {
     LogRate,
     /// Messages over the link a second.
     LinkRate,
+    /// Size of a file it wrote.
+    FileSize,
 }
 
 impl LimitKind {
     /// All of them, in the order of their declaration.
-    pub const ALL: [LimitKind; 7] = [
+    pub const ALL: [LimitKind; 8] = [
         LimitKind::Oom,
         LimitKind::Cpu,
         LimitKind::Memory,
@@ -89,6 +91,7 @@ impl LimitKind {
         LimitKind::Fds,
         LimitKind::LogRate,
         LimitKind::LinkRate,
+        LimitKind::FileSize,
     ];
 
     /// A stable word.
@@ -101,6 +104,7 @@ impl LimitKind {
             LimitKind::Fds => "fds",
             LimitKind::LogRate => "log_rate",
             LimitKind::LinkRate => "link_rate",
+            LimitKind::FileSize => "file_size",
         }
     }
 }

@@ -3,12 +3,16 @@
 //! ends the link, and everyone who waits hears the same reason.
 //!
 //! Bounds per plugin: one unfinished frame, [`OUT_QUEUE`] frames to be written, [`limits::MAX_CALLS_TO_PLUGIN`] open calls to it,
-//! [`limits::MAX_CALLS_FROM_PLUGIN`] from it. A runner that does not read stops its own writer task and nobody else.
+//! [`limits::MAX_CALLS_FROM_PLUGIN`] from it. A runner that does not read stops its own writer task and nobody else. One that
+//! sends more than its [`rate`](super::rate) is read later, so that its own writes block.
 
 use super::lifecycle::Cause;
+use super::rate::{LinkRates, Meter};
 use interprocess::os::unix::uds_local_socket::tokio::Stream;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::collections::HashMap;
 use std::io::IoSlice;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -103,9 +107,15 @@ impl Greeting {
         }
     }
 
-    /// Goes on with calls.
-    pub fn run(self, generation: Generation, host: Arc<dyn Host>, counters: Arc<Counters>) -> Link {
-        Link::start(self.stream, self.decoder, generation, host, counters)
+    /// Goes on with calls, read no faster than these rates.
+    pub fn run(
+        self,
+        generation: Generation,
+        host: Arc<dyn Host>,
+        counters: Arc<Counters>,
+        rates: LinkRates,
+    ) -> Link {
+        Link::start(self.stream, self.decoder, generation, host, counters, rates)
     }
 }
 
@@ -137,7 +147,7 @@ pub struct Counters {
     pub ignored: AtomicU64,
     /// Messages dropped because the plugin's queue was full.
     pub dropped: AtomicU64,
-    /// Messages of the plugin beyond the rate of its link.
+    /// How often the plugin had to wait because its link was beyond its rate.
     pub throttled: AtomicU64,
 }
 
@@ -224,6 +234,7 @@ impl Link {
         generation: Generation,
         host: Arc<dyn Host>,
         counters: Arc<Counters>,
+        rates: LinkRates,
     ) -> Self {
         let stream = Arc::new(stream);
         let (out, queue) = mpsc::channel(OUT_QUEUE);
@@ -257,7 +268,7 @@ impl Link {
         let (writer, writer_ended) = (stream.clone(), finish(caller.clone(), tell.clone()));
         tasks.spawn(async move { writer_ended(write(&writer, queue).await) });
         let (reader, reader_ended) = (caller.clone(), finish(caller.clone(), tell));
-        tasks.spawn(async move { reader_ended(read(&stream, decoder, &reader, host).await) });
+        tasks.spawn(async move { reader_ended(read(&stream, decoder, &reader, host, rates).await) });
         Self { caller, ended, tasks }
     }
 
@@ -455,8 +466,51 @@ async fn write(mut stream: &Stream, mut queue: mpsc::Receiver<Out>) -> Ended {
     Ended::Closed
 }
 
+/// Holds the reader of one link back while the plugin is beyond its rate.
+struct Brake<'a> {
+    stream: &'a Stream,
+    counters: &'a Counters,
+    meter: Meter,
+    since: Instant,
+    /// No more can come: what is left is read at once, so that a flood does not hide its author's death.
+    hung_up: bool,
+}
+
+impl Brake<'_> {
+    async fn message(&mut self) {
+        let wait = self.meter.message(self.since.elapsed());
+        self.hold(wait).await;
+    }
+
+    async fn bytes(&mut self, count: usize) {
+        let wait = self.meter.bytes(count, self.since.elapsed());
+        self.hold(wait).await;
+    }
+
+    async fn hold(&mut self, wait: Duration) {
+        if wait.is_zero() || self.hung_up {
+            return;
+        }
+        Counters::count(&self.counters.throttled);
+        tokio::time::sleep(wait).await;
+        let closed = PollFlags::POLLHUP | PollFlags::POLLERR;
+        let mut asked = [PollFd::new(self.stream.as_fd(), closed)];
+        // Asks only; does not wait.
+        let answer = poll(&mut asked, PollTimeout::ZERO);
+        self.hung_up = answer.is_ok() && asked[0].revents().is_some_and(|is| is.intersects(closed));
+    }
+}
+
 /// Reads until the end or the first violation.
-async fn read(stream: &Stream, mut decoder: FrameDecoder, caller: &Caller, host: Arc<dyn Host>) -> Ended {
+async fn read(
+    stream: &Stream,
+    mut decoder: FrameDecoder,
+    caller: &Caller,
+    host: Arc<dyn Host>,
+    rates: LinkRates,
+) -> Ended {
+    let (counters, meter) = (&*caller.shared.counters, rates.meter(Duration::ZERO));
+    let mut brake = Brake { stream, counters, meter, since: Instant::now(), hung_up: false };
     let mut requests = Requests { host, caller: caller.clone(), open: HashMap::new(), tasks: JoinSet::new() };
     let mut buffer = vec![0; READ];
     let mut stream = stream;
@@ -465,6 +519,7 @@ async fn read(stream: &Stream, mut decoder: FrameDecoder, caller: &Caller, host:
             match decoder.next() {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
+                    brake.message().await;
                     if let Err(what) = requests.take(frame).await {
                         return Ended::Because(Cause::Violation(crate::text::printable(&what, 500)));
                     }
@@ -477,7 +532,10 @@ async fn read(stream: &Stream, mut decoder: FrameDecoder, caller: &Caller, host:
                 return Ended::Because(Cause::Violation("the link ended inside a frame".into()));
             }
             Ok(0) | Err(_) => return Ended::Closed,
-            Ok(count) => decoder.push(&buffer[..count]),
+            Ok(count) => {
+                brake.bytes(count).await;
+                decoder.push(&buffer[..count]);
+            }
         }
     }
 }

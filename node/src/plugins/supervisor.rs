@@ -10,6 +10,7 @@ use super::lifecycle::{Action, Cause, Event, Life, State};
 use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
 use super::logs::{follow, LogBook};
 use super::process::{self, Order, Started};
+use super::rate::LinkRates;
 use super::terms::Terms;
 use super::watchdog::{Limits, Record, Subject, Ticket, Watchdog};
 use crate::config::Required;
@@ -272,7 +273,7 @@ impl Supervisor {
             run_as: run_as(policy.uid_base, self.around.slot),
             sandbox: self.around.terms.sandbox.clone(),
         };
-        let leaf = self.leaf(&policy);
+        let leaf = self.leaf(&policy).await;
         let (Started { child, stream, stdout, stderr, report }, leaf) =
             match process::start(&order, leaf).await {
                 Ok(started) => started,
@@ -337,7 +338,13 @@ impl Supervisor {
     }
 
     /// A control group for the next process, as far as there are any.
-    fn leaf(&self, policy: &Policy) -> Leaf {
+    async fn leaf(&self, policy: &Policy) -> Leaf {
+        let (cgroups, runner) = (policy.watchdog.cgroups().clone(), policy.runner.clone());
+        let kept = tokio::task::spawn_blocking(move || cgroups.keep_clean(&runner)).await;
+        if let Ok(Err(why)) = kept {
+            let detail = format!("{why}; control groups of a killed node stay until the next node starts");
+            self.change("no_janitor", detail, true);
+        }
         let needed = self.image.needed.iter().map(|(_, file)| file.size).sum::<u64>();
         let files = self.image.library.size + needed;
         let terms = &self.around.terms;
@@ -378,7 +385,8 @@ impl Supervisor {
         self.status.send_modify(|status| status.registration = Some(registration));
         self.step(Event::Registered);
         let host = Arc::new(PluginHost { inner: (self.around.host)(), logs: self.logs.clone(), generation });
-        Ok(greeting.run(generation, host, self.counters.clone()))
+        let rates = LinkRates::from(&self.around.terms.budget);
+        Ok(greeting.run(generation, host, self.counters.clone(), rates))
     }
 
     /// Waits for a step of the start, or ends it when an operator says so.

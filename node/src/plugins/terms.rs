@@ -132,7 +132,9 @@ impl Terms {
         let sandbox = Sandbox { seccomp, calls, paths: grants.paths(), temporary, without: None };
         // What may be written needs a size: that of one file, or of all of them where that is known.
         let writes = temporary > 0 || sandbox.paths.iter().any(|path| path.write);
-        let file_size = if writes { process.file_size.max(temporary) } else { 0 };
+        // A MiB more than the temporary storage: that it is full is for itself to say, as an error and not as a death.
+        let of_temporary = if temporary > 0 { temporary + (1 << 20) } else { 0 };
+        let file_size = if writes { process.file_size.max(of_temporary) } else { 0 };
         let process = ProcessLimits { file_size, ..process };
         Terms { budget, sandbox, process, plugin, manifest, grants, limits, outcomes, notes, refusal }
     }

@@ -29,7 +29,7 @@ pub struct Sample {
     pub refused: u64,
     /// Log lines dropped, total over all its processes.
     pub lines_dropped: u64,
-    /// Messages over the link beyond its rate, total over all its processes.
+    /// How often its link was held back, total over all its processes.
     pub link_excess: u64,
 }
 

@@ -88,12 +88,12 @@ pub fn judge(samples: &[Sample], limits: &Limits, now: Instant) -> Vec<Violation
             }
             let excess = sample.link_excess.saturating_sub(before.link_excess);
             if excess > 0 {
-                let most = limits.budget.link_messages_per_s;
-                add(
-                    LimitKind::LinkRate,
-                    false,
-                    format!("{excess} messages beyond the link's rate ({most} a second)"),
+                let budget = &limits.budget;
+                let (messages, mb) = (budget.link_messages_per_s, budget.link_bytes_per_s >> 20);
+                let detail = format!(
+                    "held back {excess} times at the link's rate ({messages} messages, {mb} MiB a second)"
                 );
+                add(LimitKind::LinkRate, false, detail);
             }
         }
         before = Some(sample);
@@ -384,6 +384,7 @@ pub fn describe(enforcement: Enforcement, rlimits: bool, limits: &Limits) -> Val
         "fds": with(None, "rlimit"),
         "file": with(None, "rlimit"),
         "log_rate": "node",
+        "link_rate": "node",
         "kill": if enforcement.kill { "cgroup v2 + pid namespace" } else { "pid namespace" },
     })
 }

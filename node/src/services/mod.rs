@@ -1,5 +1,5 @@
 //! What the node does for plugins beside messages: TCP streams, the environment, random bytes. Ground floor: nothing here
-//! knows plugins, links or permissions; [`crate::host::api`] asks, after the grants have said that the plugin may ask at all.
+//! knows plugins, links or permissions; the hall asks, after the grants have said that the plugin may ask at all.
 //! What exactly it may reach is said by its scopes, which each service checks itself. Every argument is a plugin's and hostile.
 
 pub mod address;

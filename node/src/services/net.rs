@@ -83,10 +83,10 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// With the usual limits and the system's resolver.
-    pub fn new(policy: Arc<dyn NetPolicy>) -> Self {
+    /// With so many connections for each process, the usual limits beside that, and the system's resolver.
+    pub fn new(policy: Arc<dyn NetPolicy>, connections: usize) -> Self {
         let system = |host: &str, port: u16| Ok((host, port).to_socket_addrs()?.collect());
-        Self::with(policy, Limits::default(), Arc::new(system))
+        Self::with(policy, Limits { connections, ..Limits::default() }, Arc::new(system))
     }
 
     /// With others.
@@ -265,7 +265,12 @@ impl Streams {
     /// Opens a connection. Taking the call back takes the connection back.
     pub async fn connect(&self, host: &str, port: u16) -> Result<Response, HostError> {
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            let text = format!("{} connections are open; close one first", self.dialer.limits.connections);
+            let text = match self.dialer.limits.connections {
+                0 => "limits.connections = 0: this plugin has no connections".to_owned(),
+                most => format!(
+                    "{most} connections are open, and limits.connections allows no more; close one first"
+                ),
+            };
             return Err(HostError::new(Code::ResourceExhausted, text));
         };
         let stream = Arc::new(self.dialer.dial(host, port).await?);

@@ -68,14 +68,15 @@ fn try_build(hello: &NodeHello, Sources(sources): Sources) -> io::Result<()> {
     let inodes = 8 + hello.paths.iter().map(|grant| grant.path.matches('/').count() + 1).sum::<usize>();
     let options = format!("size=64k,nr_inodes={inodes},mode=0755");
     mount(Some("plugin"), stage, Some("tmpfs"), flags, Some(options.as_str()))?;
-    for (grant, source) in &sources {
-        bind(stage, grant, source)?;
-    }
     if hello.temporary > 0 {
         let inside = below(stage, TEMPORARY);
         fs::create_dir_all(&inside)?;
         let options = format!("size={},nr_inodes={TEMPORARY_FILES},mode=0700", hello.temporary);
         mount(Some("temporary"), &inside, Some("tmpfs"), flags, Some(options.as_str()))?;
+    }
+    // After it: a granted path may lie in the host's /tmp, and is then to be seen in the plugin's.
+    for (grant, source) in &sources {
+        bind(stage, grant, source)?;
     }
     chdir(stage)?;
     pivot_root(".", ".").map_err(failed("pivot_root"))?;

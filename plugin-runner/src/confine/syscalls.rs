@@ -115,7 +115,6 @@ const CALLS: &[Allowed] = allowed! {
         SYS_write, Any, "the link and the log pipes";
         SYS_readv, Any, "std::io";
         SYS_writev, Any, "the link: header and body in one call";
-        SYS_pread64, Any, "the loader reads ELF headers";
         SYS_lseek, Any, "std::io on files";
         SYS_close, Any, "descriptors of one's own";
         SYS_fcntl, OneOf { arg: 1, values: &[
@@ -137,7 +136,7 @@ const CALLS: &[Allowed] = allowed! {
         SYS_clone, Equals { arg: 0, value: THREAD_FLAGS }, "threads, and nothing but threads";
         SYS_set_robust_list, Any, "a thread begins";
         SYS_rseq, Any, "a thread begins";
-        SYS_sched_getaffinity, Equals { arg: 0, value: 0 }, "available_parallelism; of oneself";
+        SYS_sched_getaffinity, Any, "available_parallelism; there is nobody else to ask about in the pid namespace";
         SYS_sched_yield, Any, "spin locks";
         SYS_gettid, Any, "names in panic messages";
         SYS_getpid, Any, "abort and seeds of hash maps";
@@ -145,29 +144,30 @@ const CALLS: &[Allowed] = allowed! {
         SYS_rt_sigaction, Any, "abort resets SIGABRT";
         SYS_rt_sigprocmask, Any, "thread start and abort";
         SYS_rt_sigreturn, Any, "the end of a signal handler";
-        SYS_sigaltstack, Any, "a thread's stack for signals";
         SYS_restart_syscall, Any, "the kernel resumes a wait";
         SYS_exit, Any, "a thread ends";
         SYS_exit_group, Any, "the process ends";
         SYS_getrandom, Any, "hash seeds";
         SYS_clock_gettime, OneOf { arg: 0, values: &[0, 1, 2, 3, 4, 5, 6, 7, 11] }, "clocks of the machine and of oneself, where the vDSO has none";
         SYS_clock_nanosleep, Any, "sleep";
-        SYS_nanosleep, Any, "sleep";
         SYS_epoll_create1, Any, "tokio";
         SYS_epoll_ctl, Any, "tokio";
-        SYS_epoll_pwait, Any, "tokio";
         SYS_eventfd2, Any, "tokio wakes itself";
         SYS_ppoll, Any, "waiting on own descriptors";
         SYS_socketpair, Equals { arg: 0, value: libc::AF_UNIX as u64 }, "a runtime of the plugin's own wakes itself with one";
         SYS_sendto, All(&[Equals { arg: 4, value: 0 }, Without { arg: 3, mask: OUT_OF_BAND }]), "wake-ups on own sockets; no address, so no fast open";
         SYS_recvfrom, Without { arg: 3, mask: OUT_OF_BAND }, "wake-ups on own sockets";
         SYS_shutdown, Any, "the end of own sockets";
-        SYS_prlimit64, All(&[OneOf { arg: 0, values: &[0] }, Equals { arg: 2, value: 0 }]), "reading one's own limits (stack size of threads), never setting them";
         SYS_prctl, OneOf { arg: 0, values: &[libc::PR_SET_NAME as u32, PR_SET_VMA] }, "names of threads and mappings";
         SYS_sendmsg, Handover, "the runner's own, once; the second filter of the start forbids it before the library is opened";
         SYS_seccomp, SecondFilter, "the runner's own tightening; forbidden by the filter it installs";
     }
     Basic {
+        SYS_pread64, Any, "reading at a place; strict has it with a path that may be read";
+        SYS_nanosleep, Any, "sleep, as other C libraries do it";
+        SYS_epoll_pwait, Any, "event loops that do not use epoll_wait";
+        SYS_sigaltstack, Any, "a stack for signal handlers";
+        SYS_prlimit64, All(&[OneOf { arg: 0, values: &[0] }, Equals { arg: 2, value: 0 }]), "reading one's own limits, never setting them";
         SYS_uname, Any, "name and version of the kernel";
         SYS_sysinfo, Any, "memory and load of the machine";
         SYS_getrusage, Any, "counters of one's own";
@@ -264,8 +264,13 @@ const CALLS_HERE: &[Allowed] = allowed! {
         SYS_getpgrp, Any, "questions about oneself";
     }
 };
+/// And those that the same libraries use instead where the others are not.
 #[cfg(not(target_arch = "x86_64"))]
-const CALLS_HERE: &[Allowed] = &[];
+const CALLS_HERE: &[Allowed] = allowed! {
+    Strict {
+        SYS_epoll_pwait, Any, "tokio";
+    }
+};
 
 /// With a path that may be read. Opening by path goes through the broker; below an open directory the kernel alone decides,
 /// by the mount and by Landlock.
@@ -275,6 +280,7 @@ const CALLS_FOR_READING: &[Allowed] = allowed! {
         SYS_newfstatat, Any, "asking about files; only granted paths exist";
         SYS_statx, Any, "asking about files; only granted paths exist";
         SYS_getdents64, Any, "listing directories; only granted paths exist";
+        SYS_pread64, Any, "reading at a place";
     }
 };
 
@@ -310,6 +316,10 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
         libc::ENOENT,
         "answered by the broker: only the library's own parts and granted paths",
     ),
+    (libc::SYS_mkdirat, libc::EROFS, "a cache or a log that a library would like to keep"),
+    (libc::SYS_unlinkat, libc::EROFS, "likewise"),
+    (libc::SYS_renameat, libc::EROFS, "likewise"),
+    (libc::SYS_renameat2, libc::EROFS, "likewise"),
     (
         libc::SYS_clone3,
         libc::ENOSYS,
@@ -317,7 +327,6 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
     ),
     (libc::SYS_madvise, libc::EINVAL, "advice that other processes would notice; allocators go on without"),
     (libc::SYS_clock_gettime, libc::EINVAL, "of another process"),
-    (libc::SYS_sched_getaffinity, libc::ESRCH, "of another process"),
     (libc::SYS_prlimit64, libc::EPERM, "of another process, or a new value"),
     (libc::SYS_ioctl, libc::ENOTTY, "whether something is a terminal; nothing is"),
     (libc::SYS_sendmsg, libc::EPERM, "could carry descriptors"),
@@ -327,13 +336,17 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
     (libc::SYS_readlinkat, libc::ENOENT, "std asks for /proc/self/exe; there is no /proc"),
     (libc::SYS_faccessat, libc::ENOENT, "the root is empty"),
     (libc::SYS_faccessat2, libc::ENOENT, "the root is empty"),
-    (
-        libc::SYS_uname,
-        libc::EPERM,
-        "nothing about the host; also the self-test's proof that the filter is in force",
-    ),
+    (libc::SYS_uname, libc::EPERM, "nothing about the host"),
     (libc::SYS_sysinfo, libc::EPERM, "nothing about the host"),
     (libc::SYS_getrusage, libc::EPERM, "counters of little use and some leak"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_mkdir, libc::EROFS, "likewise"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_rmdir, libc::EROFS, "likewise"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_unlink, libc::EROFS, "likewise"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_rename, libc::EROFS, "likewise"),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_open, libc::ENOENT, "the old way to open by path"),
     #[cfg(target_arch = "x86_64")]

@@ -133,18 +133,30 @@ fn signals() {
 
 /// A runtime of the library's own, as every asynchronous library has one.
 fn runtime() -> io::Result<()> {
+    // In a thread of its own: a handler runs inside the SDK's runtime, and one may not wait inside another.
+    let own = std::thread::spawn(own_runtime);
+    own.join().map_err(|_| io::Error::other("the runtime's thread panicked"))?
+}
+
+fn own_runtime() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let waiting = tokio::spawn(async { tokio::time::sleep(Duration::from_millis(2)).await });
         let _ = waiting.await;
-    });
-    Ok(())
+        // Sockets of a runtime: an epoll, and an eventfd to wake it.
+        let (one, other) = tokio::net::UnixStream::pair()?;
+        one.writable().await?;
+        one.try_write(b"x")?;
+        other.readable().await
+    })
 }
 
 /// Every number from 0 to 1023, and as many of x32, with arguments that are no addresses. Says which gave another answer than
 /// "not permitted".
 pub fn every_number() -> String {
-    let ending = [libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn];
+    // `uretprobe` and `uprobe` (335, 336 on x86-64): the kernel lets them pass every filter, and ends with SIGILL whoever calls them
+    // without a probe of the kernel's own having sent him there.
+    let ending = [libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn, 335, 336];
     let mut answered = Vec::new();
     for number in (0..1024).chain(0x4000_0000..0x4000_0240).filter(|number| !ending.contains(number)) {
         // SAFETY: none is claimed; -1 is no address. Run only where refused calls fail instead of ending the process.
@@ -155,4 +167,52 @@ pub fn every_number() -> String {
         }
     }
     format!("denied: every number but these: {}", answered.join(" "))
+}
+
+/// What a plugin does with files that it was given: `read PATH`, `list PATH`, `write PATH`, `make DIR`, `fill PATH`. Says what came of
+/// it, in the words of the error if there was one.
+pub fn files(arg: &str) -> String {
+    let (what, path) = arg.split_once(' ').unwrap_or((arg, ""));
+    let done = match what {
+        "read" => std::fs::read_to_string(path),
+        "list" => std::fs::read_dir(path).map(|dir| {
+            let mut names: Vec<String> =
+                dir.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            names.join(" ")
+        }),
+        "write" => std::fs::write(path, "written by a plugin").map(|()| "written".into()),
+        "make" => make(std::path::Path::new(path)).map(|()| "made, renamed, removed".into()),
+        "fill" => return fill(path),
+        other => return format!("no such use of files: {other}"),
+    };
+    done.unwrap_or_else(|error| format!("denied: {what}: {error}"))
+}
+
+/// Everything that changes a directory.
+fn make(dir: &std::path::Path) -> io::Result<()> {
+    let (one, two) = (dir.join("one"), dir.join("two"));
+    std::fs::create_dir(&one)?;
+    std::fs::write(one.join("file"), "x")?;
+    std::fs::rename(one.join("file"), one.join("renamed"))?;
+    std::fs::rename(&one, &two)?;
+    std::fs::remove_file(two.join("renamed"))?;
+    std::fs::remove_dir(two)
+}
+
+/// Writes until it may not any more, and says how much that was.
+fn fill(path: &str) -> String {
+    let mut file = match std::fs::File::create(path) {
+        Ok(file) => file,
+        Err(error) => return format!("denied: fill: {error}"),
+    };
+    let block = vec![1; 64 * 1024];
+    let mut written = 0;
+    for _ in 0..16_384 {
+        match file.write(&block) {
+            Ok(count) => written += count,
+            Err(error) => return format!("filled {} KiB: {error}", written / 1024),
+        }
+    }
+    format!("GOT THROUGH: {} KiB", written / 1024)
 }

@@ -42,6 +42,7 @@ pub fn commit(sin: &str) -> String {
     match sin {
         "syscall" => system_call(arg),
         "honest" => honest::a_day(),
+        "files" => honest::files(arg),
         "every-number" => honest::every_number(),
         // SAFETY: numbers; a real-time signal ends the process.
         "rt-signal" => unsafe {
@@ -111,6 +112,13 @@ pub fn commit(sin: &str) -> String {
                 raw_frame(&frame);
             }
             "flooded".into()
+        }
+        "notice-flood" => {
+            let begun = std::time::Instant::now();
+            for n in 0..arg.parse().unwrap_or(20_000) {
+                log::info!("flood {n}");
+            }
+            format!("flooded in {} ms", begun.elapsed().as_millis())
         }
         "fds" => take_descriptors(),
         "hold" => {

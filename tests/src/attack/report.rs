@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 /// Attempts that leave no record, because no wall was asked: there is nothing there to take, or a limit of the kernel's own
 /// answered. Everything else that is refused must have one.
-pub const NO_RECORD: [(&str, &str); 10] = [
+pub const NO_RECORD: [(&str, &str); 11] = [
+    ("affinity-read-other", "there is no such process in the pid namespace"),
     ("descriptors", "no descriptor was inherited"),
     ("environment", "there are no variables"),
     ("environment-stack", "there are no variables"),

@@ -14,6 +14,7 @@ use thenodes::network::message::{Message, MessageType};
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::{ProcessLimits, Without};
 use thenodes_ipc::{pack, Code, Generation};
+use thenodes_node::config::Budget;
 use thenodes_node::plugins::cgroup::Leaf;
 use thenodes_node::plugins::denials::{self, DenialBook, Denials};
 use thenodes_node::plugins::image::{Image, Sealed};
@@ -40,6 +41,7 @@ pub struct World {
     template: Image,
     count: AtomicU32,
     without: Option<Without>,
+    patience: Duration,
 }
 
 const MARKER: &[u8] = b"hostile-switch=none:none";
@@ -64,7 +66,14 @@ impl World {
             runner,
             count: AtomicU32::new(0),
             without,
+            patience: PATIENCE,
         })
+    }
+
+    /// The same with less patience, where silence is an answer.
+    #[must_use]
+    pub fn impatient(self, patience: Duration) -> World {
+        World { patience, ..self }
     }
 
     fn image(&self, switch: &str) -> Result<Image, String> {
@@ -120,11 +129,12 @@ impl World {
     /// Has the plugin do something in a phase, and says what came of it and what was refused meanwhile.
     pub async fn sin(&self, sin: &str, phase: Phase) -> (Verdict, Denials) {
         let book = Arc::new(DenialBook::default());
-        let verdict = match tokio::time::timeout(PATIENCE, self.try_it(sin.trim_end(), phase, &book)).await {
-            Ok(Ok(verdict)) => verdict,
-            Ok(Err(error)) => Verdict::Silent(error),
-            Err(_) => Verdict::Silent(format!("nothing within {PATIENCE:?}")),
-        };
+        let verdict =
+            match tokio::time::timeout(self.patience, self.try_it(sin.trim_end(), phase, &book)).await {
+                Ok(Ok(verdict)) => verdict,
+                Ok(Err(error)) => Verdict::Silent(error),
+                Err(_) => Verdict::Silent(format!("nothing within {:?}", self.patience)),
+            };
         (verdict, book.all())
     }
 
@@ -238,7 +248,7 @@ async fn drive(
     // Whatever level it is: taking walls away is what some runs are about.
     greeting.confined().await?;
     greeting.registered().await?;
-    let link = greeting.run(generation, Arc::new(Nobody), Arc::default());
+    let link = greeting.run(generation, Arc::new(Nobody), Arc::default(), (&Budget::default()).into());
     let info = NodeInfo {
         plugin: "hostile".into(),
         node_id: "attacked".into(),

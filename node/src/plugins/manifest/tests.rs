@@ -40,7 +40,6 @@ fn everything_that_a_manifest_may_say_is_read() {
             "min_api",
             "kind",
             "limits.call_timeout_s",
-            "limits.connections",
             "limits.timers",
             "limits.subscriptions",
             "provides",

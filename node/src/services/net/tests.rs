@@ -114,11 +114,11 @@ async fn an_allowed_name_that_leads_to_a_forbidden_address_is_not_dialed() {
     let (listener, port) = listener().await;
     // The real resolver, and a policy that lets the name pass but not where it leads.
     let policy = Arc::new(Fixed(&["localhost"], &["93.184.216.34"]));
-    let denied = Streams::new(Arc::new(Dialer::new(policy)));
+    let denied = Streams::new(Arc::new(Dialer::new(policy, 10)));
     let words = ["localhost:", "local or reserved", "net.connect"];
     refused(denied.connect("localhost", port).await, Code::PermissionDenied, &words);
     // The control: with the address the same attempt arrives, and it is the first that arrives.
-    let allowed = Streams::new(Arc::new(Dialer::new(Arc::new(LOOPBACK))));
+    let allowed = Streams::new(Arc::new(Dialer::new(Arc::new(LOOPBACK), 10)));
     let stream = id(allowed.connect("LOCALHOST.", port).await);
     let (mut socket, _) = listener.accept().await.expect("accepts");
     socket.write_all(b"first").await.expect("writes");
@@ -333,6 +333,19 @@ async fn a_thousand_connections_are_ten() {
     assert_eq!(socket.read(&mut [0]).await.expect("an end"), 0, "closing reaches the server");
     let again = id(streams.connect("127.0.0.1", port).await);
     assert!(again > first, "a number is never used twice");
+}
+
+#[tokio::test]
+async fn each_plugin_has_as_many_connections_as_its_own_limit_says() {
+    let (_listener, port) = listener().await;
+    for most in [0, 2] {
+        let streams = Streams::new(Arc::new(Dialer::new(Arc::new(LOOPBACK), most)));
+        for _ in 0..most {
+            id(streams.connect("127.0.0.1", port).await);
+        }
+        let answer = streams.connect("127.0.0.1", port).await;
+        refused(answer, Code::ResourceExhausted, &["limits.connections", &most.to_string()]);
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,71 @@
+//! The attack suite, as root and as an ordinary user: every probe without walls, then in a real runner in every phase. Prints
+//! both tables, then one JSON object with the numbers of both, and fails if anything got through.
+
+use crate::{cargo, run as execute, target, test};
+use anyhow::{bail, Context, Result};
+use serde_json::{json, Value};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// What the suite needs beside its own program.
+const NEEDED: [&str; 4] = ["attack", "thenodes-runner", "hostile-control", "libhostile.so"];
+
+/// Builds what the suite needs and runs it.
+pub(crate) fn run() -> Result<()> {
+    execute(cargo().args([
+        "build",
+        "-p",
+        "thenodes-plugin-runner",
+        "-p",
+        "thenodes-plugin-hostile",
+        "-p",
+        "thenodes-tests",
+    ]))?;
+    let (value, held) = suite()?;
+    println!("{value}");
+    if held {
+        Ok(())
+    } else {
+        bail!("something got through, or left no record; see FAILURE above")
+    }
+}
+
+/// Runs the built suite as every user that this one can be. True if everything held.
+pub(crate) fn suite() -> Result<(Value, bool)> {
+    let debug = target().join("debug");
+    let mut runs = Vec::new();
+    let mut held = true;
+    let own = debug.join("attack-own.json");
+    let as_root = nix::unistd::getuid().is_root();
+    println!("\nThe attack suite as {}:", if as_root { "root" } else { "this user" });
+    held &= passed(Command::new(debug.join("attack")).arg("--json").arg(&own))?;
+    runs.push(summary(&own)?);
+    if as_root {
+        let dir = tempfile::Builder::new().prefix("thenodes-attack").tempdir()?;
+        for name in NEEDED {
+            test::publish(&debug.join(name), dir.path())?;
+        }
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+        let report = dir.path().join("report.json");
+        println!("\nThe attack suite as an ordinary user (uid {}):", test::NOBODY);
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", test::NOBODY, "--regid", test::NOBODY, "--clear-groups", "--inh-caps=-all"]);
+        command.arg(dir.path().join("attack")).arg("--json").arg(&report).current_dir("/");
+        held &= passed(&mut command)?;
+        runs.push(summary(&report)?);
+        fs::copy(&report, debug.join("attack-user.json"))?;
+    }
+    Ok((json!({ "version": 1, "held": held, "runs": runs }), held))
+}
+
+fn passed(command: &mut Command) -> Result<bool> {
+    let status = command.status().with_context(|| format!("{:?}", command.get_program()))?;
+    Ok(status.success())
+}
+
+fn summary(path: &Path) -> Result<Value> {
+    let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    let value: Value = serde_json::from_str(&text)?;
+    Ok(json!({ "user": value["user"], "summary": value["summary"], "failures": value["failures"] }))
+}
