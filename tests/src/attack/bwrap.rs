@@ -165,9 +165,11 @@ pub async fn measure(program: &Path, user: &str) -> Result<Measured, String> {
         }
     }
     let attempts = attempts.join_all().await;
-    let seen = targets.disturbances();
-    if seen.iter().any(|what| what.contains("victim")) {
-        return Err(format!("later attempts on the victim prove nothing: {}", seen.join(", ")));
+    let mut touched = targets.disturbances();
+    touched.sort();
+    touched.dedup();
+    if touched.iter().any(|what| what.contains("victim")) {
+        return Err(format!("later attempts on the victim prove nothing: {}", touched.join(", ")));
     }
     let row = |probe: &'static Probe| {
         let found = |column| {
@@ -185,5 +187,6 @@ pub async fn measure(program: &Path, user: &str) -> Result<Measured, String> {
         }
     }
     let columns = COLUMNS.map(str::to_owned).into();
-    Ok(Measured::Table(Table { user: user.into(), subject, columns, rows: probes::all().map(row).collect() }))
+    let rows = probes::all().map(row).collect();
+    Ok(Measured::Table(Table { user: user.into(), subject, columns, rows, touched }))
 }

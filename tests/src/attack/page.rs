@@ -1,12 +1,15 @@
-//! Writes the measured parts of `docs/isolation.md`, between its markers, out of the results of runs. It holds no word that a run did
-//! not say: no time, no path, no machine, so that the page changes only when what it states does.
+//! Writes the measured parts of `docs/isolation.md`, between its markers, out of the results of runs and the runner's own lists. No
+//! time, no path and no machine is written, so that the page changes only when what it states does.
 
 use super::bwrap::{self, NOT_COMPARABLE};
 use super::matrix;
 use super::table::{Cell, Row, Table, Wanted};
+use crate::bin_dir;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
+use thenodes_ipc::launch::SeccompMode;
 
 /// Users of whom results are needed.
 const USERS: [&str; 2] = ["root", "user"];
@@ -22,6 +25,7 @@ pub fn write(page: &Path, results: &Path) -> Result<Vec<String>, String> {
     let about = |e: std::io::Error| format!("{}: {e}", page.display());
     let mut text = std::fs::read_to_string(page).map_err(about)?;
     text = replace(&text, "suite", &suite(results)?)?;
+    text = replace(&text, "calls", &calls()?)?;
     let matrices = tables(results, "matrix")?;
     text = replace(&text, "matrix", &matrix_part(&matrices))?;
     let mut missing = Vec::new();
@@ -51,6 +55,33 @@ fn replace(text: &str, name: &str, part: &str) -> Result<String, String> {
     let (before, rest) = text.split_once(&begin).ok_or_else(|| marker(&begin))?;
     let (_, after) = rest.split_once(END).ok_or_else(|| marker(END))?;
     Ok(format!("{before}{begin}\n{}\n{END}{after}", part.trim_end()))
+}
+
+/// What the runner says about its own lists.
+fn calls() -> Result<String, String> {
+    let explain = |mode: SeccompMode| -> Result<Value, String> {
+        let program = bin_dir().join("thenodes-runner");
+        let about = |e: String| format!("asking {} to explain {}: {e}", program.display(), mode.word());
+        let output = Command::new(&program).args(["--explain", mode.word(), "--json"]).output();
+        let output = output.map_err(|e| about(e.to_string()))?;
+        serde_json::from_slice(&output.stdout).map_err(|e| about(e.to_string()))
+    };
+    let count = |of: &Value| of.as_array().map_or(0, Vec::len);
+    let mut text = String::from("| mode | calls that may be made |\n|---|---|\n");
+    for mode in SeccompMode::ALL.into_iter().filter(|mode| *mode != SeccompMode::Custom) {
+        let _ = writeln!(text, "| {} | {} |", mode.word(), count(&explain(mode)?["allowed"]));
+    }
+    let strict = explain(SeccompMode::Strict)?;
+    let never = strict["never"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let never: Vec<String> = never.map(|name| format!("`{name}`")).collect();
+    let _ = writeln!(
+        text,
+        "\nIn every mode {} more fail with an error, each with a record; everything else ends the process. These no mode and no list of an operator's \
+         can allow with any arguments:\n\n{}.",
+        count(&strict["failing"]),
+        never.join(", ")
+    );
+    Ok(text)
 }
 
 fn suite(results: &Path) -> Result<String, String> {
@@ -107,9 +138,9 @@ fn matrix_part(tables: &[Table; 2]) -> String {
     }
     let unknown = unknown(tables, &|_| true);
     let covered = matrix::covered_twice().len();
-    let _ = write!(
+    let _ = writeln!(
         text,
-        "On the list of those that no single removal lets through: {covered}. Cells that say nothing, counted as not held: {unknown}.\n"
+        "On the list of those that no single removal lets through: {covered}. Cells that say nothing, counted as not held: {unknown}."
     );
     text
 }
@@ -155,12 +186,13 @@ fn bwrap_part(table: &Table, ours: &Table) -> String {
         }
         before = here;
     }
+    let touched = if table.touched.is_empty() { "none".to_owned() } else { table.touched.join(", ") };
     let left_out: Vec<String> =
         NOT_COMPARABLE.iter().map(|(name, why)| format!("- `{name}`: {why}")).collect();
     let unknown = unknown(std::slice::from_ref(table), &counted);
-    let _ = write!(
+    let _ = writeln!(
         text,
-        "Left out on both sides:\n\n{}\n\nCells that say nothing, counted as not held: {unknown}.\n",
+        "Targets outside that were touched: {touched}.\n\nLeft out on both sides:\n\n{}\n\nCells that say nothing, counted as not held: {unknown}.",
         left_out.join("\n")
     );
     text
@@ -178,6 +210,7 @@ fn beside(table: &Table, ours: &Table) -> Table {
         subject: table.subject.clone(),
         columns: [table.columns.clone(), vec!["here".into()]].concat(),
         rows: table.rows.iter().map(with).collect(),
+        touched: table.touched.clone(),
     }
 }
 
@@ -223,5 +256,38 @@ fn who(table: &Table) -> &'static str {
         "As root"
     } else {
         "As an ordinary user"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = include_str!("../../../docs/isolation.md");
+
+    #[test]
+    fn only_what_stands_between_markers_is_replaced() {
+        let page = format!("a <!-- generated: x --> old {END} b <!-- generated: y --> kept {END} c");
+        let new = replace(&page, "x", "new").expect("the markers are there");
+        assert_eq!(new, format!("a <!-- generated: x -->\nnew\n{END} b <!-- generated: y --> kept {END} c"));
+        assert!(replace(&page, "z", "new").is_err_and(|why| why.contains("generated: z")));
+        assert!(replace("<!-- generated: x --> and no end", "x", "new").is_err());
+    }
+
+    #[test]
+    fn the_page_has_every_part_and_is_not_older_than_the_list_and_the_probes() {
+        for part in ["calls", "suite", "matrix", "bwrap"] {
+            let filled =
+                PAGE.split_once(&format!("<!-- generated: {part} -->")).map(|(_, rest)| rest.trim_start());
+            assert!(filled.is_some_and(|rest| !rest.starts_with(END)), "{part} is missing or empty");
+        }
+        let again = "write docs/isolation.md anew: attack --isolation-md";
+        let covered = format!("lets through: {}.", matrix::covered_twice().len());
+        assert!(PAGE.contains(&covered), "the list has changed: {again}");
+        let count = hostile::probes::all().count();
+        assert!(
+            PAGE.contains(&format!("| probes | {count} | {count} |")),
+            "there are other probes now: {again}"
+        );
     }
 }

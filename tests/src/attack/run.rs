@@ -270,7 +270,8 @@ async fn drive(
 async fn listen(pipe: impl AsyncRead + Unpin, said: mpsc::Sender<String>) {
     let mut lines = BufReader::new(pipe).lines();
     while let Ok(Some(mut line)) = lines.next_line().await {
-        line.truncate(line.floor_char_boundary(MAX_LINE));
+        let end = (0..=MAX_LINE.min(line.len())).rev().find(|at| line.is_char_boundary(*at));
+        line.truncate(end.unwrap_or(0));
         if said.send(line).await.is_err() {
             return;
         }

@@ -65,13 +65,15 @@ pub struct Table {
     pub columns: Vec<String>,
     /// Every probe that was tried.
     pub rows: Vec<Row>,
+    /// What happened to targets outside, each once.
+    pub touched: Vec<String>,
 }
 
 impl Table {
     /// As one object.
     pub fn json(&self) -> Value {
         let rows: Vec<Value> = self.rows.iter().map(Row::json).collect();
-        json!({ "version": 1, "user": self.user, "subject": self.subject, "columns": self.columns, "probes": rows })
+        json!({ "version": 1, "user": self.user, "subject": self.subject, "columns": self.columns, "probes": rows, "touched": self.touched })
     }
 
     /// Reads what [`Self::json`] wrote.
@@ -101,7 +103,9 @@ impl Table {
         if rows.len() != probes::all().count() {
             return Err(wrong(&format!("it has {} probes", rows.len())));
         }
-        Ok(Table { user: text(&value, "user"), subject: text(&value, "subject"), columns, rows })
+        let touched = value["touched"].as_array().ok_or_else(|| wrong("nothing about targets"))?;
+        let touched = touched.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        Ok(Table { user: text(&value, "user"), subject: text(&value, "subject"), columns, rows, touched })
     }
 
     /// Groups in the order of the list.
