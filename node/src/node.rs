@@ -13,6 +13,7 @@ use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
 use crate::plugins::terms::Terms;
+use crate::plugins::uids::Uids;
 use crate::plugins::watchdog::Watchdog;
 use crate::plugins::Registry;
 use crate::security::{pki, tls::Tls};
@@ -124,7 +125,13 @@ impl Node {
         let forwarder = Arc::new(Forwarder::default());
         let witness = Arc::new(DenialReporter::new(events.clone()));
         let observer: Arc<dyn Observer> = Arc::new(PluginEvents(events.clone(), forwarder.clone()));
-        let plugins = Registry::start(&early.plugins, &policy, |terms, slot| {
+        let mut uids = if nix::unistd::getuid().is_root() {
+            Uids::open(&early.node.state_dir.join("plugin-uids"))
+                .map_err(|e| StartError::Plugins(e.to_string()))?
+        } else {
+            Uids::for_this_run()
+        };
+        let plugins = Registry::start(&early.plugins, &policy, &mut uids, |terms, slot| {
             report_terms(&terms, &events);
             let (network, emitter, forwarder) = (network_later.clone(), events.clone(), forwarder.clone());
             let scopes = scopes::of(&terms.grants);

@@ -23,8 +23,10 @@ pub(crate) fn print(arguments: impl Iterator<Item = String>) -> Result<(), Strin
             },
         }
     }
-    let paths: Vec<PathGrant> =
-        (read || write).then(|| PathGrant { path: "/".into(), read: true, write, create: write }).into_iter().collect();
+    let paths: Vec<PathGrant> = (read || write)
+        .then(|| PathGrant { path: "/".into(), read: true, write, create: write })
+        .into_iter()
+        .collect();
     added(&calls)?;
     let allowed: Vec<_> = entries(mode, &paths)
         .iter()

@@ -47,8 +47,12 @@ pub(crate) fn behind_the_filter(hello: &NodeHello, walls: &mut Walls) {
         let closed = ["/", "/etc/passwd"].iter().all(|path| File::open(path).is_err());
         walls.test(Layer::Seccomp, "nothing can be opened by path but what the broker hands out", closed);
     }
-    let counted = sys::refuses_uncounted_memory();
-    walls.test(Layer::Rlimits, "memory that limits do not count (shared, growing down) is refused", counted);
+    let counted = sys::refuses_uncounted_memory() && sys::refuses_to_move_memory();
+    walls.test(
+        Layer::Rlimits,
+        "memory that limits do not count (shared, growing down, moved) is refused",
+        counted,
+    );
     let refused = sys::refuses_what_no_list_has();
     walls.test(Layer::Seccomp, "personality, which any process may call, is refused by the filter", refused);
 }

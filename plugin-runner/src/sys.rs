@@ -105,6 +105,16 @@ pub(crate) fn has_no_capabilities() -> nix::Result<bool> {
     Ok(data == [CapData::default(); 2])
 }
 
+/// True if memory cannot be moved and grown by `mremap`: what grew from a stack would be counted by no limit.
+pub(crate) fn refuses_to_move_memory() -> bool {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new page at an address of the kernel's choice; if it is moved, nobody knew it.
+    unsafe {
+        let page = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0);
+        page != libc::MAP_FAILED && libc::mremap(page, 4096, 8192, libc::MREMAP_MAYMOVE) == libc::MAP_FAILED
+    }
+}
+
 /// True if the kernel refuses memory that is writable and executable, at once and in turn.
 pub(crate) fn refuses_writable_code() -> bool {
     const SIZE: usize = 4096;
@@ -238,33 +248,62 @@ pub(crate) fn exit_now(code: i32) -> ! {
 }
 
 /// A BPF program as the kernel takes it, at an address that is known before it is filled. It is never freed: the address is
-/// part of a rule, and must not come to mean something else.
+/// part of a rule, and must not come to mean something else. For the same reason [`Program::fill`] seals the memory: a library that
+/// wrote another program to this address could install a filter that hides what it attempts.
 pub(crate) struct Program {
-    header: &'static mut libc::sock_fprog,
+    memory: *mut libc::c_void,
+    size: usize,
 }
+
+/// Room for the longest program that a filter may have, and its header.
+const PROGRAM_ROOM: usize = 4096 * size_of::<libc::sock_filter>() + 4096;
 
 impl Program {
     /// An empty program with an address.
-    pub(crate) fn reserve() -> Program {
-        Program { header: Box::leak(Box::new(libc::sock_fprog { len: 0, filter: std::ptr::null_mut() })) }
+    pub(crate) fn reserve() -> nix::Result<Program> {
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new memory at an address of the kernel's choice touches no memory of ours.
+        let memory = unsafe { libc::mmap(std::ptr::null_mut(), PROGRAM_ROOM, protection, flags, -1, 0) };
+        if memory == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        Ok(Program { memory, size: PROGRAM_ROOM })
     }
 
     /// Where the kernel is told to look.
     pub(crate) fn address(&self) -> u64 {
-        std::ptr::from_ref::<libc::sock_fprog>(self.header) as u64
+        self.memory as u64
     }
 
-    /// Puts the instructions in.
-    pub(crate) fn fill(&mut self, program: BpfProgram) {
+    /// Puts the instructions in, and makes the memory read-only for good where the kernel can (Linux 6.10; before, a library can
+    /// make it writable again).
+    pub(crate) fn fill(&mut self, program: &BpfProgram) -> nix::Result<()> {
         const { assert!(size_of::<sock_filter>() == size_of::<libc::sock_filter>()) };
-        let program: &'static mut [sock_filter] = Vec::leak(program);
-        self.header.len = u16::try_from(program.len()).unwrap_or(0); // an empty program is refused by the kernel
-        self.header.filter = program.as_mut_ptr().cast();
+        let bytes = size_of_val(program.as_slice());
+        if bytes + size_of::<libc::sock_fprog>() > self.size || program.len() > usize::from(u16::MAX) {
+            return Err(Errno::E2BIG);
+        }
+        // SAFETY: the mapping is ours alone, page-aligned, writable, and large enough for the header and, behind it, the
+        // instructions (checked above); both have an alignment of 8 at most.
+        unsafe {
+            let header = self.memory.cast::<libc::sock_fprog>();
+            let instructions = header.add(1).cast::<libc::sock_filter>();
+            std::ptr::copy_nonoverlapping(program.as_ptr().cast(), instructions, program.len());
+            header.write(libc::sock_fprog { len: program.len() as u16, filter: instructions });
+            Errno::result(libc::mprotect(self.memory, self.size, libc::PROT_READ))?;
+            // Best effort, see above.
+            libc::syscall(SYS_MSEAL, self.memory, self.size, 0);
+        }
+        Ok(())
     }
 }
 
+/// `mseal`, the same number on every architecture.
+const SYS_MSEAL: libc::c_long = 462;
+
 fn seccomp(flags: libc::c_ulong, program: &Program) -> nix::Result<libc::c_long> {
-    // SAFETY: the header and its instructions are leaked, so they are there; the kernel copies them.
+    // SAFETY: the header and its instructions lie in memory that is never unmapped; the kernel copies them.
     let done = unsafe {
         libc::syscall(
             libc::SYS_seccomp,

@@ -334,7 +334,8 @@ fn a_bad_manifest_is_named_with_line_and_column_and_keeps_nobody_else_down() {
         ("e/plugin.toml", vec![b'#'; 300 * 1024]),
         ("e/lib.so", library("echo")),
         ("libecho.so", library("echo")),
-        ("twice/plugin.toml", manifest("echo", "")),
+        ("libmk.so", library("kvstore")),
+        ("twice/plugin.toml", manifest("mk", "")),
         ("twice/lib.so", library("echo")),
     ];
     let mut node = start(&Spec::new("bad"), &files);
@@ -344,7 +345,9 @@ fn a_bad_manifest_is_named_with_line_and_column_and_keeps_nobody_else_down() {
         "INCOMPATIBLE: plugins/c/plugin.toml:4: needs a node of version 99.0.0 or later",
         "CONFIG_ERROR: plugins/d/plugin.toml: cannot be read",
         "CONFIG_ERROR: plugins/e/plugin.toml: 307200 bytes; a manifest has at most 262144",
-        "plugins/twice/lib.so: a plugin named echo was loaded already",
+        // Neither gets what the operator gives to that name.
+        "plugins/twice/lib.so: another plugin is named mk too: plugins/libmk.so",
+        "plugins/libmk.so: another plugin is named mk too: plugins/twice/lib.so",
     ] {
         let line = node.seen(expected);
         assert!(line.contains("action=rejected"), "{line}");
@@ -353,7 +356,7 @@ fn a_bad_manifest_is_named_with_line_and_column_and_keeps_nobody_else_down() {
     let list = node.json(&["plugin", "list"]);
     assert_eq!(
         (list["plugins"].as_array().map(Vec::len), list["rejected"].as_array().map(Vec::len)),
-        (Some(1), Some(6))
+        (Some(1), Some(7))
     );
 }
 

@@ -189,3 +189,23 @@ fn every_refusal_is_told_with_call_arguments_phase_and_place() {
         "{late}"
     );
 }
+
+#[test]
+fn a_denied_path_is_not_given_by_the_way() {
+    let host = Host::new();
+    let deny = format!("deny = [\"fs.read:{0}\", \"fs.write:{0}\"]", host.data());
+    let node = node(&host, &["fs.create"], "", &deny);
+    for (what, path) in [("read", "data/given"), ("write", "data/new"), ("list", "data")] {
+        let answer = files(&node, what, &host.at(path));
+        assert!(answer.starts_with("denied"), "{what}: {answer}");
+    }
+    assert!(!host.at("data/new").exists());
+}
+
+#[test]
+fn making_files_is_not_reading_them() {
+    let host = Host::new();
+    let node = node(&host, &["fs.create"], "", "[plugins.limits]\nfile_mb = 1");
+    assert_eq!(files(&node, "write", &host.at("data/new")), "written");
+    assert!(files(&node, "read", &host.at("data/given")).starts_with("denied"));
+}

@@ -261,7 +261,9 @@ impl Grants {
                 let Scope::Path(path) = scope else { continue };
                 let taken = taken_by.iter().filter_map(|by| self.denied.get(by)).any(|denied| match denied {
                     Reach::All => true,
-                    Reach::Scopes(denied) => denied.iter().any(|one| one.contains(scope) || scope.contains(one)),
+                    Reach::Scopes(denied) => {
+                        denied.iter().any(|one| one.contains(scope) || scope.contains(one))
+                    }
                 });
                 if taken {
                     continue;

@@ -19,6 +19,7 @@ pub mod registry;
 mod scan;
 pub mod supervisor;
 pub mod terms;
+pub mod uids;
 pub mod usage;
 pub mod watchdog;
 

@@ -10,10 +10,11 @@ pub use super::scan::Rejected;
 use super::scan::{scan, Found};
 use super::supervisor::{self, Policy, Surroundings};
 use super::terms::Terms;
+use super::uids::Uids;
 use crate::config::{Permission, Plugins};
 use semver::Version;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use thenodes_ipc::{Code, PluginName};
@@ -31,6 +32,7 @@ impl Registry {
     pub fn start(
         config: &Plugins,
         policy: &Arc<Policy>,
+        uids: &mut Uids,
         mut around: impl FnMut(Arc<Terms>, u32) -> Surroundings,
     ) -> std::io::Result<Registry> {
         let mut registry = Registry::default();
@@ -39,26 +41,41 @@ impl Registry {
             return Ok(registry);
         }
         let provided = image::libraries_of_program(&policy.runner).map_err(std::io::Error::other)?;
+        let mut good = Vec::new();
         for one in found {
             match one.and_then(|found| read(&found, &provided)) {
-                Ok((image, _)) if registry.plugins.contains_key(&image.name) => {
-                    let reason = format!("a plugin named {} was loaded already", image.name);
-                    registry.rejected.push(Rejected::new(&image.path, reason));
-                }
-                Ok((image, manifest)) => {
-                    let slot = registry.plugins.len() as u32;
-                    let terms = Terms::agree(
-                        image.name.clone(),
-                        manifest,
-                        &config.giving,
-                        config.limits,
-                        config.budget,
-                    );
-                    let handle = supervisor::supervise(Arc::new(image), around(Arc::new(terms), slot));
-                    registry.plugins.insert(handle.name.clone(), handle);
-                }
+                Ok(read) => good.push(read),
                 Err(rejected) => registry.rejected.push(rejected),
             }
+        }
+        // Whoever has a name has what the operator gives to it: where two claim one, none gets it.
+        let mut claims: BTreeMap<PluginName, Vec<PathBuf>> = BTreeMap::new();
+        for (image, _) in &good {
+            claims.entry(image.name.clone()).or_default().push(image.path.clone());
+        }
+        for (image, manifest) in good {
+            let others = claims.get(&image.name).map(Vec::as_slice).unwrap_or_default();
+            if let Some(other) = others.iter().find(|path| **path != image.path) {
+                let reason = format!(
+                    "another plugin is named {} too: {}; neither is loaded until one is renamed or removed",
+                    image.name,
+                    other.display()
+                );
+                registry.rejected.push(Rejected::new(&image.path, reason));
+                continue;
+            }
+            let slot = match uids.of(&image.name) {
+                Ok(slot) => slot,
+                Err(error) => {
+                    let reason = format!("its uid cannot be written down in the state directory: {error}");
+                    registry.rejected.push(Rejected::new(&image.path, reason));
+                    continue;
+                }
+            };
+            let terms =
+                Terms::agree(image.name.clone(), manifest, &config.giving, config.limits, config.budget);
+            let handle = supervisor::supervise(Arc::new(image), around(Arc::new(terms), slot));
+            registry.plugins.insert(handle.name.clone(), handle);
         }
         Ok(registry)
     }

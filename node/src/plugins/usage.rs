@@ -72,7 +72,8 @@ impl Runner {
     /// Memory, processor time, threads and descriptors now; `None` if the process is gone.
     pub fn measure(self) -> Option<Sample> {
         let stat = Stat::read(self.pid).filter(|stat| stat.started == self.started)?;
-        let around = self.around.iter().filter_map(|pid| Stat::read(*pid)).map(|stat| stat.ticks).sum::<u64>();
+        let around =
+            self.around.iter().filter_map(|pid| Stat::read(*pid)).map(|stat| stat.ticks).sum::<u64>();
         let ticks = stat.ticks.saturating_add(around);
         let statm = proc(self.pid, "statm")?;
         let mut pages = statm.split(' ').skip(1).map(|word| word.trim().parse::<u64>().unwrap_or(0));

@@ -109,7 +109,9 @@ fn bind(stage: &Path, grant: &PathGrant, source: &OwnedFd) -> io::Result<()> {
     let none: Option<&str> = None;
     let inside = below(stage, &grant.path);
     let about = |e: Errno| io::Error::other(format!("the granted path {}: {e}", grant.path));
-    if let Some((_, name)) = SERVED.iter().find(|(magic, _)| fstatfs(source).is_ok_and(|fs| fs.filesystem_type().0 == *magic)) {
+    if let Some((_, name)) =
+        SERVED.iter().find(|(magic, _)| fstatfs(source).is_ok_and(|fs| fs.filesystem_type().0 == *magic))
+    {
         return Err(io::Error::other(format!(
             "the granted path {} is on {name}: whoever serves that could hold the plugin so that nothing ends it; grant a local path",
             grant.path

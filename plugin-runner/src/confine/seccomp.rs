@@ -37,11 +37,14 @@ impl Filters {
     /// Compiles the filters for what the node granted. `handover` is the only message that may be sent.
     pub(crate) fn compile(hello: &NodeHello, handover: &Handover) -> Result<Filters, String> {
         let text = |e: BackendError| format!("compiling the filters: {e}");
-        let (mut second, mut sealing, mut list) =
-            (Program::reserve(), Program::reserve(), Program::reserve());
+        let reserve = || Program::reserve().map_err(|e| format!("memory for the filters: {e}"));
+        let fill = |place: &mut Program, program: BpfProgram| {
+            place.fill(&program).map_err(|e| format!("placing the filters: {e}"))
+        };
+        let (mut second, mut sealing, mut list) = (reserve()?, reserve()?, reserve()?);
         let special = Special { second: second.address(), sealing: sealing.address(), handover };
-        second.fill(second_program(&special).map_err(text)?);
-        sealing.fill(sealing_program(&special).map_err(text)?);
+        fill(&mut second, second_program(&special).map_err(text)?)?;
+        fill(&mut sealing, sealing_program(&special).map_err(text)?)?;
         let mut omitted = Vec::new();
         if let Some(without) = &hello.without {
             omitted.extend(without.calls.iter().filter_map(|name| syscalls::number_of(name)));
@@ -51,7 +54,7 @@ impl Filters {
         let added = syscalls::added(&hello.calls)?;
         let free = super::omitted(hello, Layer::Seccomp);
         let program = if free { only_asking() } else { allow_list(entries, &added, &special) };
-        list.fill(program.map_err(text)?);
+        fill(&mut list, program.map_err(text)?)?;
         Ok(Filters { allow_list: list, sealing, second, free })
     }
 

@@ -324,7 +324,11 @@ pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
         libc::ENOSYS,
         "its flags lie in memory, out of a filter's sight; libc falls back to clone",
     ),
-    (libc::SYS_mremap, libc::ENOMEM, "a mapping that was a stack would stay one that limits do not count; realloc goes on without"),
+    (
+        libc::SYS_mremap,
+        libc::ENOMEM,
+        "a mapping that was a stack would stay one that limits do not count; realloc goes on without",
+    ),
     (libc::SYS_madvise, libc::EINVAL, "advice that other processes would notice; allocators go on without"),
     (libc::SYS_clock_gettime, libc::EINVAL, "of another process"),
     (libc::SYS_prlimit64, libc::EPERM, "of another process, or a new value"),
@@ -530,11 +534,17 @@ pub(crate) fn added(names: &[String]) -> Result<Vec<c_long>, String> {
     let candidates = entries(SeccompMode::Permissive, &[]);
     let number = |name: &String| match number_of(name) {
         None => Err(format!("{name:?} is no system call of this machine")),
-        Some(number) if NEVER.contains(&number) => {
-            Err(format!("{name} is never allowed: it makes processes, reaches out of the sandbox, or takes walls down"))
+        Some(number) if NEVER.contains(&number) => Err(format!(
+            "{name} is never allowed: it makes processes, reaches out of the sandbox, or takes walls down"
+        )),
+        Some(number)
+            if candidates.iter().any(|entry| entry.number == number && matches!(entry.args, Any)) =>
+        {
+            Ok(number)
         }
-        Some(number) if candidates.iter().any(|entry| entry.number == number && matches!(entry.args, Any)) => Ok(number),
-        Some(_) => Err(format!("{name} is on no list; `thenodes-runner --explain permissive` prints what can be added")),
+        Some(_) => Err(format!(
+            "{name} is on no list; `thenodes-runner --explain permissive` prints what can be added"
+        )),
     };
     names.iter().map(number).collect()
 }
@@ -575,7 +585,17 @@ mod tests {
     #[test]
     fn an_operator_can_add_a_call_but_not_one_of_those() {
         assert_eq!(added(&["uname".into()]), Ok(vec![libc::SYS_uname]));
-        for never in ["execve", "socket", "ptrace", "mmap", "openat", "clone3", "fchmod", "memfd_create", "no_such_call"] {
+        for never in [
+            "execve",
+            "socket",
+            "ptrace",
+            "mmap",
+            "openat",
+            "clone3",
+            "fchmod",
+            "memfd_create",
+            "no_such_call",
+        ] {
             assert!(added(&[never.into()]).is_err(), "{never}");
         }
     }

@@ -28,6 +28,12 @@ pub(super) const PROBES: &[Probe] = &[
         let page = code as usize & !(PAGE_UNIT - 1);
         sys!(SYS_mprotect, page, PAGE_UNIT, PROT_READ | PROT_WRITE | PROT_EXEC)
     }),
+    probe!("moved-stack", "memory that no limit counts (a page of the stack, moved and grown)", None, |_| {
+        // SAFETY: asks the kernel's own list. The text it points to lies at the top of the first thread's stack; a page well below
+        // that is mapped from the start and holds nothing yet.
+        let top = unsafe { libc::getauxval(libc::AT_RANDOM) } as usize & !(PAGE_UNIT - 1);
+        sys!(SYS_mremap, top - 28 * PAGE_UNIT, PAGE, 64usize << 20, libc::MREMAP_MAYMOVE)
+    }),
     probe!("stack-exec", "an executable stack", None, |_| execute_stack()),
     probe!("memfd", "a file in memory", None, |_| sys!(SYS_memfd_create, c"x".as_ptr(), 0)),
     probe!("memfd-secret", "memory that the kernel cannot see", None, |_| sys!(SYS_memfd_secret, 0))
