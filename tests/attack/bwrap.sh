@@ -14,7 +14,7 @@ DIR=$(realpath -m -- "$1")
 works() { timeout 10 "$DIR/usr/bin/bwrap" --version >/dev/null 2>&1; }
 if works; then echo "ok   bubblewrap: $("$DIR/usr/bin/bwrap" --version) is there"; exit 0; fi
 
-command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || skip "no apt on this machine"
+for tool in apt-get dpkg-deb timeout; do command -v "$tool" >/dev/null || skip "no $tool on this machine"; done
 PART=$DIR.part.$$
 trap 'rm -rf --one-file-system -- "$PART"' EXIT
 mkdir -p -- "$PART/root"
