@@ -49,14 +49,17 @@ fn main() -> ExitCode {
         None => {}
     }
     let Ok(mut link) = Link::from_stdin() else { return usage() };
-    match run(&mut link) {
+    let code = match run(&mut link) {
         Ok(code) => code,
         Err(refusal) => {
             // The node may have gone; then nobody needs the reason.
             let _ = link.send_step("refused", &refusal);
-            ExitCode::from(EXIT_REFUSED)
+            EXIT_REFUSED
         }
-    }
+    };
+    // At once: what the standard library does at the end of `main` needs calls that the filter does not know, and destructors
+    // would be the plugin's.
+    sys::exit_now(i32::from(code))
 }
 
 fn usage() -> ExitCode {
@@ -69,7 +72,7 @@ fn usage_because(why: String) -> ExitCode {
 }
 
 /// The order of confinement, a line per step.
-fn run(link: &mut Link) -> Result<ExitCode, Refusal> {
+fn run(link: &mut Link) -> Result<u8, Refusal> {
     let received = link.receive_hello().map_err(|e| refusal(Step::Hello, e))?;
     let ours = RunnerHello {
         versions: Versions::OURS,
@@ -89,7 +92,7 @@ fn run(link: &mut Link) -> Result<ExitCode, Refusal> {
     let mut walls = Walls::default();
     let (hello, role) = warden::detach(received, &mut walls).map_err(confining)?;
     let mut leash = match role {
-        warden::Role::Warden(watch) => return Ok(watch.until_the_end(link, &hello)),
+        warden::Role::Warden(watch) => watch.until_the_end(link, &hello),
         warden::Role::Stub(leash) => leash,
     };
     let root = warden::build_root(&hello, &mut leash, &mut walls);
@@ -111,7 +114,7 @@ fn run(link: &mut Link) -> Result<ExitCode, Refusal> {
     link.send_step("confined", &report).map_err(confining)?;
     link.wait_for("proceed").map_err(confining)?;
     if hello.library_size == 0 {
-        return Ok(ExitCode::SUCCESS); // a probe: there is nothing to open
+        return Ok(0); // a probe: there is nothing to open
     }
 
     sys::mark(Phase::Constructor);

@@ -9,7 +9,6 @@ use std::ffi::c_void;
 use std::io::{self, IoSlice, Write};
 use std::mem::size_of;
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use thenodes_ipc::abi::{self, Bytes, FrameView, HostTable};
@@ -27,8 +26,8 @@ struct Host {
 }
 
 /// Carries frames until the node closes the link.
-pub(crate) fn until_the_end(link: &mut Link, plugin: Plugin, generation: Generation) -> ExitCode {
-    let Ok(writer) = link.writer() else { return ExitCode::from(EXIT_LINK) };
+pub(crate) fn until_the_end(link: &mut Link, plugin: Plugin, generation: Generation) -> u8 {
+    let Ok(writer) = link.writer() else { return EXIT_LINK };
     // Lives as long as the process: threads of the plugin may use it at any time.
     let host: &'static Host = Box::leak(Box::new(Host {
         writer: Mutex::new(writer),
@@ -47,7 +46,7 @@ pub(crate) fn until_the_end(link: &mut Link, plugin: Plugin, generation: Generat
     }));
     if let Err(error) = plugin.start(table) {
         eprintln!("{error}");
-        return ExitCode::from(EXIT_LINK);
+        return EXIT_LINK;
     }
     loop {
         let drained = link.drain(|frame| {

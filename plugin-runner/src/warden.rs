@@ -16,7 +16,6 @@ use nix::unistd::{getppid, pipe2, read, write, ForkResult, Pid};
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::process::ExitCode;
 use thenodes_ipc::launch::NodeHello;
 
 /// Who this process is after [`detach`].
@@ -104,7 +103,7 @@ pub(crate) fn detach(received: Received, walls: &mut Walls) -> Result<(NodeHello
 
 impl Watch {
     /// Answers and waits until the plugin or the node has ended, and ends the same way as the plugin.
-    pub(crate) fn until_the_end(mut self, link: &Link, hello: &NodeHello) -> ExitCode {
+    pub(crate) fn until_the_end(mut self, link: &Link, hello: &NodeHello) -> ! {
         // Only the runner keeps link and log pipes: their end of file must mean the runner's end.
         for fd in [link.raw_fd(), 1, 2] {
             let _ = nix::unistd::close(fd);

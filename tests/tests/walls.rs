@@ -21,7 +21,9 @@ enum Then {
 use Then::{Full, Missing, Refused};
 
 /// Name, number, the argument that makes it this step, and what must follow.
-const STEPS: &[(&str, i64, Option<(u8, i64)>, Then)] = &[
+type Step = (&'static str, i64, Option<(u8, i64)>, Then);
+
+const STEPS: &[Step] = &[
     ("recvmsg", libc::SYS_recvmsg, None, Refused),
     ("pidfd_open", libc::SYS_pidfd_open, None, Refused),
     ("socketpair", libc::SYS_socketpair, None, Refused),
@@ -63,7 +65,7 @@ const STEPS: &[(&str, i64, Option<(u8, i64)>, Then)] = &[
 ];
 
 /// Steps that only a root node's runner has.
-const STEPS_OF_ROOT: &[(&str, i64, Option<(u8, i64)>, Then)] = &[
+const STEPS_OF_ROOT: &[Step] = &[
     ("setgroups", libc::SYS_setgroups, None, Refused),
     ("setresgid", libc::SYS_setresgid, None, Refused),
     ("setresuid", libc::SYS_setresuid, None, Refused),

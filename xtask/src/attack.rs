@@ -1,7 +1,7 @@
 //! The attack suite, as root and as an ordinary user: every probe without walls, then in a real runner in every phase. Prints
 //! both tables, then one JSON object with the numbers of both, and fails if anything got through.
 
-use crate::{cargo, run as execute, target, test};
+use crate::{cargo, root, run as execute, target, test};
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
 use std::fs;
@@ -57,6 +57,73 @@ pub(crate) fn suite() -> Result<(Value, bool)> {
         fs::copy(&report, debug.join("attack-user.json"))?;
     }
     Ok((json!({ "version": 1, "held": held, "runs": runs }), held))
+}
+
+/// Runs the suite, the matrix with walls taken away, and the same probes under bubblewrap, and writes the tables of
+/// `docs/isolation.md` anew. Needs root, to be both users.
+pub(crate) fn isolation() -> Result<()> {
+    test::build()?;
+    let debug = target().join("debug");
+    let bubblewrap = target().join("bubblewrap");
+    let got = Command::new("bash").arg(root().join("tests/attack/bwrap.sh")).arg(&bubblewrap).status()?;
+    if !got.success() {
+        bail!("bubblewrap cannot be had here; docs/isolation.md is left as it is");
+    }
+    let bwrap = find(&bubblewrap, "bwrap").context("bwrap in its package")?;
+    let dir = tempfile::Builder::new().prefix("thenodes-isolation").tempdir()?;
+    for name in NEEDED.iter().copied().chain(["thenodes", "thenodes-runner-without"]) {
+        test::publish(&debug.join(name), dir.path())?;
+    }
+    test::publish(&bwrap, dir.path())?;
+    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+    let at = |name: &str| dir.path().join(name);
+    for (user, as_nobody) in [("root", false), ("user", true)] {
+        let run = |arguments: &[&std::ffi::OsStr]| -> Result<()> {
+            let mut command = if as_nobody {
+                let mut command = Command::new("setpriv");
+                command.args([
+                    "--reuid",
+                    test::NOBODY,
+                    "--regid",
+                    test::NOBODY,
+                    "--clear-groups",
+                    "--inh-caps=-all",
+                ]);
+                command.arg(at("attack"));
+                command
+            } else {
+                Command::new(at("attack"))
+            };
+            execute(command.args(arguments).current_dir("/"))
+        };
+        let file = |what: &str| at(&format!("{what}-{user}.json"));
+        run(&["--json".as_ref(), file("suite").as_os_str()])?;
+        run(&["--matrix".as_ref(), "--json".as_ref(), file("matrix").as_os_str()])?;
+        if as_nobody {
+            run(&[
+                "--bwrap".as_ref(),
+                at("bwrap").as_os_str(),
+                "--json".as_ref(),
+                file("bwrap").as_os_str(),
+            ])?;
+        }
+    }
+    let mut write = Command::new(debug.join("attack"));
+    execute(
+        write.arg("--isolation-md").arg(root().join("docs/isolation.md")).arg("--results").arg(dir.path()),
+    )
+}
+
+fn find(dir: &Path, name: &str) -> Option<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).ok()?;
+    entries.flatten().find_map(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            find(&path, name)
+        } else {
+            (path.file_name()? == name).then_some(path)
+        }
+    })
 }
 
 fn passed(command: &mut Command) -> Result<bool> {

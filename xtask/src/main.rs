@@ -34,6 +34,8 @@ enum Task {
     },
     /// Try every attack in a real runner, in every phase, as root and as an ordinary user; fails if one gets through.
     Attack,
+    /// Write the tables of docs/isolation.md anew, from runs of the suite, with walls taken away, and under bubblewrap.
+    Isolation,
     /// Measure against baselines in the same run; one JSON object per row.
     Bench {
         /// Rounds per row.
@@ -58,6 +60,7 @@ fn main() -> Result<()> {
         Task::Test { filter } => test::run(filter.as_deref()),
         Task::Demo { json } => demo::run(json),
         Task::Attack => attack::run(),
+        Task::Isolation => attack::isolation(),
         Task::Bench { rounds } => {
             let features = ["--workspace", "--features", "thenodes-tests/bench"];
             run(cargo().args(["build", "--release"]).args(features))?;

@@ -67,7 +67,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     }
 }
 
-fn build() -> Result<()> {
+pub(crate) fn build() -> Result<()> {
     let debug = target().join("debug");
     // A runner that can leave walls out, for tests of the others; then the real one takes its place again.
     execute(cargo().args(["build", "-p", "thenodes-plugin-runner", "--features", "without"]))?;

@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_pid_that_was_given_out_again_is_not_the_same_process() {
         let pid = std::process::id();
-        let me = Runner { pid, started: start_time(pid).expect("a start") };
+        let me = Runner { pid, started: start_time(pid).expect("a start"), around: [0, 0] };
         let sample = me.measure().expect("alive");
         assert!(sample.memory > 0 && sample.threads > 0 && sample.fds.is_none_or(|fds| fds >= 3));
         assert_eq!(Runner { started: me.started + 1, ..me }.measure(), None);

@@ -259,7 +259,7 @@ mod tests {
 
     fn question(number: libc::c_long, args: [u64; 6]) -> Question {
         let arch = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
-        Question { id: 1, thread: 1, arch, number: i64::from(number), address: 0, args }
+        Question { id: 1, thread: 1, arch, number, address: 0, args }
     }
 
     #[test]

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn asked(number: libc::c_long, args: [u64; 6]) -> Question {
-        Question { id: 1, thread: 1, arch: HERE, number: i64::from(number), address: 0, args }
+        Question { id: 1, thread: 1, arch: HERE, number, address: 0, args }
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
         for number in (0..1024).chain([0x4000_0000, 0x4000_0001, i64::from(i32::MAX), -1]) {
             let question = Question { number, ..asked(0, [u64::MAX; 6]) };
             let answer = judge(&question, SeccompMode::Strict);
-            let fails = FAILING.iter().any(|(failing, _, _)| i64::from(*failing) == number);
+            let fails = FAILING.iter().any(|(failing, _, _)| *failing == number);
             match answer {
                 Answer::Kill => assert!(!fails, "{number}"),
                 Answer::Fail(error) => assert!(error > 0 && (fails || number == libc::SYS_mmap), "{number}"),

@@ -42,7 +42,7 @@ pub(crate) struct Allowed {
 
 impl Allowed {
     pub(crate) fn name(&self) -> &'static str {
-        name_of(i64::from(self.number)).unwrap_or("unknown")
+        name_of(self.number).unwrap_or("unknown")
     }
 }
 
@@ -63,7 +63,7 @@ const PR_SET_VMA: u32 = 0x5356_4d41;
 /// `prctl` with this option is no call of the kernel's: the runner tells the broker its phase by it.
 pub(crate) const PR_MARK_PHASE: u32 = 0x544e_0001;
 /// Requests of `ioctl` that may pass, all 64 bits compared, so that garbage above an int's 32 bits does not pass either.
-pub(crate) const IOCTL_ALLOWED: u64 = libc::FIONBIO as u64;
+pub(crate) const IOCTL_ALLOWED: u64 = libc::FIONBIO;
 
 /// Urgent data on Unix sockets has been a way into the kernel, and nothing honest sends any.
 const OUT_OF_BAND: u64 = libc::MSG_OOB as u64;
@@ -565,9 +565,7 @@ mod tests {
                 .iter()
                 .all(|entry| !entry.why.is_empty() && entry.name() != "unknown"));
         }
-        assert!(FAILING
-            .iter()
-            .all(|(number, _, why)| !why.is_empty() && name_of(i64::from(*number)).is_some()));
+        assert!(FAILING.iter().all(|(number, _, why)| !why.is_empty() && name_of(*number).is_some()));
     }
 
     #[test]

@@ -42,9 +42,12 @@ fn sockets() -> io::Result<()> {
     let (mut a, mut b) = UnixStream::pair()?;
     a.set_nonblocking(true)?;
     a.set_nonblocking(false)?;
-    a.write_vectored(&[IoSlice::new(b"he"), IoSlice::new(b"llo")])?;
+    let sent = a.write_vectored(&[IoSlice::new(b"he"), IoSlice::new(b"llo")])?;
     let (mut one, mut two) = ([0; 2], [0; 3]);
-    b.read_vectored(&mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)])?;
+    let got = b.read_vectored(&mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)])?;
+    if (sent, got) != (5, 5) {
+        return Err(io::Error::other("five bytes went into a pair of sockets and did not come out"));
+    }
     b.write_all(b"x")?;
     a.read_exact(&mut [0])?;
     let again = a.try_clone()?;

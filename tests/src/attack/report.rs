@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// Attempts that leave no record, because no wall was asked: there is nothing there to take, or a limit of the kernel's own
 /// answered. Everything else that is refused must have one.
-pub const NO_RECORD: [(&str, &str); 11] = [
+pub const NO_RECORD: [(&str, &str); 10] = [
     ("affinity-read-other", "there is no such process in the pid namespace"),
     ("descriptors", "no descriptor was inherited"),
     ("environment", "there are no variables"),
@@ -15,7 +15,6 @@ pub const NO_RECORD: [(&str, &str); 11] = [
     ("arguments", "there are no arguments"),
     ("program-path", "the path was wiped"),
     ("working-directory", "it is the empty root"),
-    ("core-limit", "only reads the limit, which is zero"),
     ("address-space", "RLIMIT_AS answers"),
     ("many-descriptors", "RLIMIT_NOFILE answers"),
     ("zero-page", "the kernel's lowest address answers"),
