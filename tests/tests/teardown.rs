@@ -159,7 +159,7 @@ fn runner(node: &TestNode, name: &str) -> Option<u32> {
 fn left_in(node: &TestNode) -> Vec<String> {
     let data = fs::read_dir(node.dir.path().join("data")).into_iter().flatten().flatten();
     data.map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| name != "node_id")
+        .filter(|name| !matches!(name.as_str(), "node_id" | "plugin-uids"))
         .collect()
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// What the suite needs beside its own program.
-const NEEDED: [&str; 4] = ["attack", "thenodes-runner", "hostile-control", "libhostile.so"];
+const NEEDED: [&str; 5] = ["attack", "thenodes", "thenodes-runner", "hostile-control", "libhostile.so"];
 
 /// Builds what the suite needs and runs it.
 pub(crate) fn run() -> Result<()> {
@@ -71,7 +71,7 @@ pub(crate) fn isolation() -> Result<()> {
     }
     let bwrap = find(&bubblewrap, "bwrap").context("bwrap in its package")?;
     let dir = tempfile::Builder::new().prefix("thenodes-isolation").tempdir()?;
-    for name in NEEDED.iter().copied().chain(["thenodes", "thenodes-runner-without"]) {
+    for name in NEEDED.iter().copied().chain(["thenodes-runner-without"]) {
         test::publish(&debug.join(name), dir.path())?;
     }
     test::publish(&bwrap, dir.path())?;

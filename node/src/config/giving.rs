@@ -7,11 +7,15 @@ use super::{BadRule, Config, ConfigError, ForPlugin, Giving, ManifestLimits, Per
 use serde::Deserialize;
 use serde_spanned::Spanned;
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::PathBuf;
 use thenodes_ipc::launch::SeccompMode;
 use thenodes_ipc::PluginName;
 
 /// System calls that an operator may add by name.
 const MAX_CALLS: usize = 64;
+/// Largest file of such names, bytes.
+const MAX_CALLS_FILE: u64 = 64 * 1024;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +34,21 @@ pub(super) struct RawForPlugin {
     pub(super) limits: Option<RawLimits>,
     seccomp: Option<Spanned<String>>,
     calls: Option<Vec<Spanned<String>>>,
+    calls_file: Option<Spanned<PathBuf>>,
+}
+
+/// The words of a table about system calls.
+pub(super) struct Calls<'a> {
+    pub(super) mode: Option<&'a Spanned<String>>,
+    pub(super) names: Option<&'a [Spanned<String>]>,
+    pub(super) file: Option<&'a Spanned<PathBuf>>,
+}
+
+const HELP: &str = "names are like \"timerfd_create\", at most 64 of them";
+
+fn is_call(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    (1..=32).contains(&name.len()) && name.bytes().all(plain)
 }
 
 impl Raw {
@@ -52,7 +71,11 @@ impl Raw {
                 allow: self.rules(&table.allow, Rule::giving)?,
                 deny: self.rules(&table.deny, Rule::taking)?,
                 limits: self.limits(table.limits.as_ref())?,
-                seccomp: self.seccomp(table.seccomp.as_ref(), table.calls.as_deref())?,
+                seccomp: self.seccomp(Calls {
+                    mode: table.seccomp.as_ref(),
+                    names: table.calls.as_deref(),
+                    file: table.calls_file.as_ref(),
+                })?,
             };
             by_name.insert(plugin, own);
         }
@@ -62,38 +85,64 @@ impl Raw {
             widen: policy.widen.unwrap_or(false),
             by_name,
             limits,
-            seccomp: self.seccomp(plugins.seccomp().0, plugins.seccomp().1)?.unwrap_or_default(),
+            seccomp: self.seccomp(plugins.calls())?.unwrap_or_default(),
         })
     }
 
-    /// A list of system calls by name. Whether each call exists, and may be added at all, is the runner's to say.
-    fn seccomp(
-        &self,
-        mode: Option<&Spanned<String>>,
-        calls: Option<&[Spanned<String>]>,
-    ) -> Result<Option<(SeccompMode, Vec<String>)>, ConfigError> {
+    /// A list of system calls by name, in the configuration or in a file of its own (one name a line, `#` begins a comment). Whether
+    /// each call exists, and may be added at all, is the runner's to say.
+    fn seccomp(&self, calls: Calls<'_>) -> Result<Option<(SeccompMode, Vec<String>)>, ConfigError> {
         let words = SeccompMode::ALL.map(SeccompMode::word).join(", ");
-        let found = match mode.map(|mode| (mode, SeccompMode::parse(mode.get_ref()))) {
+        let mode = match calls.mode.map(|mode| (mode, SeccompMode::parse(mode.get_ref()))) {
             None => None,
             Some((_, Some(found))) => Some(found),
             Some((mode, None)) => return self.wrong(mode, "no such mode", &format!("there are {words}")),
         };
-        let calls = calls.unwrap_or_default();
-        for (at, call) in calls.iter().enumerate() {
-            if found != Some(SeccompMode::Custom) {
+        let mut names: Vec<String> = Vec::new();
+        for call in calls.names.unwrap_or_default() {
+            if mode != Some(SeccompMode::Custom) {
                 return self.wrong(call, "calls without seccomp = \"custom\"", "write the mode beside it");
             }
-            let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-            let name = call.get_ref();
-            if at >= MAX_CALLS || name.is_empty() || name.len() > 32 || !name.bytes().all(plain) {
+            if !is_call(call.get_ref()) || names.len() >= MAX_CALLS {
+                return self.wrong(call, "not the name of a system call", HELP);
+            }
+            names.push(call.get_ref().clone());
+        }
+        if let Some(file) = calls.file {
+            if mode != Some(SeccompMode::Custom) {
                 return self.wrong(
-                    call,
-                    "not the name of a system call",
-                    "names are like \"timerfd_create\", at most 64 of them",
+                    file,
+                    "calls_file without seccomp = \"custom\"",
+                    "write the mode beside it",
                 );
             }
+            let mut text = String::new();
+            let read = std::fs::File::open(file.get_ref())
+                .and_then(|opened| opened.take(MAX_CALLS_FILE).read_to_string(&mut text));
+            if let Err(error) = read {
+                return self.wrong(
+                    file,
+                    format!("cannot be read: {error}"),
+                    "name a file with one system call a line",
+                );
+            }
+            for (at, line) in text.lines().enumerate() {
+                let name = line.split('#').next().unwrap_or_default().trim();
+                if name.is_empty() {
+                    continue;
+                }
+                if !is_call(name) || names.len() >= MAX_CALLS {
+                    let shown = crate::text::printable(name, 64);
+                    return self.wrong(
+                        file,
+                        format!("line {}: {shown:?} is not the name of a system call", at + 1),
+                        HELP,
+                    );
+                }
+                names.push(name.to_owned());
+            }
         }
-        Ok(found.map(|mode| (mode, calls.iter().map(|call| call.get_ref().clone()).collect())))
+        Ok(mode.map(|mode| (mode, names)))
     }
 
     fn rules(

@@ -2,7 +2,7 @@
 //! a configuration whose values are possible.
 
 use super::error::Origin;
-use super::giving::{RawForPlugin, RawPluginPolicy};
+use super::giving::{Calls, RawForPlugin, RawPluginPolicy};
 use super::limits::RawLimits;
 use super::{
     Budget, Config, ConfigError, Encryption, Identity, Logging, ManifestLimits, OnViolation, Plugins,
@@ -195,6 +195,7 @@ struct RawSandbox {
     required: Option<Spanned<String>>,
     seccomp: Option<Spanned<String>>,
     calls: Option<Vec<Spanned<String>>>,
+    calls_file: Option<Spanned<PathBuf>>,
     uid_base: Option<Spanned<u32>>,
 }
 
@@ -229,9 +230,13 @@ pub(crate) fn is_node_id(id: &str) -> bool {
 }
 
 impl RawPlugins {
-    pub(super) fn seccomp(&self) -> (Option<&Spanned<String>>, Option<&[Spanned<String>]>) {
+    pub(super) fn calls(&self) -> Calls<'_> {
         let sandbox = self.sandbox.as_ref();
-        (sandbox.and_then(|s| s.seccomp.as_ref()), sandbox.and_then(|s| s.calls.as_deref()))
+        Calls {
+            mode: sandbox.and_then(|sandbox| sandbox.seccomp.as_ref()),
+            names: sandbox.and_then(|sandbox| sandbox.calls.as_deref()),
+            file: sandbox.and_then(|sandbox| sandbox.calls_file.as_ref()),
+        }
     }
 }
 

@@ -145,3 +145,26 @@ proptest::proptest! {
         let _ = parse(&text);
     }
 }
+
+#[test]
+fn system_calls_come_from_the_configuration_or_a_file_and_only_beside_their_mode() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("calls");
+    std::fs::write(&file, "# clocks\ntimes\n\nuname # and names\n").expect("written");
+    let table = |lines: &str| {
+        parse(&format!("[plugins.sandbox]\n{lines}")).map(|config| config.plugins.giving.seccomp)
+    };
+    let text = format!("seccomp = \"custom\"\ncalls = [\"pipe2\"]\ncalls_file = {file:?}");
+    let (mode, calls) = table(&text).expect("valid");
+    assert_eq!((mode.word(), calls), ("custom", vec!["pipe2".to_owned(), "times".into(), "uname".into()]));
+    assert_eq!(table("").expect("valid").0.word(), "strict");
+    for (wrong, why) in [
+        ("seccomp = \"none\"", "no such mode"),
+        ("calls = [\"uname\"]", "without seccomp"),
+        ("seccomp = \"custom\"\ncalls = [\"../x\"]", "not the name"),
+        ("seccomp = \"custom\"\ncalls_file = \"/nonexistent\"", "cannot be read"),
+    ] {
+        let error = table(wrong).expect_err(wrong).to_string();
+        assert!(error.contains(why), "{wrong}: {error}");
+    }
+}

@@ -310,7 +310,7 @@ impl Grants {
         }
         let Some(Asking { path, lines, asked, allowed }) = &self.asking else {
             return format!(
-                "add \"{permission}\" to [plugins.defaults] permissions, or give the plugin a plugin.toml that asks for it"
+                "add \"{rule}\" to [plugins.defaults] permissions, or give the plugin a plugin.toml that asks for it"
             );
         };
         let path = path.display();
@@ -413,7 +413,7 @@ impl Host for Granted {
         if let Verdict::Granted = self.grants.judge(&request) {
             return self.inner.call(request).await;
         }
-        let method = request.method();
+        let wish = request.wish();
         let request = match request {
             // Some peers, but not all.
             Request::Broadcast { text } if self.grants.allows_some(Permission::MessageSend) => {
@@ -424,7 +424,7 @@ impl Host for Granted {
         };
         match self.grants.judge(&request) {
             Verdict::Granted => self.inner.call(request).await,
-            Verdict::Denied(permission) => Err(self.denied(permission, needs(&request).1, method)),
+            Verdict::Denied(permission) => Err(self.denied(permission, needs(&request).1, &wish)),
         }
     }
 

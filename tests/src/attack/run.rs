@@ -190,7 +190,14 @@ impl World {
                             break;
                         }
                     }
-                    None => break, // the process has ended
+                    None => {
+                        // The process has ended; what it said to the node before that may still be on its way.
+                        let told = tokio::time::timeout(Duration::from_secs(2), &mut driven);
+                        if let (None, Ok(Err(Ended::Because(cause)))) = (&link, told.await) {
+                            verdict = Some(Verdict::Ended(cause.to_string()));
+                        }
+                        break;
+                    }
                 },
                 outcome = &mut driven, if link.is_none() => match outcome {
                     Ok(alive) => link = Some(alive),
