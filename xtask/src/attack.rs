@@ -69,7 +69,7 @@ pub(crate) fn isolation() -> Result<()> {
     if !got.success() {
         bail!("bubblewrap cannot be had here; docs/isolation.md is left as it is");
     }
-    let bwrap = find(&bubblewrap, "bwrap").context("bwrap in its package")?;
+    let bwrap = bubblewrap.join("usr/bin/bwrap");
     let dir = tempfile::Builder::new().prefix("thenodes-isolation").tempdir()?;
     for name in NEEDED.iter().copied().chain(["thenodes-runner-without"]) {
         test::publish(&debug.join(name), dir.path())?;
@@ -112,18 +112,6 @@ pub(crate) fn isolation() -> Result<()> {
     execute(
         write.arg("--isolation-md").arg(root().join("docs/isolation.md")).arg("--results").arg(dir.path()),
     )
-}
-
-fn find(dir: &Path, name: &str) -> Option<std::path::PathBuf> {
-    let entries = fs::read_dir(dir).ok()?;
-    entries.flatten().find_map(|entry| {
-        let path = entry.path();
-        if path.is_dir() {
-            find(&path, name)
-        } else {
-            (path.file_name()? == name).then_some(path)
-        }
-    })
 }
 
 fn passed(command: &mut Command) -> Result<bool> {

@@ -192,9 +192,11 @@ impl World {
                     }
                     None => {
                         // The process has ended; what it said to the node before that may still be on its way.
-                        let told = tokio::time::timeout(Duration::from_secs(2), &mut driven);
-                        if let (None, Ok(Err(Ended::Because(cause)))) = (&link, told.await) {
-                            verdict = Some(Verdict::Ended(cause.to_string()));
+                        if link.is_none() {
+                            let told = tokio::time::timeout(Duration::from_secs(2), &mut driven).await;
+                            if let Ok(Err(Ended::Because(cause))) = told {
+                                verdict = Some(Verdict::Ended(cause.to_string()));
+                            }
                         }
                         break;
                     }
