@@ -139,7 +139,7 @@ pub struct Without {
 
 /// How long the list of allowed system calls is. Every mode is an allow-list; what none of them contains is listed in
 /// `docs/isolation.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SeccompMode {
     /// What a Rust plugin with tokio really uses.
@@ -164,6 +164,16 @@ impl SeccompMode {
         SeccompMode::Permissive,
         SeccompMode::Custom,
     ];
+
+    /// How wide the mode's own list is: each number contains the smaller ones. What an operator adds to `custom` does not count.
+    pub fn width(self) -> u8 {
+        match self {
+            SeccompMode::Strict | SeccompMode::Custom => 0,
+            SeccompMode::Basic => 1,
+            SeccompMode::Moderate => 2,
+            SeccompMode::Permissive => 3,
+        }
+    }
 
     /// The word in configuration.
     pub fn word(self) -> &'static str {

@@ -117,12 +117,12 @@ fn run(link: &mut Link) -> Result<u8, Refusal> {
         return Ok(0); // a probe: there is nothing to open
     }
 
-    sys::mark(Phase::Constructor);
+    sys::mark(Phase::Constructor).map_err(|e| refusal(Step::Open, e))?;
     let opened = library::open(&hello.needed).map_err(|e| refusal(Step::Open, e))?;
-    sys::mark(Phase::Register);
+    sys::mark(Phase::Register).map_err(|e| refusal(Step::Register, e))?;
     let plugin = opened.register().map_err(|e| refusal(Step::Register, e))?;
     filters.second().map_err(|e| refusal(Step::Register, e))?;
-    sys::mark(Phase::Serve);
+    sys::mark(Phase::Serve).map_err(|e| refusal(Step::Register, e))?;
     let registration: Registration = plugin.describe().map_err(|e| refusal(Step::Register, e))?;
     link.send_step("registered", &registration).map_err(|e| refusal(Step::Register, e))?;
     Ok(serve::until_the_end(link, plugin, hello.generation))

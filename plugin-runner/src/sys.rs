@@ -236,9 +236,10 @@ pub(crate) fn is_death_by(status: i32, signal: Signal) -> bool {
 }
 
 /// Tells the broker what runs next. To everybody else this is a call that fails.
-pub(crate) fn mark(phase: thenodes_ipc::report::Phase) {
+pub(crate) fn mark(phase: thenodes_ipc::report::Phase) -> Result<(), String> {
     let option = crate::confine::syscalls::PR_MARK_PHASE as libc::c_int;
-    let _ = prctl(option, [phase as libc::c_ulong, 0, 0, 0]);
+    let marked = prctl(option, [phase as libc::c_ulong, 0, 0, 0]);
+    marked.map(drop).map_err(|e| format!("telling the broker what runs next: {e}"))
 }
 
 /// Ends this process without running anything of the runtime; for the forked warden and stub.

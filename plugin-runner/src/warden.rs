@@ -121,7 +121,12 @@ impl Watch {
             if confiding {
                 waiting.push(PollFd::new(self.confidence.as_fd(), PollFlags::POLLIN));
             }
-            match poll(&mut waiting, PollTimeout::NONE) {
+            let patience = if self.broker.owes() { PollTimeout::from(1000u16) } else { PollTimeout::NONE };
+            match poll(&mut waiting, patience) {
+                Ok(0) => {
+                    self.broker.finish();
+                    continue;
+                }
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
                 // Without eyes the warden must not keep anything alive.
@@ -153,8 +158,15 @@ impl Watch {
                 continue; // questions first: the record of an end comes before the end
             }
             if confided {
-                match self.take_confidence(hello) {
-                    Some(Confided::Memory(memory)) => self.broker.look_into(memory),
+                match self.take_confidence() {
+                    Some(Confided::Memory(memory)) => {
+                        // The runner exists, so the root is built: from now on this process may do no more than open what is
+                        // granted. Where nothing holds it to that, it opens nothing.
+                        if !confine_self(hello) {
+                            self.broker.open_nothing();
+                        }
+                        self.broker.look_into(memory);
+                    }
                     Some(Confided::Listener(fd)) => {
                         listener = Some(fd);
                         let _ = write(self.confidence.as_fd(), &[1]);
@@ -193,7 +205,7 @@ impl Watch {
     }
 
     /// Reads what the runner hands over. It is still our own code then; later there is no such socket.
-    fn take_confidence(&self, hello: &NodeHello) -> Option<Confided> {
+    fn take_confidence(&self) -> Option<Confided> {
         let mut byte = [0];
         let mut space = nix::cmsg_space!([RawFd; 2]);
         let mut parts = [IoSliceMut::new(&mut byte)];
@@ -208,11 +220,7 @@ impl Watch {
         }
         let mut files = files.into_iter();
         match (files.next(), files.next()) {
-            (Some(bytes), Some(maps)) => {
-                // The runner exists, so the root is built: from now on this process may do no more than open what is granted.
-                confine_self(hello);
-                Some(Confided::Memory(Memory::new(bytes.into(), maps.into())))
-            }
+            (Some(bytes), Some(maps)) => Some(Confided::Memory(Memory::new(bytes.into(), maps.into()))),
             (Some(listener), None) => Some(Confided::Listener(listener)),
             (None, _) => None,
         }
@@ -224,12 +232,11 @@ enum Confided {
     Listener(OwnedFd),
 }
 
-/// The warden reads what a plugin writes, so it gives up what it does not need. Best effort: it maps nothing of the plugin's, and
-/// its walls are no part of the plugin's.
-fn confine_self(hello: &NodeHello) {
+/// The warden reads what a plugin writes, so it gives up what it does not need. True if it can open nothing but what is granted.
+fn confine_self(hello: &NodeHello) -> bool {
     let mut walls = Walls::default();
     privileges::drop_all(&hello.plugin, &mut walls);
-    landlock::restrict_to_grants(hello);
+    landlock::restrict_to_grants(hello)
 }
 
 /// Sends the runner's view of its own memory, while it may still be opened.

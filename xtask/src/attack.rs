@@ -46,8 +46,7 @@ pub(crate) fn suite() -> Result<(Value, bool)> {
         for name in NEEDED {
             test::publish(&debug.join(name), dir.path())?;
         }
-        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
-        let report = dir.path().join("report.json");
+        let report = for_nobody(dir.path())?.join("report.json");
         println!("\nThe attack suite as an ordinary user (uid {}):", test::NOBODY);
         let mut command = Command::new("setpriv");
         command.args(["--reuid", test::NOBODY, "--regid", test::NOBODY, "--clear-groups", "--inh-caps=-all"]);
@@ -75,7 +74,7 @@ pub(crate) fn isolation() -> Result<()> {
         test::publish(&debug.join(name), dir.path())?;
     }
     test::publish(&bwrap, dir.path())?;
-    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+    let results = for_nobody(dir.path())?;
     let at = |name: &str| dir.path().join(name);
     for (user, as_nobody) in [("root", false), ("user", true)] {
         let run = |arguments: &[&std::ffi::OsStr]| -> Result<()> {
@@ -96,7 +95,7 @@ pub(crate) fn isolation() -> Result<()> {
             };
             execute(command.args(arguments).current_dir("/"))
         };
-        let file = |what: &str| at(&format!("{what}-{user}.json"));
+        let file = |what: &str| results.join(format!("{what}-{user}.json"));
         run(&["--json".as_ref(), file("suite").as_os_str()])?;
         run(&["--matrix".as_ref(), "--json".as_ref(), file("matrix").as_os_str()])?;
         if as_nobody {
@@ -110,8 +109,18 @@ pub(crate) fn isolation() -> Result<()> {
     }
     let mut write = Command::new(debug.join("attack"));
     execute(
-        write.arg("--isolation-md").arg(root().join("docs/isolation.md")).arg("--results").arg(dir.path()),
+        write.arg("--isolation-md").arg(root().join("docs/isolation.md")).arg("--results").arg(&results),
     )
+}
+
+/// Lets everybody read a directory, and makes one in it that is nobody's to write to.
+fn for_nobody(dir: &Path) -> Result<std::path::PathBuf> {
+    let results = dir.join("results");
+    fs::create_dir(&results)?;
+    let nobody: u32 = test::NOBODY.parse()?;
+    std::os::unix::fs::chown(&results, Some(nobody), Some(nobody))?;
+    fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(results)
 }
 
 fn passed(command: &mut Command) -> Result<bool> {

@@ -142,6 +142,9 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
         .stderr(Stdio::null())
         .output()
         .context("listing test programs")?;
+    if !list.status.success() {
+        bail!("the test programs cannot be built; `cargo test -p thenodes-tests --no-run` says why");
+    }
     let mut programs = Vec::new();
     for line in String::from_utf8_lossy(&list.stdout).lines() {
         let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
@@ -152,6 +155,9 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
                 PathBuf::from(path),
             ));
         }
+    }
+    if programs.is_empty() {
+        bail!("cargo named no test program to run as an ordinary user");
     }
     let dir = tempfile::Builder::new().prefix("thenodes-nobody").tempdir()?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;

@@ -12,6 +12,8 @@ use tokio::net::unix::pipe::Receiver;
 
 /// Records kept of each plugin; older ones are only counted.
 const KEPT: usize = 128;
+/// Of these, the first of each system call that stay.
+const KEPT_OF_EACH: usize = 4;
 /// System calls counted by name, of each plugin; there are fewer.
 const MAX_NAMES: usize = 600;
 /// Bytes read at once.
@@ -61,6 +63,7 @@ impl std::fmt::Display for Entry {
 
 #[derive(Default)]
 struct Book {
+    first: Vec<Entry>,
     last: VecDeque<Entry>,
     by_name: BTreeMap<String, u64>,
     total: u64,
@@ -84,6 +87,8 @@ pub struct Denials {
     pub killed: u64,
     /// By system call.
     pub by_syscall: BTreeMap<String, u64>,
+    /// The first of each system call, in the order of their time.
+    pub first: Vec<Entry>,
     /// The last ones, oldest first.
     pub last: Vec<Entry>,
 }
@@ -98,6 +103,11 @@ impl DenialBook {
         if entry.killed {
             book.killed += 1;
             book.kill = Some(entry.clone());
+        }
+        // A flood of dull refusals must not push the interesting one out: the first of each call stay.
+        let known = book.first.iter().filter(|first| first.syscall == entry.syscall).count();
+        if known < KEPT_OF_EACH && book.first.len() < KEPT {
+            book.first.push(entry.clone());
         }
         if book.last.len() >= KEPT {
             book.last.pop_front();
@@ -118,6 +128,7 @@ impl DenialBook {
             total: book.total,
             killed: book.killed,
             by_syscall: book.by_name.clone(),
+            first: book.first.clone(),
             last: book.last.iter().cloned().collect(),
         }
     }

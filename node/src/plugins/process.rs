@@ -123,6 +123,9 @@ pub async fn start(order: &Order<'_>, mut leaf: Leaf) -> io::Result<(Started, Le
     Ok((Started { child, stream, stdout, stderr, report }, leaf))
 }
 
+/// Largest first frame: it must fit into an empty socket buffer, because nobody waits for room.
+const MAX_HELLO: usize = 96 * 1024;
+
 fn send_hello(link: &UnixStream, report: OwnedFd, order: &Order<'_>) -> io::Result<()> {
     let files: Vec<&Sealed> = order
         .image
@@ -154,10 +157,16 @@ fn send_hello(link: &UnixStream, report: OwnedFd, order: &Order<'_>) -> io::Resu
     Frame::Launch { step: "hello", body: &body }
         .encode(&mut frame, limits::MAX_FRAME)
         .map_err(io::Error::other)?;
+    if frame.len() > MAX_HELLO {
+        return Err(io::Error::other(format!(
+            "{} bytes of hello, at most {MAX_HELLO}: too many or too long paths",
+            frame.len()
+        )));
+    }
     let fds: Vec<RawFd> =
         std::iter::once(report.as_raw_fd()).chain(files.iter().map(|file| file.fd.as_raw_fd())).collect();
     let control = &[ControlMessage::ScmRights(&fds)];
-    // A few kilobytes into an empty socket buffer: cannot block. A short write would be a kernel defect.
+    // Into an empty socket buffer, which is larger: cannot block. A short write would be a kernel defect.
     let sent = sendmsg::<UnixAddr>(
         link.as_raw_fd(),
         &[IoSlice::new(&frame)],

@@ -453,24 +453,31 @@ impl Supervisor {
                 Err(_) => None,
             }
         };
-        let info = tokio::select! {
-            info = known => info,
-            ended = link.ended() => return ended,
-            command = self.commands.recv(), if self.commands_open => {
-                self.take_order(command);
-                return Ended::Because(Cause::Asked);
+        let mut known = pin!(known);
+        let info = loop {
+            tokio::select! {
+                info = &mut known => break info,
+                ended = link.ended() => return ended,
+                command = self.commands.recv(), if self.commands_open => {
+                    if self.take_order(command) {
+                        return Ended::Because(Cause::Asked);
+                    }
+                }
             }
         };
         let Some(info) = info else { return Ended::Because(Cause::Asked) };
         let mine = self.around.terms.info(&info);
         let body: Arc<[u8]> = pack::encode(&mine).unwrap_or_default().into();
-        let load = caller.call("load", body, limits::LOAD_DEADLINE);
-        let loaded = tokio::select! {
-            loaded = load => loaded,
-            ended = link.ended() => return ended,
-            command = self.commands.recv(), if self.commands_open => {
-                self.take_order(command);
-                return Ended::Because(Cause::Asked);
+        let mut load = pin!(caller.call("load", body, limits::LOAD_DEADLINE));
+        let loaded = loop {
+            tokio::select! {
+                loaded = &mut load => break loaded,
+                ended = link.ended() => return ended,
+                command = self.commands.recv(), if self.commands_open => {
+                    if self.take_order(command) {
+                        return Ended::Because(Cause::Asked);
+                    }
+                }
             }
         };
         match loaded {

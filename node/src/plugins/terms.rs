@@ -9,7 +9,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use thenodes::host::NodeInfo;
 use thenodes::realms::RealmInfo;
-use thenodes_ipc::launch::{ProcessLimits, SeccompMode};
+use thenodes_ipc::launch::{PathGrant, ProcessLimits, SeccompMode};
 use thenodes_ipc::PluginName;
 
 /// What became of one wish, for operators.
@@ -118,7 +118,7 @@ impl Terms {
         if let Some(manifest) = &manifest {
             agreement.lowered(manifest, process);
         }
-        let Agreement { allowed, denied, given, outcomes, notes, missing, .. } = agreement;
+        let Agreement { allowed, denied, given, mut outcomes, notes, missing, .. } = agreement;
         let refusal = manifest.as_ref().and_then(|manifest| refusal(manifest, &plugin, &missing, has_table));
         let asking = manifest.as_ref().map(|manifest| Asking {
             path: manifest.path.clone(),
@@ -130,6 +130,7 @@ impl Terms {
         let wanted = manifest.as_ref().and_then(|manifest| manifest.sandbox.tmp_mb);
         let temporary = wanted.map_or(0, |mb| mb.saturating_mul(1024 * 1024)).min(budget.tmp);
         let sandbox = Sandbox { seccomp, calls, paths: grants.paths(), temporary, without: None };
+        let refusal = refusal.or_else(|| with_holes(&plugin, &mut outcomes, &sandbox.paths));
         // What may be written needs a size: that of one file, or of all of them where that is known.
         let writes = temporary > 0 || sandbox.paths.iter().any(|path| path.write);
         // A MiB more than the temporary storage: that it is full is for itself to say, as an error and not as a death.
@@ -150,6 +151,41 @@ impl Terms {
         let realm = RealmInfo { name: String::new(), code: None, version: String::new() };
         NodeInfo { node_id: String::new(), realm, session_id: String::new(), ..mine }
     }
+}
+
+/// A path of which only a part is denied cannot be given: says so in the outcome, and returns why the plugin does not start if it
+/// requires such a one.
+fn with_holes(plugin: &PluginName, outcomes: &mut [Outcome], paths: &[PathGrant]) -> Option<String> {
+    let mut refusal = None;
+    for outcome in outcomes.iter_mut().filter(|outcome| outcome.verdict != "denied") {
+        let holds = |grant: &PathGrant| match outcome.permission.as_str() {
+            "fs.read" => grant.read,
+            "fs.write" => grant.write,
+            "fs.create" => grant.create,
+            _ => true,
+        };
+        if !outcome.permission.starts_with("fs.") {
+            continue;
+        }
+        let there: Vec<String> = outcome
+            .granted
+            .iter()
+            .filter(|path| paths.iter().any(|grant| grant.path == **path && holds(grant)))
+            .cloned()
+            .collect();
+        if there.len() < outcome.granted.len() {
+            let why = format!(
+                "[plugins.for.{plugin}] deny takes a part of it away, and a mount cannot have a hole"
+            );
+            outcome.verdict = if there.is_empty() { "denied" } else { "narrowed" };
+            if there.is_empty() && !outcome.optional {
+                refusal = Some(format!("{}: requires {}; {why}", outcome.place, outcome.permission));
+            }
+            outcome.granted = there;
+            outcome.why = Some(why);
+        }
+    }
+    refusal
 }
 
 /// A required wish, or a part of it, that is not given.
@@ -297,8 +333,10 @@ impl Agreement<'_> {
         let asked =
             manifest.and_then(|manifest| manifest.sandbox.seccomp.as_deref()).and_then(SeccompMode::parse);
         match asked {
-            Some(asked) if asked < mode => (asked, Vec::new()),
-            Some(asked) if asked > mode => {
+            // Strict is within every list; of the others only a narrower one of the same kind is surely within.
+            Some(SeccompMode::Strict) => (SeccompMode::Strict, Vec::new()),
+            Some(asked) if asked.width() < mode.width() => (asked, Vec::new()),
+            Some(asked) if asked.width() > mode.width() => {
                 let detail = format!(
                     "the manifest asks for seccomp = {:?}, the node gives {:?}; write seccomp = {:?} in [plugins.for.{}] to allow it",
                     asked.word(), mode.word(), asked.word(), self.plugin

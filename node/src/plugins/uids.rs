@@ -11,6 +11,9 @@ use thenodes_ipc::PluginName;
 /// Largest file that is read, bytes: some thousand plugins.
 const MAX_FILE: u64 = 256 * 1024;
 
+/// Numbers end here.
+const MOST: u32 = 1 << 24;
+
 /// The numbers given out so far.
 #[derive(Debug, Default)]
 pub struct Uids {
@@ -23,7 +26,13 @@ impl Uids {
     pub fn open(path: &Path) -> io::Result<Uids> {
         let mut text = String::new();
         match fs::File::open(path) {
-            Ok(file) => drop(file.take(MAX_FILE).read_to_string(&mut text)?),
+            Ok(file) => {
+                file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+                if text.len() as u64 > MAX_FILE {
+                    let what = format!("{}: more than {MAX_FILE} bytes", path.display());
+                    return Err(io::Error::other(what));
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -50,6 +59,9 @@ impl Uids {
             return Ok(*number);
         }
         let number = self.numbers.values().max().map_or(0, |most| most + 1);
+        if number >= MOST || self.numbers.len() as u64 * 80 >= MAX_FILE {
+            return Err(io::Error::other("no number is left for another plugin"));
+        }
         self.numbers.insert(plugin.clone(), number);
         match self.save() {
             Ok(()) => Ok(number),
@@ -81,7 +93,7 @@ fn parse(text: &str) -> Result<BTreeMap<PluginName, u32>, String> {
     let mut numbers = BTreeMap::new();
     for line in text.lines().filter(|line| !line.is_empty()) {
         let entry = line.split_once(' ').and_then(|(name, number)| {
-            let number = number.parse::<u32>().ok().filter(|number| *number < 1 << 24)?;
+            let number = number.parse::<u32>().ok().filter(|number| *number < MOST)?;
             Some((PluginName::new(name).ok()?, number))
         });
         let Some((plugin, number)) = entry else { return Err(line.chars().take(100).collect()) };

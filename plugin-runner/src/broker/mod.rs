@@ -123,6 +123,16 @@ impl Broker {
         self.records.last(denial);
     }
 
+    /// True while refusals were counted and not told; then [`Broker::finish`] is due within a second.
+    pub(crate) fn owes(&self) -> bool {
+        self.records.owes()
+    }
+
+    /// Opens nothing for the plugin: the wall that holds this process to the grants is missing.
+    pub(crate) fn open_nothing(&mut self) {
+        self.grants = false;
+    }
+
     /// Tells what was only counted so far.
     pub(crate) fn finish(&mut self) {
         self.records.flush();
@@ -190,7 +200,7 @@ impl Broker {
     fn is_ordinary(&self, question: &Question) -> bool {
         if question.number == libc::SYS_mremap {
             let of = self.memory.as_ref().and_then(|memory| memory.locate(question.args[0]));
-            return !of.is_some_and(|of| of.starts_with("[stack]"));
+            return of.is_some_and(|of| !of.starts_with("[stack]"));
         }
         question.number == libc::SYS_clone3
             && self

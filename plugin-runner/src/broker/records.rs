@@ -1,5 +1,5 @@
 //! Records of refusals on their way to the node. A plugin that is refused a million times a second costs itself time and the
-//! node a bounded number of records: what is beyond that is counted, and told with the next record of its kind.
+//! node a bounded number of records: what is beyond that is counted, and told at the latest a second later.
 
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::poll::{poll, PollFd, PollFlags};
@@ -44,12 +44,18 @@ impl Records {
     pub(crate) fn add(&mut self, kind: i64, denial: Denial) {
         let counted = self.kinds.get(&kind).map_or(0, |(count, _)| *count);
         let whole = Denial { count: counted + denial.count, ..denial };
-        let told = self.left > 0 && self.write(&whole);
+        // The first of its kind is told even in a flood: there are fewer kinds than system calls.
+        let told = (self.left > 0 || !self.kinds.contains_key(&kind)) && self.write(&whole);
         self.left = self.left.saturating_sub(1);
         if self.kinds.len() < MAX_KINDS || self.kinds.contains_key(&kind) {
             let count = if told { 0 } else { whole.count };
             self.kinds.insert(kind, (count, Some(Denial { count: 1, ..whole })));
         }
+    }
+
+    /// True while something was counted and not told.
+    pub(crate) fn owes(&self) -> bool {
+        self.kinds.values().any(|(count, _)| *count > 0)
     }
 
     /// Counts one more of a kind.
@@ -61,11 +67,15 @@ impl Records {
 
     /// Tells what was counted, as far as the pipe takes it.
     pub(crate) fn flush(&mut self) {
-        for (_, (count, denial)) in std::mem::take(&mut self.kinds) {
-            if let (true, Some(denial)) = (count > 0, denial) {
-                self.write(&Denial { count, ..denial });
+        let mut kinds = std::mem::take(&mut self.kinds);
+        for (count, denial) in kinds.values_mut() {
+            if let (true, Some(denial)) = (*count > 0, &denial) {
+                if self.write(&Denial { count: *count, ..denial.clone() }) {
+                    *count = 0;
+                }
             }
         }
+        self.kinds = kinds;
     }
 
     /// The record of an end: after everything else, and with some patience.

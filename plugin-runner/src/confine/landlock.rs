@@ -30,14 +30,14 @@ pub(crate) fn restrict(hello: &NodeHello, root: &Root, walls: &mut Walls) {
 }
 
 /// The warden's own restriction: files like the plugin's, but it must be able to end the plugin, so no scope.
-pub(crate) fn restrict_to_grants(hello: &NodeHello) {
+pub(crate) fn restrict_to_grants(hello: &NodeHello) -> bool {
     let restricted = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI_WANTED))
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(ABI_WANTED)))
         .and_then(Ruleset::create)
         .and_then(|ruleset| give_back(ruleset, hello))
         .and_then(RulesetCreated::restrict_self);
-    drop(restricted);
+    matches!(restricted, Ok(status) if status.ruleset == RulesetStatus::FullyEnforced)
 }
 
 fn try_restrict(hello: &NodeHello) -> Result<RulesetStatus, RulesetError> {
@@ -72,7 +72,11 @@ fn rights(grant: &PathGrant, directory: bool) -> BitFlags<AccessFs> {
         rights |= AccessFs::WriteFile | AccessFs::Truncate;
     }
     if grant.create && directory {
-        rights |= AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::RemoveFile | AccessFs::RemoveDir;
+        rights |= AccessFs::MakeReg
+            | AccessFs::MakeDir
+            | AccessFs::RemoveFile
+            | AccessFs::RemoveDir
+            | AccessFs::Refer;
     }
     rights
 }

@@ -200,7 +200,7 @@ impl Check<'_> {
 
     fn sandbox(&mut self, raw: Option<&RawSandbox>) -> Checked<Sandbox> {
         let Some(raw) = raw else { return Ok(Sandbox::default()) };
-        const ALWAYS: &str = "every plugin has the same walls in this release";
+        const ALWAYS: &str = "plugins reach the network only through the node";
         self.no_effect(raw.network.as_ref().map(Spanned::span), "sandbox.network", ALWAYS);
         Ok(Sandbox {
             seccomp: self.one_of(&raw.seccomp, &["strict", "basic", "moderate", "permissive"])?,
