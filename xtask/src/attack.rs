@@ -108,9 +108,7 @@ pub(crate) fn isolation() -> Result<()> {
         }
     }
     let mut write = Command::new(debug.join("attack"));
-    execute(
-        write.arg("--isolation-md").arg(root().join("docs/isolation.md")).arg("--results").arg(&results),
-    )
+    execute(write.arg("--isolation-md").arg(root().join("docs/isolation.md")).arg("--results").arg(&results))
 }
 
 /// Lets everybody read a directory, and makes one in it that is nobody's to write to.
