@@ -315,7 +315,10 @@ fn a_policy_holds_for_every_manifest_and_the_defaults_only_without_one() {
         "{answer}"
     );
     let denied = node.seen("permission=command.register prompt=\\\"echo\\\"");
-    assert!(denied.contains("add \\\"command.register\\\" to [plugins.defaults] permissions"), "{denied}");
+    assert!(
+        denied.contains("add \\\"command.register:echo\\\" to [plugins.defaults] permissions"),
+        "{denied}"
+    );
     assert!(node.prompt("echo", "x").is_err());
     node.seen("plugins.for.nobody: there is no such plugin");
 }

@@ -193,13 +193,20 @@ fn every_refusal_is_told_with_call_arguments_phase_and_place() {
 #[test]
 fn a_denied_path_is_not_given_by_the_way() {
     let host = Host::new();
-    let deny = format!("deny = [\"fs.read:{0}\", \"fs.write:{0}\"]", host.data());
-    let node = node(&host, &["fs.create"], "", &deny);
-    for (what, path) in [("read", "data/given"), ("write", "data/new"), ("list", "data")] {
-        let answer = files(&node, what, &host.at(path));
+    let deny = |what: &str| format!("deny = [\"{what}:{}\"]\n[plugins.limits]\nfile_mb = 1", host.data());
+    let maker = node(&host, &["fs.create"], "", &deny("fs.read"));
+    for (what, path) in [("read", "data/given"), ("list", "data")] {
+        let answer = files(&maker, what, &host.at(path));
         assert!(answer.starts_with("denied"), "{what}: {answer}");
     }
-    assert!(!host.at("data/new").exists());
+    assert_eq!(files(&maker, "write", &host.at("data/new")), "written");
+    drop(maker);
+    // Making files includes writing to them: without that there is nothing left to give, and the plugin requires it.
+    let mut none = node(&host, &["fs.create"], "", &deny("fs.write"));
+    let failed = none.seen("name=hostile action=failed");
+    assert!(failed.contains("requires fs.create") && failed.contains("deny"), "{failed}");
+    let value = none.json(&["plugin", "permissions", "hostile"]);
+    assert_eq!(value["permissions"][1]["verdict"], "denied", "{value}");
 }
 
 #[test]
