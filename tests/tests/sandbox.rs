@@ -216,3 +216,24 @@ fn making_files_is_not_reading_them() {
     assert_eq!(files(&node, "write", &host.at("data/new")), "written");
     assert!(files(&node, "read", &host.at("data/given")).starts_with("denied"));
 }
+
+#[test]
+fn all_files_together_end_at_their_limit_and_a_plugin_within_it_goes_on() {
+    let host = Host::new();
+    fs::write(host.at("data/large"), vec![1; 3 << 20]).expect("written");
+    let limits =
+        |mb: u32| format!("[plugins.limits]\nfile_mb = 1\ndisk_mb = {mb}\n[plugins.watchdog]\nsample_s = 1");
+    let mut full = node(&host, &["fs.create"], "", &limits(2));
+    let died = full.expect("name=hostile action=died");
+    assert!(died.contains("cause=disk") && died.contains("of 2"), "{died}");
+    assert_eq!(full.prompt("echo", "x").as_deref(), Ok("x"));
+    drop(full);
+    let within = node(&host, &["fs.create"], "", &limits(8));
+    assert_eq!(files(&within, "write", &host.at("data/new")), "written");
+    // Its usage is known, so it was looked at, and nothing followed.
+    let begun = std::time::Instant::now();
+    while within.status("hostile")["usage"]["disk"].as_u64() < Some(3 << 20) {
+        assert!(begun.elapsed() < thenodes_tests::PATIENCE, "nobody looked");
+    }
+    assert_eq!(within.status("hostile")["starts"], 1);
+}

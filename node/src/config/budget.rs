@@ -35,6 +35,8 @@ impl OnViolation {
 pub struct Budget {
     /// Processor time, percent of one core.
     pub cpu_percent: u64,
+    /// All files together in the granted directories where it may write, bytes.
+    pub disk: u64,
     /// Temporary files, bytes.
     pub tmp: u64,
     /// Log lines a second; more are dropped and counted.
@@ -65,6 +67,7 @@ impl Default for Budget {
     fn default() -> Self {
         Self {
             cpu_percent: 100,
+            disk: 256 * 1024 * 1024,
             tmp: 0,
             log_lines_per_s: 200,
             link_messages_per_s: 20_000,

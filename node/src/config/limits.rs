@@ -61,6 +61,8 @@ limits! {
     connections: 0 to 1024,
     /// Largest file, MiB.
     file_mb: 0 to 65_536,
+    /// All files together where it may write, MiB.
+    disk_mb: 0 to 1_048_576,
     /// Temporary storage, MiB.
     tmp_mb: 0 to 65_536,
     /// Log lines a second.
@@ -105,6 +107,7 @@ impl ManifestLimits {
         let mb = |mb: u64| mb.saturating_mul(1024 * 1024);
         Budget {
             cpu_percent: self.cpu_percent.unwrap_or(base.cpu_percent),
+            disk: self.disk_mb.map_or(base.disk, mb),
             tmp: self.tmp_mb.map_or(base.tmp, mb),
             log_lines_per_s: self.log_lines_per_s.unwrap_or(base.log_lines_per_s),
             link_messages_per_s: self.link_messages_per_s.unwrap_or(base.link_messages_per_s),
@@ -119,6 +122,7 @@ impl ManifestLimits {
         let mb = |mb: u64| mb.saturating_mul(1024 * 1024);
         Budget {
             cpu_percent: self.cpu_percent.map_or(most.cpu_percent, |own| own.min(most.cpu_percent)),
+            disk: self.disk_mb.map_or(most.disk, |own| mb(own).min(most.disk)),
             tmp: self.tmp_mb.map_or(most.tmp, |own| mb(own).min(most.tmp)),
             log_lines_per_s: self
                 .log_lines_per_s

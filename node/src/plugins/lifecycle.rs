@@ -79,11 +79,13 @@ pub enum LimitKind {
     LinkRate,
     /// Size of a file it wrote.
     FileSize,
+    /// All files together where it may write.
+    Disk,
 }
 
 impl LimitKind {
     /// All of them, in the order of their declaration.
-    pub const ALL: [LimitKind; 8] = [
+    pub const ALL: [LimitKind; 9] = [
         LimitKind::Oom,
         LimitKind::Cpu,
         LimitKind::Memory,
@@ -92,6 +94,7 @@ impl LimitKind {
         LimitKind::LogRate,
         LimitKind::LinkRate,
         LimitKind::FileSize,
+        LimitKind::Disk,
     ];
 
     /// A stable word.
@@ -105,6 +108,7 @@ impl LimitKind {
             LimitKind::LogRate => "log_rate",
             LimitKind::LinkRate => "link_rate",
             LimitKind::FileSize => "file_size",
+            LimitKind::Disk => "disk",
         }
     }
 }

@@ -361,18 +361,27 @@ impl Supervisor {
             self.logs.add_own(generation.0, "warn", &text);
         }
         let (policy, terms) = (&self.around.policy, &self.around.terms);
-        Some(policy.watchdog.watch(Subject {
-            plugin: self.name.clone(),
-            generation,
-            warden: warden?,
-            limits: Limits { process: terms.process, budget: terms.budget },
-            leaf: leaf.clone(),
-            record: self.record.clone(),
-            logs: self.logs.clone(),
-            counters: self.counters.clone(),
-            observer: self.around.observer.clone(),
-            commands: self.orders.clone(),
-        }))
+        Some(
+            policy.watchdog.watch(Subject {
+                plugin: self.name.clone(),
+                generation,
+                warden: warden?,
+                places: terms
+                    .sandbox
+                    .paths
+                    .iter()
+                    .filter(|path| path.write)
+                    .map(|path| path.path.clone().into())
+                    .collect(),
+                limits: Limits { process: terms.process, budget: terms.budget },
+                leaf: leaf.clone(),
+                record: self.record.clone(),
+                logs: self.logs.clone(),
+                counters: self.counters.clone(),
+                observer: self.around.observer.clone(),
+                commands: self.orders.clone(),
+            }),
+        )
     }
 
     /// From `hello` to a registered plugin, while orders to stop are heard.

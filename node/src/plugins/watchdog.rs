@@ -8,10 +8,11 @@ use super::lifecycle::{Cause, LimitKind};
 use super::link::Counters;
 use super::logs::LogBook;
 use super::supervisor::{Change, Observer};
-use super::usage::{Runner, Sample};
+use super::usage::{self, Runner, Sample};
 use crate::config::{Budget, OnViolation};
 use serde_json::{json, Value};
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -68,6 +69,15 @@ pub fn judge(samples: &[Sample], limits: &Limits, now: Instant) -> Vec<Violation
         if let Some(fds) = sample.fds.filter(|fds| *fds >= process.descriptors) {
             let detail = format!("fds {fds} of {}", process.descriptors);
             add(LimitKind::Fds, fds > process.descriptors, detail);
+        }
+        if let Some(disk) = sample.disk.filter(|disk| *disk > limits.budget.disk) {
+            let detail = match disk {
+                u64::MAX => "more files than are counted where it may write".to_owned(),
+                disk => {
+                    format!("{} MiB of files where it may write, of {}", disk >> 20, limits.budget.disk >> 20)
+                }
+            };
+            add(LimitKind::Disk, true, detail);
         }
         if let Some(before) = before {
             let took = sample.at.saturating_duration_since(before.at).as_millis().max(1);
@@ -182,6 +192,8 @@ pub struct Subject {
     pub generation: Generation,
     /// Pid of its warden, which the supervisor has not reaped.
     pub warden: u32,
+    /// Where it may write on the host.
+    pub places: Vec<PathBuf>,
     /// What it is judged by.
     pub limits: Limits,
     /// Its group; shared, because both sides read it.
@@ -292,17 +304,21 @@ fn lock(room: &Mutex<Room>) -> MutexGuard<'_, Room> {
 fn look(room: &Mutex<Room>) {
     let ids: Vec<u64> = lock(room).watched.iter().map(|watched| watched.id).collect();
     for id in ids {
+        let places =
+            lock(room).watched.iter().find(|watched| watched.id == id).map(|w| w.subject.places.clone());
+        let disk = usage::disk(&places.unwrap_or_default()); // without the lock: this may take a while
         if let Some(watched) = lock(room).watched.iter_mut().find(|watched| watched.id == id) {
-            watched.look();
+            watched.look(disk);
         }
     }
 }
 
 impl Watched {
-    fn look(&mut self) {
+    fn look(&mut self, disk: Option<u64>) {
         let Subject { warden, leaf, record, logs, counters, limits, .. } = &self.subject;
         self.runner = self.runner.or_else(|| Runner::below(*warden));
         let Some(mut sample) = self.runner.and_then(Runner::measure) else { return };
+        sample.disk = disk;
         sample.throttled = leaf.throttled();
         sample.refused = leaf.threads_refused();
         sample.lines_dropped = logs.dropped();
@@ -341,7 +357,12 @@ impl Watched {
         );
         let plugin = self.subject.plugin.clone();
         let (kind, generation) = (violation.kind, self.subject.generation);
-        match budget.on_violation {
+        // What fills the operator's disk is ended whatever happens for other kinds: a warning would not stop it.
+        let action = match (budget.on_violation, kind) {
+            (OnViolation::Warn, LimitKind::Disk) => OnViolation::Restart,
+            (action, _) => action,
+        };
+        match action {
             OnViolation::Warn => {
                 let detail = format!("limit={} {detail}", kind.word());
                 self.subject.observer.changed(Change { plugin, action: "violation", detail, bad: true });

@@ -27,6 +27,7 @@ fn at(start: Instant, seconds: u64) -> Sample {
         refused: 0,
         lines_dropped: 0,
         link_excess: 0,
+        disk: None,
     }
 }
 
@@ -136,4 +137,13 @@ proptest! {
         prop_assert!(found.len() <= samples.len() * LimitKind::ALL.len());
         let _ = verdict(&found, 10);
     }
+}
+
+#[test]
+fn a_full_disk_is_critical_at_once_and_one_that_is_nearly_full_is_nothing() {
+    let start = Instant::now();
+    let full = |disk| kinds(&[Sample { disk: Some(disk), ..at(start, 0) }]);
+    assert_eq!(full(Budget::default().disk), []);
+    assert_eq!(full(Budget::default().disk + 1), [("disk", true)]);
+    assert_eq!(full(u64::MAX), [("disk", true)]);
 }
