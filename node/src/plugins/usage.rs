@@ -102,7 +102,7 @@ impl Runner {
 /// Most entries of granted directories that are counted; a plugin that makes more is beyond every limit.
 const MAX_ENTRIES: usize = 20_000;
 
-/// Bytes that the files in these places take, links not followed; `None` for no places. Reads at most [`MAX_ENTRIES`] entries,
+/// Bytes that the files in these places take, links not followed; `None` for no places. Reads at most 20 000 entries,
 /// and says [`u64::MAX`] if there are more. Blocks: not for a worker of the runtime.
 pub fn disk(places: &[PathBuf]) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
