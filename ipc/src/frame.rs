@@ -8,8 +8,11 @@
 //! body            raw bytes, meaning given by kind and method
 //! ```
 
-use crate::{code::Code, id::CallId, limits, pack};
-use serde::{Deserialize, Serialize};
+use crate::header::Header;
+use crate::{code::Code, id::CallId, limits};
+
+/// Bodies from this size on are moved out of the decoder and not copied.
+const MOVED: usize = 8 * 1024;
 
 /// What stands before the header of each frame.
 pub const PREFIX: usize = 6;
@@ -39,33 +42,6 @@ pub enum FrameError {
     /// A kind this side does not know and the sender did not mark as optional.
     #[error("unknown frame kind {0:?}, not marked optional")]
     UnknownKind(String),
-}
-
-/// The header as it is written. Absent numbers are zero, absent words are empty.
-#[derive(Debug, Serialize, Deserialize)]
-struct Header<'a> {
-    kind: &'a str,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    id: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    cause: u64,
-    #[serde(default, skip_serializing_if = "str::is_empty")]
-    method: &'a str,
-    #[serde(default, skip_serializing_if = "str::is_empty")]
-    code: &'a str,
-    #[serde(default, skip_serializing_if = "is_zero32")]
-    deadline_ms: u32,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    optional: bool,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
-fn is_zero(n: &u64) -> bool {
-    *n == 0
-}
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_zero32(n: &u32) -> bool {
-    *n == 0
 }
 
 /// A frame, its body still undecoded.
@@ -121,8 +97,7 @@ const LAUNCH_STEPS: [&str; 6] = ["hello", "confined", "proceed", "registered", "
 impl<'a> Frame<'a> {
     /// Writes prefix and header of this frame; the body follows on the wire as it is, so that one body can be sent to many.
     pub fn encode_head(&self, out: &mut Vec<u8>, cap: usize) -> Result<(), FrameError> {
-        let mut header =
-            Header { kind: "", id: 0, cause: 0, method: "", code: "", deadline_ms: 0, optional: false };
+        let mut header = Header::default();
         let mut body: &[u8] = &[];
         match self {
             Frame::Launch { step, body: b } => {
@@ -159,8 +134,7 @@ impl<'a> Frame<'a> {
         }
         let start = out.len();
         out.extend_from_slice(&[0; PREFIX]);
-        let mut writer = rmp_serde::Serializer::new(&mut *out).with_struct_map();
-        header.serialize(&mut writer).map_err(|e| FrameError::BadHeader(e.to_string()))?;
+        header.write(out);
         let header_len = out.len() - start - PREFIX;
         let length = 2 + header_len + body.len();
         if length > cap {
@@ -206,7 +180,7 @@ impl<'a> Frame<'a> {
             return Err(FrameError::BadHeaderLength { length, header: header_len });
         }
         let (head, body) = bytes[2..].split_at(header_len);
-        let header: Header<'a> = pack::decode(head).map_err(|e| FrameError::BadHeader(e.to_string()))?;
+        let header = Header::read(head).map_err(|why| FrameError::BadHeader(why.into()))?;
         let missing = |what: &str| FrameError::BadHeader(format!("{} without {what}", header.kind));
         let id = || Some(CallId(header.id)).filter(|id| id.0 != 0).ok_or_else(|| missing("id"));
         let method = || {
@@ -258,11 +232,40 @@ impl FrameDecoder {
     /// Adds bytes that were read. Call [`FrameDecoder::next`] until it has no more before reading again; then the buffer
     /// never holds more than one unfinished frame.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.start > 0 {
+        self.room(bytes.len()).extend_from_slice(bytes);
+    }
+
+    /// The buffer, with room for `count` more bytes or for the rest of the frame that has begun, if that is more: for
+    /// readers that append to it without a copy between. Only append.
+    pub fn room(&mut self, count: usize) -> &mut Vec<u8> {
+        let rest = self.missing().unwrap_or(0);
+        if self.start == self.buffer.len() {
+            self.buffer.clear();
+        } else if self.start > 0 {
             self.buffer.drain(..self.start);
-            self.start = 0;
         }
-        self.buffer.extend_from_slice(bytes);
+        self.start = 0;
+        self.buffer.reserve(count.max(rest));
+        &mut self.buffer
+    }
+
+    /// Bytes that the frame that has begun still lacks; `None` if none has begun or its length is not known.
+    pub fn missing(&self) -> Option<usize> {
+        let waiting = self.unfinished();
+        let whole = Some(self.announced()).filter(|length| *length > 0)? + 4;
+        Some(whole.saturating_sub(waiting))
+    }
+
+    /// The last `length` bytes of the frame that was handed out last, which are its body, as bytes of their own: from the
+    /// returned index on. Without a copy where the frame is large and nothing follows it.
+    pub fn take_body(&mut self, length: usize) -> (Vec<u8>, usize) {
+        let from = self.start.saturating_sub(length);
+        if length >= MOVED && self.start == self.buffer.len() {
+            self.start = 0;
+            (std::mem::take(&mut self.buffer), from)
+        } else {
+            (self.buffer[from..self.start].to_vec(), 0)
+        }
     }
 
     /// The next whole frame, `None` when more bytes are needed.

@@ -15,6 +15,7 @@
 pub mod abi;
 pub mod code;
 pub mod frame;
+mod header;
 pub mod id;
 pub mod janitor;
 pub mod launch;

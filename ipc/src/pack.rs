@@ -61,7 +61,7 @@ pub fn field<'a>(body: &'a [u8], path: &str) -> Option<&'a [u8]> {
 }
 
 /// What a MessagePack marker announces.
-enum Kind {
+pub(crate) enum Kind {
     Map(usize),
     Array(usize),
     /// String, byte string or extension of so many bytes.
@@ -71,7 +71,7 @@ enum Kind {
 }
 
 /// Reads a marker and its length; the rest begins after both.
-fn head(bytes: &[u8]) -> Option<(Kind, &[u8])> {
+pub(crate) fn head(bytes: &[u8]) -> Option<(Kind, &[u8])> {
     let (&marker, rest) = bytes.split_first()?;
     let number = |width: usize| -> Option<(usize, &[u8])> {
         let (digits, rest) = rest.split_at_checked(width)?;
@@ -102,7 +102,7 @@ fn head(bytes: &[u8]) -> Option<(Kind, &[u8])> {
 }
 
 /// Splits off one whole value. Works through nested values with a counter, not with the stack.
-fn split_value(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(crate) fn split_value(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut rest = bytes;
     let mut waiting = 1usize;
     while waiting > 0 {
