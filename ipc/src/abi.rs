@@ -62,7 +62,18 @@ pub struct FrameView {
     pub code: Bytes,
     /// Arguments, result, or error text.
     pub body: Bytes,
+    /// Toward the library: not zero if another whole frame has arrived and follows at once. Since 0.1.1; see `size`.
+    pub more: u32,
+    /// Zero.
+    pub reserved: u32,
 }
+
+/// Size of the first [`FrameView`]: what every runner and every library has.
+pub const FRAME_VIEW_FIRST: usize = std::mem::offset_of!(FrameView, more);
+/// Size of the first [`HostTable`].
+pub const HOST_TABLE_FIRST: usize = std::mem::offset_of!(HostTable, pump);
+/// Size of the first [`PluginTable`].
+pub const PLUGIN_TABLE_FIRST: usize = std::mem::offset_of!(PluginTable, run);
 
 /// Success of a table function.
 pub const OK: i32 = 0;
@@ -96,6 +107,10 @@ pub struct HostTable {
     /// Finds the value at a dotted path (`payload.value`) in a MessagePack body; strings and byte strings come back as
     /// their bytes, anything else as its MessagePack. For authors without a MessagePack library.
     pub field: Option<unsafe extern "C" fn(body: Bytes, path: Bytes, out: *mut Bytes) -> i32>,
+    /// Waits until frames have arrived and hands them to `receive`, on the calling thread. Only within `run`, and by one thread
+    /// at a time until it has handed them all over. Does not return when the node has closed the link: the process ends.
+    /// [`OK`] or [`INVALID`]. Since 0.1.1; see `size`.
+    pub pump: Option<unsafe extern "C" fn(context: *mut c_void) -> i32>,
 }
 
 /// What a library says about itself. Pointers stay valid until the next call into the library.
@@ -132,8 +147,12 @@ pub struct PluginTable {
     pub describe: Option<unsafe extern "C" fn(instance: *mut c_void, out: *mut Description) -> i32>,
     /// Called once, before the first frame. The table stays valid until the process ends.
     pub start: Option<unsafe extern "C" fn(instance: *mut c_void, host: *const HostTable) -> i32>,
-    /// One frame from the node. Always from the same thread; must return soon, because the link waits meanwhile.
+    /// One frame from the node. Always from the same thread; must return soon, because the link waits meanwhile. Both are
+    /// different for a library that has `run`: then on whatever thread called `pump`.
     pub receive: Option<unsafe extern "C" fn(instance: *mut c_void, frame: *const FrameView) -> i32>,
+    /// May be null. Called once after `start`, on the process's first thread, in place of the runner's own reading: the library
+    /// reads with the host's `pump`. The process ends when it returns. Since 0.1.1; see `size`.
+    pub run: Option<unsafe extern "C" fn(instance: *mut c_void) -> i32>,
 }
 
 /// What `register_plugin` receives. The first three fields and the size are TheNodes' own since 0.1.
@@ -160,10 +179,13 @@ mod tests {
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn the_layout_of_the_table_does_not_change() {
-        assert_eq!((size_of::<Bytes>(), size_of::<FrameView>()), (16, 80));
+        assert_eq!((size_of::<Bytes>(), size_of::<FrameView>(), FRAME_VIEW_FIRST), (16, 88, 80));
         assert_eq!((offset_of!(FrameView, method), offset_of!(FrameView, body)), (32, 64));
-        assert_eq!((size_of::<HostTable>(), offset_of!(HostTable, send)), (48, 24));
-        assert_eq!((size_of::<PluginTable>(), offset_of!(PluginTable, describe)), (48, 24));
+        assert_eq!((size_of::<HostTable>(), HOST_TABLE_FIRST, offset_of!(HostTable, send)), (56, 48, 24));
+        assert_eq!(
+            (size_of::<PluginTable>(), PLUGIN_TABLE_FIRST, offset_of!(PluginTable, describe)),
+            (56, 48, 24)
+        );
         assert_eq!((size_of::<RegistrarApi>(), offset_of!(RegistrarApi, register_handler)), (56, 16));
         assert_eq!(size_of::<Description>(), 88);
     }

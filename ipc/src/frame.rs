@@ -14,6 +14,9 @@ use crate::{code::Code, id::CallId, limits};
 /// Bodies from this size on are moved out of the decoder and not copied.
 const MOVED: usize = 8 * 1024;
 
+/// Buffers up to this size are used again.
+const REUSED: usize = 256 * 1024;
+
 /// What stands before the header of each frame.
 pub const PREFIX: usize = 6;
 
@@ -241,19 +244,28 @@ impl FrameDecoder {
         let rest = self.missing().unwrap_or(0);
         if self.start == self.buffer.len() {
             self.buffer.clear();
+            if self.buffer.capacity() > REUSED {
+                self.buffer = Vec::new();
+            }
         } else if self.start > 0 {
             self.buffer.drain(..self.start);
         }
         self.start = 0;
-        self.buffer.reserve(count.max(rest));
+        // Exactly: the rest of a large frame must not double the buffer.
+        self.buffer.reserve_exact(count.max(rest));
         &mut self.buffer
     }
 
     /// Bytes that the frame that has begun still lacks; `None` if none has begun or its length is not known.
     pub fn missing(&self) -> Option<usize> {
-        let waiting = self.unfinished();
-        let whole = Some(self.announced()).filter(|length| *length > 0)? + 4;
-        Some(whole.saturating_sub(waiting))
+        let prefix = self.buffer[self.start..].first_chunk::<4>()?;
+        let whole = (u32::from_be_bytes(*prefix) as usize).min(self.cap) + 4;
+        Some(whole.saturating_sub(self.unfinished()))
+    }
+
+    /// The last `length` bytes of the frame that was handed out last, which are its body.
+    pub fn last_body(&self, length: usize) -> &[u8] {
+        &self.buffer[self.start.saturating_sub(length)..self.start]
     }
 
     /// The last `length` bytes of the frame that was handed out last, which are its body, as bytes of their own: from the
@@ -283,6 +295,46 @@ impl FrameDecoder {
         let from = self.start + 4;
         self.start = from + length;
         Frame::decode(&self.buffer[from..from + length]).map(Some)
+    }
+
+    /// True if [`FrameDecoder::next`] has a whole frame, good or bad.
+    pub fn has_next(&self) -> bool {
+        self.missing() == Some(0)
+    }
+
+    /// An error if the frame that has begun is longer than the cap.
+    pub fn check(&self) -> Result<(), FrameError> {
+        match self.buffer[self.start..].first_chunk::<4>().map(|prefix| u32::from_be_bytes(*prefix) as usize)
+        {
+            Some(length) if length > self.cap => Err(FrameError::TooLong { length, cap: self.cap }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Splits off the whole frames that have come: a decoder of their own, which gets no more bytes.
+    pub fn split(&mut self) -> FrameDecoder {
+        let mut whole = FrameDecoder::new(self.cap);
+        let mut end = self.start;
+        while let Some(prefix) = self.buffer[end..].first_chunk::<4>() {
+            match end.checked_add(4 + u32::from_be_bytes(*prefix) as usize) {
+                Some(next) if next <= self.buffer.len() => end = next,
+                _ => break,
+            }
+        }
+        let rest = self.buffer[end..].to_vec();
+        whole.start = std::mem::take(&mut self.start);
+        whole.buffer = std::mem::replace(&mut self.buffer, rest);
+        whole.buffer.truncate(end);
+        whole
+    }
+
+    /// Goes on with the buffer of a decoder that is done, if this one has nothing yet and the buffer is of an ordinary size.
+    pub fn reuse(&mut self, used: FrameDecoder) {
+        if self.buffer.capacity() == 0 && used.buffer.capacity() <= REUSED {
+            self.buffer = used.buffer;
+            self.buffer.clear();
+            self.start = 0;
+        }
     }
 
     /// Length of the frame that has begun and is not whole yet; zero if none has, or its length is not known. At most the cap: a

@@ -137,7 +137,7 @@ impl View {
         }
         let body = pack::encode(&Args { prefix, input: line })
             .map_err(|e| HostError::new(Code::InvalidInput, e.to_string()))?;
-        let answer = plugin.call("prompt", body.into(), limits::REQUEST_DEADLINE).await?;
+        let answer = plugin.call("prompt", body, limits::REQUEST_DEADLINE).await?;
         pack::decode(&answer).map_err(|e| HostError::new(Code::Internal, format!("the plugin's answer: {e}")))
     }
 

@@ -6,7 +6,7 @@
 use crate::broker;
 use libloading::os::unix::{Library, Symbol, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::c_void;
-use std::mem::{offset_of, size_of};
+use std::mem::size_of;
 use thenodes_ipc::abi::{self, Bytes, Description, FrameView, HostTable, PluginTable, RegistrarApi};
 use thenodes_ipc::launch::{Needed, Registration};
 
@@ -100,7 +100,7 @@ unsafe extern "C" fn register_handler(context: *mut c_void, plugin: *const Plugi
         registrar.outcome = Some(Err(text));
         return abi::WRONG_VERSION;
     }
-    if size < offset_of!(PluginTable, receive) + size_of::<usize>() {
+    if size < abi::PLUGIN_TABLE_FIRST {
         registrar.outcome =
             Some(Err(format!("a plugin table of {size} bytes is too small for ABI version {version}")));
         return abi::INVALID;
@@ -108,8 +108,19 @@ unsafe extern "C" fn register_handler(context: *mut c_void, plugin: *const Plugi
     if matches!(registrar.outcome, Some(Ok(_))) {
         return abi::INVALID; // one table per library; the SDK puts several handlers behind one
     }
-    // SAFETY: the size says that all fields we know are there.
-    let table = unsafe { *plugin };
+    // SAFETY: the size says that the first fields are there, and `run` only if it covers that too.
+    let table = unsafe {
+        PluginTable {
+            size,
+            abi_version: version,
+            reserved: 0,
+            instance: (*plugin).instance,
+            describe: (*plugin).describe,
+            start: (*plugin).start,
+            receive: (*plugin).receive,
+            run: if size >= size_of::<PluginTable>() { (*plugin).run } else { None },
+        }
+    };
     if table.describe.is_none() || table.start.is_none() || table.receive.is_none() {
         registrar.outcome = Some(Err("a plugin table with a missing function".into()));
         return abi::INVALID;
@@ -154,6 +165,13 @@ impl Plugin {
             abi::OK => Ok(()),
             status => Err(format!("the plugin's start function failed with status {status}")),
         }
+    }
+
+    /// Lets a library that reads by itself do so; returns only if it gave up. `None`: it does not.
+    pub(crate) fn run(&self) -> Option<i32> {
+        let run = self.table.run?;
+        // SAFETY: the function came with this instance, and `start` has been called.
+        Some(unsafe { run(self.table.instance) })
     }
 
     /// Hands over one frame.

@@ -3,11 +3,14 @@
 
 use crate::sys;
 use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixAddr};
-use std::io::{self, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use thenodes_ipc::launch::NodeHello;
-use thenodes_ipc::{limits, pack, Frame, FrameDecoder};
+use thenodes_ipc::{limits, pack, Frame, FrameDecoder, FrameError};
+
+/// Bytes read at once; the rest of a longer frame is read in one piece.
+const READ: usize = 16 * 1024;
 
 /// The first frame and what came with it.
 pub(crate) struct Received {
@@ -47,13 +50,11 @@ impl Link {
         self.decoder.set_cap(cap);
     }
 
-    pub(crate) fn cap(&self) -> usize {
-        self.cap
-    }
-
-    /// A second handle for writing, while this one reads.
-    pub(crate) fn writer(&self) -> io::Result<UnixStream> {
-        self.stream.try_clone()
+    /// A reading and a writing end, after the start-up exchange.
+    pub(crate) fn split(self) -> io::Result<(Reader, Writer)> {
+        let writer =
+            Writer { stream: self.stream.try_clone()?, cap: self.cap, head: Vec::with_capacity(128) };
+        Ok((Reader { stream: self.stream, decoder: self.decoder }, writer))
     }
 
     /// Reads `hello` and its descriptors. Fails after five seconds without them.
@@ -127,28 +128,81 @@ impl Link {
     }
 
     /// Waits for bytes. False at the end of the link.
-    pub(crate) fn fill(&mut self) -> io::Result<bool> {
-        let mut buffer = [0; 16 * 1024];
+    fn fill(&mut self) -> io::Result<bool> {
+        fill(&self.stream, &mut self.decoder)
+    }
+}
+
+/// Waits for bytes and reads them where they are decoded. False at the end of the link.
+fn fill(stream: &UnixStream, decoder: &mut FrameDecoder) -> io::Result<bool> {
+    loop {
+        let buffer = decoder.room(READ);
+        match rustix::io::read(stream, rustix::buffer::spare_capacity(buffer)) {
+            Ok(count) => return Ok(count > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The reading end, once the plugin is there.
+pub(crate) struct Reader {
+    stream: UnixStream,
+    decoder: FrameDecoder,
+}
+
+impl Reader {
+    /// Waits until at least one whole frame has come; `None` at the end of the link.
+    pub(crate) fn wait(&mut self) -> Result<Option<FrameDecoder>, String> {
         loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Ok(false),
-                Ok(count) => {
-                    self.decoder.push(&buffer[..count]);
-                    return Ok(true);
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
+            if self.decoder.has_next() {
+                return Ok(Some(self.decoder.split()));
+            }
+            // A length that is too large is found now and not when that much has come.
+            self.decoder.check().map_err(|e| e.to_string())?;
+            if !fill(&self.stream, &mut self.decoder).map_err(|e| e.to_string())? {
+                return Ok(None);
             }
         }
     }
 
-    /// Hands each whole frame that has arrived to `take`.
-    pub(crate) fn drain(&mut self, mut take: impl FnMut(Frame<'_>)) -> Result<(), thenodes_ipc::FrameError> {
-        while let Some(frame) = self.decoder.next()? {
-            take(frame);
-        }
-        Ok(())
+    /// Takes back a decoder whose frames have been handed over.
+    pub(crate) fn give_back(&mut self, used: FrameDecoder) {
+        self.decoder.reuse(used);
     }
+}
+
+/// The writing end; behind a lock, so that frames stay whole.
+pub(crate) struct Writer {
+    stream: UnixStream,
+    cap: usize,
+    head: Vec<u8>,
+}
+
+impl Writer {
+    /// Writes a frame; waits while the socket is full. The outer error is about the frame, the inner one about the link.
+    pub(crate) fn put(&mut self, frame: &Frame<'_>, body: &[u8]) -> Result<io::Result<()>, FrameError> {
+        self.head.clear();
+        frame.encode_head(&mut self.head, self.cap)?;
+        Ok(write_both(&self.stream, &self.head, body))
+    }
+}
+
+/// Writes header and body, in one system call if the socket takes them.
+fn write_both(mut stream: &UnixStream, head: &[u8], body: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    let total = head.len() + body.len();
+    while written < total {
+        let head_left = head.get(written..).unwrap_or(&[]);
+        let body_left = &body[written.saturating_sub(head.len())..];
+        match stream.write_vectored(&[IoSlice::new(head_left), IoSlice::new(body_left)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => written += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// The bodies that a runner sends during start-up.

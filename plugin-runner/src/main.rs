@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use thenodes_ipc::launch::{Confinement, Layer, Refusal, Registration, RunnerHello, Step, Versions};
 use thenodes_ipc::limits;
 use thenodes_ipc::report::Phase;
+use thenodes_ipc::Generation;
 
 /// Wrong use: the runner is started by the node, not by people.
 const EXIT_USAGE: u8 = 64;
@@ -50,7 +51,8 @@ fn main() -> ExitCode {
     }
     let Ok(mut link) = Link::from_stdin() else { return usage() };
     let code = match run(&mut link) {
-        Ok(code) => code,
+        Ok(Done::Code(code)) => code,
+        Ok(Done::Serve(plugin, generation)) => serve::until_the_end(link, plugin, generation),
         Err(refusal) => {
             // The node may have gone; then nobody needs the reason.
             let _ = link.send_step("refused", &refusal);
@@ -71,8 +73,16 @@ fn usage_because(why: String) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
+/// What is left to do when all walls stand.
+enum Done {
+    /// Nothing.
+    Code(u8),
+    /// Let the plugin work.
+    Serve(library::Plugin, Generation),
+}
+
 /// The order of confinement, a line per step.
-fn run(link: &mut Link) -> Result<u8, Refusal> {
+fn run(link: &mut Link) -> Result<Done, Refusal> {
     let received = link.receive_hello().map_err(|e| refusal(Step::Hello, e))?;
     let ours = RunnerHello {
         versions: Versions::OURS,
@@ -114,7 +124,7 @@ fn run(link: &mut Link) -> Result<u8, Refusal> {
     link.send_step("confined", &report).map_err(confining)?;
     link.wait_for("proceed").map_err(confining)?;
     if hello.library_size == 0 {
-        return Ok(0); // a probe: there is nothing to open
+        return Ok(Done::Code(0)); // a probe: there is nothing to open
     }
 
     sys::mark(Phase::Constructor).map_err(|e| refusal(Step::Open, e))?;
@@ -125,7 +135,7 @@ fn run(link: &mut Link) -> Result<u8, Refusal> {
     sys::mark(Phase::Serve).map_err(|e| refusal(Step::Register, e))?;
     let registration: Registration = plugin.describe().map_err(|e| refusal(Step::Register, e))?;
     link.send_step("registered", &registration).map_err(|e| refusal(Step::Register, e))?;
-    Ok(serve::until_the_end(link, plugin, hello.generation))
+    Ok(Done::Serve(plugin, hello.generation))
 }
 
 fn refusal(step: Step, reason: impl ToString) -> Refusal {

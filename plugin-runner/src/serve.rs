@@ -1,14 +1,15 @@
-//! Serves the plugin to the node: frames from the socket to the table, frames from the table to the socket. Nothing is
-//! decoded here but headers; bodies pass as they are.
+//! Serves the plugin to the node: frames from the link to the table, frames from the table to the link. Nothing is
+//! decoded here but headers; bodies pass as they are. The node is trusted; the plugin shares this process and is not: what
+//! it does to this code it does to itself.
+//!
+//! A library that has `run` reads by itself, with `pump`, from threads of its own; for others the loop is here.
 #![allow(unsafe_code)]
 
 use crate::library::Plugin;
-use crate::link::Link;
+use crate::link::{Link, Reader, Writer};
 use crate::sys;
 use std::ffi::c_void;
-use std::io::{self, IoSlice, Write};
 use std::mem::size_of;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use thenodes_ipc::abi::{self, Bytes, FrameView, HostTable};
@@ -17,21 +18,26 @@ use thenodes_ipc::{CallId, Code, Frame, FrameError, Generation};
 /// The plugin refused its own way to the node, or the node sent something that is no frame.
 const EXIT_LINK: u8 = 71;
 
+/// The node's question whether anybody reads: answered here, so that a plugin that is slow is told from one that is stuck.
+const PING: &str = "link.ping";
+
 /// What the table's functions find behind their context.
 struct Host {
-    writer: Mutex<UnixStream>,
-    cap: usize,
+    reader: Mutex<Reader>,
+    writer: Mutex<Writer>,
+    plugin: Plugin,
     generation: Generation,
     counter: AtomicU64,
 }
 
 /// Carries frames until the node closes the link.
-pub(crate) fn until_the_end(link: &mut Link, plugin: Plugin, generation: Generation) -> u8 {
-    let Ok(writer) = link.writer() else { return EXIT_LINK };
+pub(crate) fn until_the_end(link: Link, plugin: Plugin, generation: Generation) -> u8 {
+    let Ok((reader, writer)) = link.split() else { return EXIT_LINK };
     // Lives as long as the process: threads of the plugin may use it at any time.
     let host: &'static Host = Box::leak(Box::new(Host {
+        reader: Mutex::new(reader),
         writer: Mutex::new(writer),
-        cap: link.cap(),
+        plugin,
         generation,
         counter: AtomicU64::new(1),
     }));
@@ -43,30 +49,65 @@ pub(crate) fn until_the_end(link: &mut Link, plugin: Plugin, generation: Generat
         send: Some(send),
         next_id: Some(next_id),
         field: Some(field),
+        pump: Some(pump),
     }));
-    if let Err(error) = plugin.start(table) {
+    if let Err(error) = host.plugin.start(table) {
         eprintln!("{error}");
         return EXIT_LINK;
     }
+    if let Some(status) = host.plugin.run() {
+        eprintln!("the plugin does not read its link any more (status {status})");
+        return EXIT_LINK;
+    }
     loop {
-        let drained = link.drain(|frame| {
-            if let Some(view) = view(&frame) {
-                let status = plugin.receive(&view);
-                if status != abi::OK {
-                    eprintln!("the plugin refused a frame (status {status})");
-                }
-            }
-        });
-        match drained.map_err(io::Error::other).and_then(|()| link.fill()) {
-            Ok(true) => {}
-            // The node closed the link: the end. No destructors: they would be the plugin's.
-            Ok(false) => sys::exit_now(0),
-            Err(error) => {
-                eprintln!("the link failed: {error}");
-                sys::exit_now(i32::from(EXIT_LINK));
-            }
+        pump_once(host);
+    }
+}
+
+unsafe extern "C" fn pump(context: *mut c_void) -> i32 {
+    // SAFETY: the context is the leaked Host.
+    let Some(host) = (unsafe { context.cast::<Host>().as_ref() }) else { return abi::INVALID };
+    pump_once(host);
+    abi::OK
+}
+
+/// Waits for frames and hands them over. Ends the process with the link: no destructors, they would be the plugin's.
+fn pump_once(host: &Host) {
+    let mut reader = host.reader.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut frames = match reader.wait() {
+        Ok(Some(frames)) => frames,
+        Ok(None) => sys::exit_now(0),
+        Err(error) => ended(&error),
+    };
+    // Others may read while a handler runs below; they get bytes of their own.
+    drop(reader);
+    loop {
+        let frame = match frames.next() {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break,
+            Err(error) => ended(&error),
+        };
+        if let Frame::Call { id, method: PING, .. } = frame {
+            let _ = put(host, &Frame::Reply { id, failed: None, body: &[] }, &[]);
+            continue;
+        }
+        // What is behind this frame is known before it is handed over: a handler may run in there for as long as it likes.
+        let Some(mut view) = view(&frame) else { continue };
+        view.more = u32::from(frames.has_next());
+        let status = host.plugin.receive(&view);
+        if status != abi::OK {
+            eprintln!("the plugin refused a frame (status {status})");
         }
     }
+    // The buffer is used again, unless somebody else waits with one of his own.
+    if let Ok(mut reader) = host.reader.try_lock() {
+        reader.give_back(frames);
+    }
+}
+
+fn ended(error: &dyn std::fmt::Display) -> ! {
+    eprintln!("the link failed: {error}");
+    sys::exit_now(i32::from(EXIT_LINK))
 }
 
 /// The frame as the table shows it; `None` for those that are not the plugin's business.
@@ -81,6 +122,8 @@ fn view(frame: &Frame<'_>) -> Option<FrameView> {
         method: none,
         code: none,
         body: Bytes::lend(frame.body()),
+        more: 0,
+        reserved: 0,
     };
     match frame {
         Frame::Call { id, cause, method, deadline_ms, .. } => {
@@ -119,13 +162,14 @@ unsafe fn borrow<'a>(bytes: Bytes) -> &'a [u8] {
 }
 
 unsafe extern "C" fn send(context: *mut c_void, frame: *const FrameView) -> i32 {
-    // SAFETY: the context is the leaked Host; the frame is the plugin's and lives for the call.
-    let (Some(host), Some(view)) = (unsafe { (context.cast::<Host>().as_ref(), frame.as_ref()) }) else {
-        return abi::INVALID;
-    };
-    if view.size < size_of::<FrameView>() {
+    // SAFETY: the context is the leaked Host.
+    let Some(host) = (unsafe { context.cast::<Host>().as_ref() }) else { return abi::INVALID };
+    // SAFETY: a frame that is not null begins with its size.
+    if frame.is_null() || unsafe { (*frame).size } < abi::FRAME_VIEW_FIRST {
         return abi::INVALID;
     }
+    // SAFETY: the size says that the fields read here are there; none behind the first ones is.
+    let view = unsafe { Sent::read(frame) };
     // SAFETY: the contract of the table.
     let (method, code, body) = unsafe { (borrow(view.method), borrow(view.code), borrow(view.body)) };
     let (Ok(method), Ok(code)) = (std::str::from_utf8(method), std::str::from_utf8(code)) else {
@@ -142,34 +186,48 @@ unsafe extern "C" fn send(context: *mut c_void, frame: *const FrameView) -> i32 
         abi::KIND_CANCEL => Frame::Cancel { id },
         _ => return abi::INVALID,
     };
-    let mut head = Vec::with_capacity(128);
-    match frame.encode_head(&mut head, host.cap) {
-        Ok(()) => {}
-        Err(FrameError::TooLong { .. }) => return abi::TOO_LONG,
-        Err(_) => return abi::INVALID,
-    }
-    let writer = host.writer.lock().unwrap_or_else(PoisonError::into_inner);
-    match write_both(&writer, &head, body) {
-        Ok(()) => abi::OK,
-        Err(_) => abi::CLOSED,
+    put(host, &frame, body)
+}
+
+/// Writes a frame, from any thread; waits while the way is full.
+fn put(host: &Host, frame: &Frame<'_>, body: &[u8]) -> i32 {
+    let mut writer = host.writer.lock().unwrap_or_else(PoisonError::into_inner);
+    match writer.put(frame, body) {
+        Ok(Ok(())) => abi::OK,
+        Ok(Err(_)) => abi::CLOSED,
+        Err(FrameError::TooLong { .. }) => abi::TOO_LONG,
+        Err(_) => abi::INVALID,
     }
 }
 
-/// Writes header and body, in one system call if the socket takes them.
-fn write_both(mut writer: &UnixStream, head: &[u8], body: &[u8]) -> io::Result<()> {
-    let mut written = 0;
-    let total = head.len() + body.len();
-    while written < total {
-        let head_left = head.get(written..).unwrap_or(&[]);
-        let body_left = &body[written.saturating_sub(head.len())..];
-        match writer.write_vectored(&[IoSlice::new(head_left), IoSlice::new(body_left)]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => written += count,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+/// The fields that every library's frames have.
+struct Sent {
+    kind: u32,
+    deadline_ms: u32,
+    id: u64,
+    cause: u64,
+    method: Bytes,
+    code: Bytes,
+    body: Bytes,
+}
+
+impl Sent {
+    /// # Safety
+    /// `frame` points to at least [`abi::FRAME_VIEW_FIRST`] bytes of a frame.
+    unsafe fn read(frame: *const FrameView) -> Self {
+        // SAFETY: each field lies within the first bytes, which the caller promises.
+        unsafe {
+            Self {
+                kind: (*frame).kind,
+                deadline_ms: (*frame).deadline_ms,
+                id: (*frame).id,
+                cause: (*frame).cause,
+                method: (*frame).method,
+                code: (*frame).code,
+                body: (*frame).body,
+            }
         }
     }
-    Ok(())
 }
 
 unsafe extern "C" fn next_id(context: *mut c_void) -> u64 {

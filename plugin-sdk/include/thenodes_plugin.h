@@ -119,6 +119,14 @@ typedef struct ThenodesFrameView {
    * Arguments, result, or error text.
    */
   struct ThenodesBytes body;
+  /**
+   * Toward the library: not zero if another whole frame has arrived and follows at once. Since 0.1.1; see `size`.
+   */
+  uint32_t more;
+  /**
+   * Zero.
+   */
+  uint32_t reserved;
 } ThenodesFrameView;
 
 /**
@@ -154,6 +162,12 @@ typedef struct ThenodesHostTable {
    * their bytes, anything else as its MessagePack. For authors without a MessagePack library.
    */
   int32_t (*field)(struct ThenodesBytes body, struct ThenodesBytes path, struct ThenodesBytes *out);
+  /**
+   * Waits until frames have arrived and hands them to `receive`, on the calling thread. Only within `run`, and by one thread
+   * at a time until it has handed them all over. Does not return when the node has closed the link: the process ends.
+   * [`OK`] or [`INVALID`]. Since 0.1.1; see `size`.
+   */
+  int32_t (*pump)(void *context);
 } ThenodesHostTable;
 
 /**
@@ -215,9 +229,15 @@ typedef struct ThenodesPluginTable {
    */
   int32_t (*start)(void *instance, const struct ThenodesHostTable *host);
   /**
-   * One frame from the node. Always from the same thread; must return soon, because the link waits meanwhile.
+   * One frame from the node. Always from the same thread; must return soon, because the link waits meanwhile. Both are
+   * different for a library that has `run`: then on whatever thread called `pump`.
    */
   int32_t (*receive)(void *instance, const struct ThenodesFrameView *frame);
+  /**
+   * May be null. Called once after `start`, on the process's first thread, in place of the runner's own reading: the library
+   * reads with the host's `pump`. The process ends when it returns. Since 0.1.1; see `size`.
+   */
+  int32_t (*run)(void *instance);
 } ThenodesPluginTable;
 
 /**

@@ -141,7 +141,7 @@ async fn ready(plugin: &Handle, generation: u32) {
 /// What the plugin answers at its prompt.
 async fn prompt(plugin: &Handle, line: &str) -> String {
     let body = pack::encode(&BTreeMap::from([("prefix", "fetch"), ("input", line)])).expect("encodes");
-    let answer = plugin.call("prompt", body.into(), limits::REQUEST_DEADLINE).await;
+    let answer = plugin.call("prompt", body, limits::REQUEST_DEADLINE).await;
     let answer = answer.unwrap_or_else(|error| panic!("{line}: {error}"));
     pack::decode::<Option<String>>(&answer).expect("a text").expect("its prompt")
 }

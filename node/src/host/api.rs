@@ -12,6 +12,7 @@ use crate::plugins::Registry;
 use crate::services::net::{Dialer, Streams};
 use crate::services::{env, random, Scopes};
 use crate::text::printable;
+use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -313,7 +314,7 @@ impl LogSink for Forwarder {
             return;
         }
         let Ok(body) = pack::encode(event) else { return };
-        let body: Arc<[u8]> = body.into();
+        let body = Bytes::from(body);
         for plugin in plugins.all().filter(|plugin| subscribers.contains(&plugin.name)) {
             // Its own events do not come back: a plugin that logs what it hears would never stop.
             if !event.meta().component.starts_with(&format!("plugin.{}:", plugin.name)) {

@@ -8,6 +8,7 @@ use crate::plugins::grants::Subject;
 use crate::plugins::handle::Handle;
 use crate::plugins::Registry;
 use crate::text::printable;
+use bytes::Bytes;
 use std::sync::Arc;
 use thenodes::events::model::LogLevel;
 use thenodes::network::message::{Message, MessageType};
@@ -48,7 +49,7 @@ pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, plugins: Arc<Regis
         if wanting.peek().is_none() {
             continue;
         }
-        let body: Arc<[u8]> = match pack::encode(&message) {
+        let body: Bytes = match pack::encode(&message) {
             Ok(body) => body.into(),
             Err(error) => {
                 events.network(

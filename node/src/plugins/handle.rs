@@ -7,15 +7,17 @@ use super::image::Image;
 use super::lifecycle::{Cause, State};
 use super::link::{Caller, Counters};
 use super::logs::LogBook;
+use super::queue::{Delivery, Queue};
 use super::terms::Terms;
 use super::watchdog::Record;
 use crate::config::Permission;
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use thenodes::host::HostError;
 use thenodes_ipc::launch::{LayerReport, Level, Registration};
 use thenodes_ipc::{Code, Generation, PluginName};
-use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{mpsc, watch};
 
 /// What a plugin is doing, for status lists.
 #[derive(Debug, Clone)]
@@ -59,17 +61,11 @@ pub struct Handle {
     pub denials: Arc<DenialBook>,
     /// What the watchdog saw.
     pub record: Arc<Record>,
-    pub(super) queue: mpsc::Sender<Delivery>,
-    pub(super) room: Arc<Semaphore>,
+    /// Messages that wait for it.
+    pub queue: Arc<Queue>,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) caller: watch::Receiver<Option<Caller>>,
-}
-
-/// A message in the plugin's queue; holds its part of the queue's bytes.
-pub(super) struct Delivery {
-    pub(super) body: Arc<[u8]>,
-    _room: OwnedSemaphorePermit,
 }
 
 /// An order to the supervisor.
@@ -83,20 +79,14 @@ pub enum Command {
 }
 
 impl Handle {
-    /// Queues a message. Never waits: if the queue is full the message is dropped and counted.
-    pub fn deliver(&self, message: Arc<[u8]>) {
-        let size = u32::try_from(message.len()).unwrap_or(u32::MAX);
-        let taken = match self.room.clone().try_acquire_many_owned(size) {
-            Ok(room) => self.queue.try_send(Delivery { body: message, _room: room }).is_ok(),
-            Err(_) => false,
-        };
-        if !taken {
-            Counters::count(&self.counters.dropped);
-        }
+    /// Gives it a message, or keeps it. Never waits; what happens when too many wait is the queue's
+    /// [`Overflow`](super::queue::Overflow).
+    pub fn deliver(&self, message: Bytes) {
+        self.queue.deliver(Delivery { body: message, ack: None, hold: None });
     }
 
     /// Tells the plugin something without waiting.
-    pub fn notify(&self, method: &str, body: Arc<[u8]>) {
+    pub fn notify(&self, method: &str, body: Bytes) {
         if let Some(caller) = self.caller.borrow().as_ref() {
             if !caller.notify(method, body) {
                 Counters::count(&self.counters.dropped);
@@ -108,9 +98,9 @@ impl Handle {
     pub async fn call(
         &self,
         method: &str,
-        body: Arc<[u8]>,
+        body: impl Into<Bytes>,
         deadline: Duration,
-    ) -> Result<Vec<u8>, HostError> {
+    ) -> Result<Bytes, HostError> {
         let caller = self.caller.borrow().clone();
         match caller {
             Some(caller) => {

@@ -14,6 +14,7 @@ pub mod link;
 pub mod logs;
 pub mod manifest;
 pub mod process;
+pub mod queue;
 pub mod rate;
 pub mod registry;
 mod scan;

@@ -4,12 +4,13 @@
 use super::cause::{self, Seen};
 use super::cgroup::Leaf;
 use super::denials::{self, DenialBook};
-use super::handle::{Command, Delivery, Handle, Status};
+use super::handle::{Command, Handle, Status};
 use super::image::Image;
 use super::lifecycle::{Action, Cause, Event, Life, State};
-use super::link::{Caller, Counters, Ended, Failed, Greeting, Link, Sent};
+use super::link::{Caller, Counters, Ended, Failed, Greeting, Link};
 use super::logs::{follow, LogBook};
 use super::process::{self, Order, Started};
+use super::queue::{Overflow, Queue};
 use super::rate::LinkRates;
 use super::terms::Terms;
 use super::watchdog::{Limits, Record, Subject, Ticket, Watchdog};
@@ -19,7 +20,7 @@ use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::pin::{pin, Pin};
+use std::pin::pin;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,15 +29,17 @@ use thenodes_ipc::launch::{Confinement, Level, ProcessLimits, Registration};
 use thenodes_ipc::{limits, pack, Generation, PluginName};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::Child;
-use tokio::sync::{mpsc, watch, Semaphore};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::error::Elapsed;
 
 /// Events about refusals that one plugin may cause in a second; its log and its book have them all.
 const DENIALS_SHOWN: u32 = 5;
 
 /// How long a killed process may take to be gone before it is left to the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a plugin with open calls is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How plugins of this node are run.
 #[derive(Debug, Clone)]
@@ -94,7 +97,6 @@ pub struct Surroundings {
 
 /// Starts the task of one plugin. It runs until [`Handle::stop`] and all handles are gone.
 pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
-    let (queue_in, queue) = mpsc::channel(limits::PLUGIN_QUEUE);
     let (commands_in, commands) = mpsc::channel(16);
     let (life, actions) = Life::begin();
     let (status_out, status) = watch::channel(Status {
@@ -112,16 +114,17 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
     let (caller_out, caller) = watch::channel(None);
     let log_rate = u32::try_from(around.terms.budget.log_lines_per_s).unwrap_or(u32::MAX);
     let orders = commands_in.downgrade();
+    let (logs, counters) = (Arc::new(LogBook::new(image.name.clone(), log_rate)), Arc::<Counters>::default());
+    let queue = Arc::new(Queue::new(Overflow::default(), counters.clone(), logs.clone()));
     let handle = Handle {
         name: image.name.clone(),
-        logs: Arc::new(LogBook::new(image.name.clone(), log_rate)),
-        counters: Arc::default(),
+        logs,
+        counters,
         denials: Arc::default(),
         record: Arc::default(),
         image,
         terms: around.terms.clone(),
-        queue: queue_in,
-        room: Arc::new(Semaphore::new(limits::PLUGIN_QUEUE_BYTES)),
+        queue: queue.clone(),
         commands: commands_in,
         status,
         caller,
@@ -163,7 +166,7 @@ struct Supervisor {
     life: Life,
     status: watch::Sender<Status>,
     caller: watch::Sender<Option<Caller>>,
-    queue: mpsc::Receiver<Delivery>,
+    queue: Arc<Queue>,
     commands: mpsc::Receiver<Command>,
     commands_open: bool,
     died_at: Option<Instant>,
@@ -476,7 +479,7 @@ impl Supervisor {
         };
         let Some(info) = info else { return Ended::Because(Cause::Asked) };
         let mine = self.around.terms.info(&info);
-        let body: Arc<[u8]> = pack::encode(&mine).unwrap_or_default().into();
+        let body = pack::encode(&mine).unwrap_or_default();
         let mut load = pin!(caller.call("load", body, limits::LOAD_DEADLINE));
         let loaded = loop {
             tokio::select! {
@@ -517,37 +520,23 @@ impl Supervisor {
         self.messages(&mut link, &caller).await
     }
 
-    /// Moves messages in order, with many answers outstanding, and finds a plugin that no longer answers.
+    /// Has the queue fed to the plugin until the link ends or somebody wants it to, and finds a plugin that no longer answers.
     async fn messages(&mut self, link: &mut Link, caller: &Caller) -> Ended {
-        let mut answers: JoinSet<()> = JoinSet::new();
+        link.feed(&self.queue);
         // Handlers run one after the other, so a message may wait for those before it: what counts is that some answer comes.
         let patience = limits::CALL_DEADLINE + limits::CANCEL_GRACE;
-        let mut progress = tokio::time::Instant::now();
-        // Half of the open calls: prompts and requests keep room beside messages.
-        let most = limits::MAX_CALLS_TO_PLUGIN / 2;
-        // The message on its way into the link. It may have to wait there, and orders must be heard meanwhile.
-        let mut sending: Option<Sending> = None;
         loop {
+            // An idle plugin is not looked at; a busy one is now and then.
+            let look = async {
+                caller.becomes_busy().await;
+                tokio::time::sleep(LOOK).await;
+            };
             tokio::select! {
                 ended = link.ended() => return ended,
-                sent = async { match sending.as_mut() { Some(send) => send.await, None => std::future::pending().await } } => {
-                    sending = None;
-                    match sent {
-                        Ok(Ok(sent)) => {
-                            if answers.is_empty() {
-                                progress = tokio::time::Instant::now();
-                            }
-                            let (logs, generation) = (self.logs.clone(), self.status.borrow().generation);
-                            answers.spawn(answered(sent, logs, generation));
-                        }
-                        Ok(Err(_)) => Counters::count(&self.counters.dropped),
-                        Err(_) => return Ended::Because(Cause::Hang("on_message".into())),
-                    }
-                }
                 command = self.commands.recv(), if self.commands_open => {
                     if self.take_order(command) {
                         self.caller.send_replace(None);
-                        let stop = caller.call("stop", Arc::from([]), limits::STOP_DEADLINE);
+                        let stop = caller.call("stop", Vec::new(), limits::STOP_DEADLINE);
                         tokio::select! {
                             _ = stop => {}
                             _ = link.ended() => {}
@@ -555,19 +544,10 @@ impl Supervisor {
                         return Ended::Because(Cause::Asked);
                     }
                 }
-                Some(_) = answers.join_next() => progress = tokio::time::Instant::now(),
-                () = tokio::time::sleep_until(progress + patience), if !answers.is_empty() => {
-                    return Ended::Because(Cause::Hang("on_message".into()));
-                }
-                Some(message) = self.queue.recv(), if sending.is_none() && answers.len() < most => {
-                    let caller = caller.clone();
-                    let send = async move {
-                        let body = message.body.clone();
-                        let sent = caller.send("message", body, limits::CALL_DEADLINE).await;
-                        drop(message); // its room in the queue is free once the link has it
-                        sent
-                    };
-                    sending = Some(Box::pin(tokio::time::timeout(patience, send)));
+                () = look => {
+                    if caller.stalled().is_some_and(|stalled| stalled.messages >= patience) {
+                        return Ended::Because(Cause::Hang("on_message".into()));
+                    }
                 }
             }
         }
@@ -588,18 +568,6 @@ impl Throttle {
         }
         self.count = self.count.saturating_add(1);
         self.count <= self.most
-    }
-}
-
-/// A message on its way into the link.
-type Sending = Pin<Box<dyn Future<Output = Result<Result<Sent, HostError>, Elapsed>> + Send>>;
-
-/// Waits for the answer to a message and logs what went wrong in the handler.
-async fn answered(sent: Sent, logs: Arc<LogBook>, generation: Generation) {
-    let until = tokio::time::Instant::now() + limits::MAX_DEADLINE;
-    match sent.answer(until).await {
-        Ok(_) | Err(Failed::Gone(_) | Failed::Late) => {}
-        Err(Failed::Answered(error)) => logs.add(generation.0, "error", "on_message", &error.to_string()),
     }
 }
 

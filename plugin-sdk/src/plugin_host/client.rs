@@ -1,6 +1,7 @@
 //! The plugin's end of the link: turns requests into calls, matches answers to them, and sends notices.
 
 use super::export::Wire;
+use super::readers::Readers;
 use crate::events::model::LogEvent;
 use crate::events::{EventBus, LogSink};
 use crate::host::{Host, HostError, Notice, Request, Response};
@@ -24,6 +25,7 @@ type Answer = Result<Vec<u8>, HostError>;
 pub(super) struct Client {
     wire: Wire,
     runtime: tokio::runtime::Handle,
+    readers: Arc<Readers>,
     pending: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
     sinks: Arc<RwLock<Vec<Arc<dyn LogSink>>>>,
     events: OnceLock<mpsc::Sender<LogEvent>>,
@@ -31,10 +33,11 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(wire: Wire, runtime: tokio::runtime::Handle) -> Self {
+    pub(super) fn new(wire: Wire, runtime: tokio::runtime::Handle, readers: Arc<Readers>) -> Self {
         Self {
             wire,
             runtime,
+            readers,
             pending: Mutex::default(),
             sinks: Arc::default(),
             events: OnceLock::new(),
@@ -46,16 +49,24 @@ impl Client {
         let _ = self.session.set(session.to_owned());
     }
 
+    /// Reads the link once and hands over what came. False when the link has ended.
+    pub(super) fn pump(&self) -> bool {
+        self.wire.pump()
+    }
+
     /// Answers a call of the node with a result.
     pub(super) fn succeed<T: Serialize>(&self, id: u64, result: &T) {
         match pack::encode(result) {
-            Ok(body) => {
-                // Any other failure is a link that has ended, which leaves nobody to tell.
-                if self.wire.send(abi::KIND_REPLY, id, 0, ["", ""], &body) == Err(abi::TOO_LONG) {
-                    self.fail(id, &Code::ResourceExhausted, "the answer is longer than the frame cap");
-                }
-            }
+            Ok(body) => self.succeed_with(id, &body),
             Err(error) => self.fail(id, &Code::Internal, &error.to_string()),
+        }
+    }
+
+    /// Answers a call of the node with bytes as they are.
+    pub(super) fn succeed_with(&self, id: u64, body: &[u8]) {
+        // Any other failure is a link that has ended, which leaves nobody to tell.
+        if self.wire.send(abi::KIND_REPLY, id, 0, ["", ""], body) == Err(abi::TOO_LONG) {
+            self.fail(id, &Code::ResourceExhausted, "the answer is longer than the frame cap");
         }
     }
 
@@ -114,6 +125,7 @@ impl Host for Client {
             }
         })?;
         let gone = || HostError::new(Code::Unavailable, "the link to the node has ended");
+        self.readers.about_to_block();
         let body = receiver.await.map_err(|_| gone())??;
         pack::decode(&body).map_err(|e| HostError::new(Code::Internal, e.to_string()))
     }

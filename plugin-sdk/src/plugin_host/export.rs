@@ -66,6 +66,7 @@ impl PluginRegistrarApi {
             describe: Some(describe),
             start: Some(start),
             receive: Some(receive),
+            run: Some(run),
         };
         // SAFETY: the host gave this function together with this context and copies the table before it returns.
         match unsafe { register(self.0.host_context, &table) } {
@@ -121,40 +122,94 @@ unsafe extern "C" fn describe(_instance: *mut c_void, out: *mut Description) -> 
 
 unsafe extern "C" fn start(_instance: *mut c_void, host: *const HostTable) -> i32 {
     guarded(|| {
-        // SAFETY: the runner passes its table, which lives until the process ends.
-        let Some(host) = (unsafe { host.as_ref() }) else { return abi::INVALID };
-        if host.abi_version != abi::ABI_VERSION {
+        if host.is_null() {
+            return abi::INVALID;
+        }
+        // SAFETY: the runner passes its table, which lives until the process ends; size and version are its first fields.
+        let (size, version) = unsafe { ((*host).size, (*host).abi_version) };
+        if version != abi::ABI_VERSION {
             return abi::WRONG_VERSION;
         }
-        let (Some(library), true) = (LIBRARY.get(), host.size >= size_of::<HostTable>()) else {
+        let (Some(library), true) = (LIBRARY.get(), size >= abi::HOST_TABLE_FIRST) else {
             return abi::INVALID;
         };
-        match Wire::new(*host).map(|wire| library.connect(wire)) {
+        // SAFETY: the table has at least its first fields, and `pump` only if the size covers it.
+        match unsafe { Wire::new(host) }.map(|wire| library.connect(wire)) {
             Some(true) => abi::OK,
             Some(false) | None => abi::INVALID,
         }
     })
 }
 
+unsafe extern "C" fn run(_instance: *mut c_void) -> i32 {
+    guarded(|| {
+        let Some(library) = LIBRARY.get() else { return abi::INVALID };
+        match library.read_to_the_end() {
+            Ok(()) => abi::OK,
+            Err(why) => {
+                eprintln!("{why}");
+                abi::INVALID
+            }
+        }
+    })
+}
+
+/// The fields that every runner's frames have.
+struct FirstFrameView {
+    kind: u32,
+    id: u64,
+    method: Bytes,
+    code: Bytes,
+    body: Bytes,
+}
+
+impl FirstFrameView {
+    /// # Safety
+    /// `frame` points to at least [`abi::FRAME_VIEW_FIRST`] bytes of a frame.
+    unsafe fn read(frame: *const FrameView) -> Self {
+        // SAFETY: each field lies within the first bytes, which the caller promises.
+        unsafe {
+            Self {
+                kind: (*frame).kind,
+                id: (*frame).id,
+                method: (*frame).method,
+                code: (*frame).code,
+                body: (*frame).body,
+            }
+        }
+    }
+}
+
 unsafe extern "C" fn receive(_instance: *mut c_void, frame: *const FrameView) -> i32 {
     guarded(|| {
-        // SAFETY: the runner passes a frame that lives for this call.
-        let Some(frame) = (unsafe { frame.as_ref() }) else { return abi::INVALID };
-        let (Some(library), true) = (LIBRARY.get(), frame.size >= size_of::<FrameView>()) else {
+        if frame.is_null() {
+            return abi::INVALID;
+        }
+        // SAFETY: a frame begins there, and its first field says how much of it there is.
+        let size = unsafe { (*frame).size };
+        let (Some(library), true) = (LIBRARY.get(), size >= abi::FRAME_VIEW_FIRST) else {
             return abi::INVALID;
         };
+        // An older runner knows no `more`, and calls from one thread that must not be held up: there is always more.
+        // SAFETY: the size says that the field is there.
+        let last = size >= size_of::<FrameView>() && unsafe { (*frame).more } == 0;
+        // SAFETY: of an older runner only the fields are read that its frames have.
+        let frame = unsafe { FirstFrameView::read(frame) };
         // SAFETY: the runner's bytes are valid for this call, which does not keep them.
         let (method, code, body) = unsafe { (borrow(frame.method), borrow(frame.code), borrow(frame.body)) };
         let (Ok(method), Ok(code)) = (std::str::from_utf8(method), std::str::from_utf8(code)) else {
             return abi::INVALID;
         };
-        library.receive(match frame.kind {
-            abi::KIND_CALL => Incoming::Call { id: frame.id, method, body },
-            abi::KIND_NOTIFY => Incoming::Notify { method, body },
-            abi::KIND_REPLY => Incoming::Reply { id: frame.id, code, body },
-            abi::KIND_CANCEL => Incoming::Cancel { id: frame.id },
-            _ => return abi::INVALID,
-        });
+        library.receive(
+            match frame.kind {
+                abi::KIND_CALL => Incoming::Call { id: frame.id, method, body },
+                abi::KIND_NOTIFY => Incoming::Notify { method, body },
+                abi::KIND_REPLY => Incoming::Reply { id: frame.id, code, body },
+                abi::KIND_CANCEL => Incoming::Cancel { id: frame.id },
+                _ => return abi::INVALID,
+            },
+            last,
+        );
         abi::OK
     })
 }
@@ -164,6 +219,7 @@ pub(super) struct Wire {
     context: *mut c_void,
     send: unsafe extern "C" fn(*mut c_void, *const FrameView) -> i32,
     next_id: unsafe extern "C" fn(*mut c_void) -> u64,
+    pump: Option<unsafe extern "C" fn(*mut c_void) -> i32>,
 }
 
 // SAFETY: the ABI says that the runner's functions may be called from any thread with this context.
@@ -172,8 +228,25 @@ unsafe impl Send for Wire {}
 unsafe impl Sync for Wire {}
 
 impl Wire {
-    fn new(host: HostTable) -> Option<Self> {
-        Some(Self { context: host.context, send: host.send?, next_id: host.next_id? })
+    /// # Safety
+    /// `host` points to at least [`abi::HOST_TABLE_FIRST`] bytes of a table, and to as many as its first field says.
+    unsafe fn new(host: *const HostTable) -> Option<Self> {
+        // SAFETY: these fields are among the first; `pump` is read only if the table is as large as ours.
+        unsafe {
+            let grown = (*host).size >= size_of::<HostTable>();
+            Some(Self {
+                context: (*host).context,
+                send: (*host).send?,
+                next_id: (*host).next_id?,
+                pump: if grown { (*host).pump } else { None },
+            })
+        }
+    }
+
+    /// Reads the link once and hands over what came, on this thread. False when that cannot be done any more.
+    pub(super) fn pump(&self) -> bool {
+        // SAFETY: the function came with this context.
+        self.pump.is_some_and(|pump| unsafe { pump(self.context) } == abi::OK)
     }
 
     /// Sends a frame; an error is one of the ABI's negative numbers.
@@ -187,8 +260,18 @@ impl Wire {
     ) -> Result<(), i32> {
         let [method, code] = words.map(|word| Bytes::lend(word.as_bytes()));
         let body = Bytes::lend(body);
-        let frame =
-            FrameView { size: size_of::<FrameView>(), kind, deadline_ms: 0, id, cause, method, code, body };
+        let frame = FrameView {
+            size: size_of::<FrameView>(),
+            kind,
+            deadline_ms: 0,
+            id,
+            cause,
+            method,
+            code,
+            body,
+            more: 0,
+            reserved: 0,
+        };
         // SAFETY: the function came with this context, and the frame lives for the call.
         match unsafe { (self.send)(self.context, &frame) } {
             abi::OK => Ok(()),

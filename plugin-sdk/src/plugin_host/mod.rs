@@ -1,9 +1,11 @@
 //! The trait an author implements and the context each call brings.
 
+mod calls;
 mod client;
 mod export;
 mod library;
 mod logger;
+mod readers;
 
 use crate::config::ConfigDefaults;
 use crate::events::EventHandle;
@@ -22,8 +24,9 @@ pub const PLUGIN_ABI_VERSION: u32 = thenodes_ipc::abi::ABI_VERSION;
 
 /// What a plugin does. Every method has a default; implement what you need.
 ///
-/// All of it runs in the plugin's own process. `on_message` runs on one thread, one message after the other; async methods
-/// run on a small tokio runtime that the SDK brings, whose timers and `tokio::spawn` also work inside `on_message`.
+/// All of it runs in the plugin's own process. `on_message` runs for one message after the other; async methods run beside
+/// it, many at once. A small tokio runtime that the SDK brings is entered in all of them: its timers and `tokio::spawn` work
+/// everywhere. Any method may block its thread; that delays nothing but what comes after it in the same order.
 /// A panic in a method is that call's error, is counted by the node, and harms no other call.
 #[async_trait::async_trait]
 pub trait Plugin: Send + Sync + 'static {
@@ -56,6 +59,19 @@ pub trait Plugin: Send + Sync + 'static {
     /// Kinds of EXTENSION messages wanted; `None` is all. Other messages are not filtered.
     fn subscribed_extension_kinds(&self) -> Option<&[&str]> {
         None
+    }
+
+    /// A request of the node or of an operator (`thenodes plugin call`): a name and bytes in, bytes out, in any format the two
+    /// agree on. Deadline 30 s. The error `UNHANDLED` says "not mine" and passes it on to the next handler of this library.
+    async fn on_request(&self, name: &str, body: &[u8], ctx: &PluginContext) -> Result<Vec<u8>, HostError> {
+        let _ = (body, ctx);
+        Err(HostError::new(thenodes_ipc::Code::Unhandled, format!("no request {name:?}")))
+    }
+
+    /// Asked now and then whether all is well; an error is shown to the operator and makes the plugin Degraded. Deadline 5 s.
+    async fn on_health(&self, ctx: &PluginContext) -> Result<(), String> {
+        let _ = ctx;
+        Ok(())
     }
 
     /// Called once before the first message. An error stops the plugin with this text as the reason. Deadline 10 s.

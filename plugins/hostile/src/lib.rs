@@ -182,7 +182,7 @@ struct RawRegistrar {
 }
 
 /// Words of today's plugin table, and of one that a later minor of the SDK might have.
-const TABLE_WORDS: usize = 6;
+const TABLE_WORDS: usize = 7;
 const LATER_WORDS: usize = 8;
 
 /// Passes a table on as a later SDK would: larger, with fields behind the known ones.

@@ -266,11 +266,11 @@ async fn drive(
         session_id: String::new(),
     };
     let caller = link.caller().clone();
-    let body: Arc<[u8]> = pack::encode(&info).unwrap_or_default().into();
+    let body = pack::encode(&info).unwrap_or_default();
     let _ = caller.call("load", body, PATIENCE).await;
     if phase == Phase::Message {
         let message = Message::new("a", "*", MessageType::Text("go".into()), None, None);
-        let body: Arc<[u8]> = pack::encode(&message).unwrap_or_default().into();
+        let body = pack::encode(&message).unwrap_or_default();
         let _ = caller.call("message", body, PATIENCE).await;
     }
     Ok(Some(link))

@@ -195,7 +195,8 @@ fn run(rounds: usize) {
 
     // The frames of one call, so that the baseline moves the same bytes.
     let input = "x".repeat(PAYLOAD);
-    let body: Arc<[u8]> = pack::encode(&PromptArgs { prefix: "echo", input: &input }).expect("packs").into();
+    let body =
+        bytes::Bytes::from(pack::encode(&PromptArgs { prefix: "echo", input: &input }).expect("packs"));
     let id = CallId::new(Generation(1), 1000);
     let mut call = Vec::new();
     let frame = Frame::Call { id, cause: None, method: "prompt", deadline_ms: 30_000, body: &body };

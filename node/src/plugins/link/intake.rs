@@ -1,0 +1,241 @@
+//! What one runner sends, sorted. Everything read here is hostile: lengths, ids, codes and the order of frames are checked,
+//! and one violation ends the link. [`Intake::sort`] never waits, so that whoever waits for an answer may read the link
+//! himself; what has to wait (a rate that is exceeded, room for a request) is said and done by the link's reader task.
+
+use super::pending::Waiter;
+use super::requests::Requests;
+use super::{Answer, Counters, Shared, READ};
+use crate::plugins::rate::{LinkRates, Meter};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thenodes::host::{Host, HostError, Notice};
+use thenodes_ipc::{CallId, Code, Frame, FrameDecoder};
+use tokio::sync::OwnedSemaphorePermit;
+
+/// Why sorting came to a rest.
+#[derive(Debug)]
+pub(super) enum Rest {
+    /// More bytes are needed.
+    Hungry,
+    /// The plugin is beyond its rate: nothing more is taken for so long.
+    Beyond(Duration),
+    /// A request, or the frame that has begun, needs room for so many bytes.
+    NoRoom(usize),
+    /// The runner has to take an answer before anything else is read from it.
+    Unsaid(CallId, HostError),
+    /// It broke the rules.
+    Violation(String),
+}
+
+/// The reading side of a link. Behind one lock; whoever holds it reads.
+pub(super) struct Intake {
+    decoder: FrameDecoder,
+    meter: Meter,
+    since: Instant,
+    /// No more can come: what is left is read at once, so that a flood does not hide its author's death.
+    hung_up: bool,
+    requests: Option<Requests>,
+    /// A request that waits for room: its number, method, deadline and arguments.
+    waiting: Option<(CallId, String, u32, Vec<u8>)>,
+    /// Length of the arguments of the call that was read last, which are still in the decoder.
+    last_call: usize,
+    /// Room for the frame that has begun; it goes over to the request that the frame turns out to be.
+    begun: Option<OwnedSemaphorePermit>,
+}
+
+impl Intake {
+    pub(super) fn new(decoder: FrameDecoder, host: Arc<dyn Host>, rates: LinkRates) -> Self {
+        Self {
+            decoder,
+            meter: rates.meter(Duration::ZERO),
+            since: Instant::now(),
+            hung_up: false,
+            requests: Some(Requests::new(host)),
+            waiting: None,
+            last_call: 0,
+            begun: None,
+        }
+    }
+
+    /// Takes back all requests that are being served, and takes no more.
+    pub(super) fn close(&mut self) {
+        self.requests = None;
+        self.waiting = None;
+    }
+
+    /// Nothing more can come; what is here is sorted without regard to rates.
+    pub(super) fn hang_up(&mut self) {
+        self.hung_up = true;
+    }
+
+    /// The buffer to read into.
+    pub(super) fn room(&mut self) -> &mut Vec<u8> {
+        self.decoder.room(READ)
+    }
+
+    /// So many bytes were read into the buffer. Says how long to wait before more are read.
+    pub(super) fn bytes_came(&mut self, count: usize) -> Duration {
+        let wait = self.meter.bytes(count, self.since.elapsed());
+        if self.hung_up {
+            Duration::ZERO
+        } else {
+            wait
+        }
+    }
+
+    /// True if the stream was cut inside a frame.
+    pub(super) fn is_cut(&self) -> bool {
+        self.decoder.unfinished() > 0
+    }
+
+    /// Gives the room that [`Rest::NoRoom`] asked for.
+    pub(super) fn give_room(&mut self, room: OwnedSemaphorePermit) {
+        self.begun = Some(room);
+    }
+
+    /// Requests that wait for room hold the reader back; this is what they wait for.
+    pub(super) fn room_of_requests(&self) -> Option<Arc<tokio::sync::Semaphore>> {
+        self.requests.as_ref().map(Requests::room)
+    }
+
+    /// Serves whole frames until something has to be waited for.
+    pub(super) fn sort(&mut self, shared: &Arc<Shared>) -> Rest {
+        loop {
+            if let Some((id, method, deadline_ms, body)) = self.waiting.take() {
+                let room = self.begun.take();
+                if let Some(rest) = self.request(shared, id, method, deadline_ms, Some(body), room) {
+                    return rest;
+                }
+            }
+            let (frame, length) = match self.decoder.next() {
+                Ok(Some(frame)) => (Sorted::from(&frame), frame.body().len()),
+                Ok(None) => {
+                    let announced = self.decoder.announced();
+                    // A long frame is not even read until there is room for it.
+                    if announced > READ && self.begun.is_none() {
+                        let Some(requests) = &self.requests else { return Rest::Hungry };
+                        match requests.try_room(announced) {
+                            Some(room) => self.begun = Some(room),
+                            None => return Rest::NoRoom(announced),
+                        }
+                    }
+                    return Rest::Hungry;
+                }
+                Err(error) => return Rest::Violation(error.to_string()),
+            };
+            let served = match frame {
+                Sorted::Reply { id, failed } => self.reply(shared, id, failed, length),
+                Sorted::Call { id, method, deadline_ms } => {
+                    let room = self.begun.take();
+                    self.last_call = length;
+                    Ok(self.request(shared, id, method, deadline_ms, None, room))
+                }
+                Sorted::Notify { method } => {
+                    self.begun = None;
+                    match (Notice::decode(&method, self.decoder.last_body(length)), &self.requests) {
+                        (Ok(notice), Some(requests)) => requests.host().notify(notice),
+                        (Ok(_), None) => {}
+                        (Err(_), _) => Counters::count(&shared.counters.ignored),
+                    }
+                    Ok(None)
+                }
+                Sorted::Cancel { id } => {
+                    if let Some(requests) = &self.requests {
+                        requests.cancel(id);
+                    }
+                    Ok(None)
+                }
+                Sorted::Ignored => {
+                    Counters::count(&shared.counters.ignored);
+                    Ok(None)
+                }
+                Sorted::Launch(step) => Err(format!("{step} after the start")),
+            };
+            match served {
+                Ok(None) => {}
+                Ok(Some(rest)) => return rest,
+                Err(what) => return Rest::Violation(crate::text::printable(&what, 500)),
+            }
+            let wait = self.meter.message(self.since.elapsed());
+            if !wait.is_zero() && !self.hung_up {
+                return Rest::Beyond(wait);
+            }
+        }
+    }
+
+    fn reply(
+        &mut self,
+        shared: &Arc<Shared>,
+        id: CallId,
+        failed: Option<Code>,
+        length: usize,
+    ) -> Result<Option<Rest>, String> {
+        self.begun = None;
+        let waiter = shared.answered(id)?;
+        let (body, at) = self.decoder.take_body(length);
+        let answer: Answer = match failed {
+            None => Ok(Bytes::from(body).slice(at..)),
+            Some(code) => {
+                let text = String::from_utf8_lossy(&body[at..]);
+                Err(HostError::new(code, crate::text::printable(&text, 4000)))
+            }
+        };
+        match waiter {
+            Some(Waiter::Call(tell)) => drop(tell.send(answer)),
+            Some(Waiter::Message(ack)) => shared.message_done(ack, answer),
+            None => Counters::count(&shared.counters.ignored), // late: the deadline was faster
+        }
+        Ok(None)
+    }
+
+    /// Begins to serve a request, or says what it has to wait for. `kept`: its arguments, if they have left the decoder.
+    fn request(
+        &mut self,
+        shared: &Arc<Shared>,
+        id: CallId,
+        method: String,
+        deadline_ms: u32,
+        kept: Option<Vec<u8>>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Option<Rest> {
+        let requests = self.requests.as_mut()?;
+        let body = kept.as_deref().unwrap_or_else(|| self.decoder.last_body(self.last_call));
+        let Some(room) = room.or_else(|| requests.try_room(body.len())) else {
+            let length = body.len();
+            let body = kept.unwrap_or_else(|| self.decoder.last_body(self.last_call).to_vec());
+            self.waiting = Some((id, method, deadline_ms, body));
+            return Some(Rest::NoRoom(length));
+        };
+        match requests.serve(shared, id, &method, deadline_ms, body, room) {
+            Ok(()) => None,
+            Err(super::requests::Unserved::Answer(error)) => Some(Rest::Unsaid(id, error)),
+            Err(super::requests::Unserved::Violation(what)) => Some(Rest::Violation(what)),
+        }
+    }
+}
+
+/// A frame without its body, which stays in the decoder.
+enum Sorted {
+    Reply { id: CallId, failed: Option<Code> },
+    Call { id: CallId, method: String, deadline_ms: u32 },
+    Notify { method: String },
+    Cancel { id: CallId },
+    Launch(String),
+    Ignored,
+}
+
+impl From<&Frame<'_>> for Sorted {
+    fn from(frame: &Frame<'_>) -> Self {
+        match frame {
+            Frame::Reply { id, failed, .. } => Sorted::Reply { id: *id, failed: failed.clone() },
+            Frame::Call { id, method, deadline_ms, .. } => {
+                Sorted::Call { id: *id, method: (*method).to_owned(), deadline_ms: *deadline_ms }
+            }
+            Frame::Notify { method, .. } => Sorted::Notify { method: (*method).to_owned() },
+            Frame::Cancel { id } => Sorted::Cancel { id: *id },
+            Frame::Launch { step, .. } => Sorted::Launch((*step).to_owned()),
+            Frame::Ignored => Sorted::Ignored,
+        }
+    }
+}

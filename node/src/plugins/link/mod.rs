@@ -1,0 +1,347 @@
+//! Door 2: the bytes of one runner. A [`Greeting`] reads the start-up exchange step by step; [`Link`] carries calls both
+//! ways afterwards. Everything read here is hostile; one violation ends the link, and everyone who waits hears the same
+//! reason.
+//!
+//! ```text
+//! call:    Caller ── pending, outbox ──> socket            (in the caller's task; the writer task only has the backlog)
+//! answer:  socket ── reader task ──> intake ── pending ──> whoever waits, or the plugin's queue
+//! request: socket ── reader task ──> intake ── requests ──> host ──> outbox
+//! ```
+//!
+//! Bounds per plugin: [`IN_BYTES`] of frames and requests, [`OUT_BYTES`] in at most [`OUT_QUEUE`] frames to be written,
+//! [`limits::MAX_CALLS_TO_PLUGIN`] open calls to it, [`limits::MAX_CALLS_FROM_PLUGIN`] from it. A runner that does not read
+//! stops its own writer task and nobody else. One that sends more than its [`rate`](super::rate) is read later, so that its
+//! own writes block.
+
+mod caller;
+mod greeting;
+mod intake;
+mod outbox;
+mod pending;
+mod requests;
+
+pub(super) use caller::Tried;
+pub use caller::{CallError, Caller, Failed, Sent};
+pub use greeting::Greeting;
+pub use pending::Stalled;
+
+use super::lifecycle::Cause;
+use super::queue::Queue;
+use super::rate::LinkRates;
+use bytes::Bytes;
+use intake::{Intake, Rest};
+use interprocess::os::unix::uds_local_socket::tokio::Stream;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use outbox::Outbox;
+use pending::{Pending, Waiter};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use thenodes::host::{Host, HostError};
+use thenodes_ipc::{limits, CallId, Code, FrameDecoder, Generation};
+use tokio::io::Interest;
+use tokio::sync::{oneshot, watch, Notify, Semaphore};
+use tokio::task::JoinSet;
+
+/// Frames waiting to be written to one runner.
+pub const OUT_QUEUE: usize = 256;
+/// Bytes waiting to be written to one runner: one of the largest frames.
+pub const OUT_BYTES: usize = limits::MAX_FRAME + limits::MAX_HEADER;
+/// Bytes of requests being served for one runner, and of the frame that is being read from it: one of the largest frames.
+pub const IN_BYTES: usize = limits::MAX_FRAME + limits::MAX_HEADER;
+/// A runner that takes no byte for so long does not read any more.
+pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes read at once; a longer frame is read in one piece once there is room for it.
+const READ: usize = 16 * 1024;
+
+/// How a link ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The runner closed it: its process ended or is about to; the wait status tells why.
+    Closed,
+    /// The node knows better.
+    Because(Cause),
+}
+
+/// What went over one plugin's links since the node began.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Calls to the plugin that were answered well.
+    pub answered: AtomicU64,
+    /// Calls to the plugin that failed.
+    pub failed: AtomicU64,
+    /// Calls in which the plugin panicked.
+    pub panics: AtomicU64,
+    /// Calls that met their deadline.
+    pub timeouts: AtomicU64,
+    /// Requests of the plugin.
+    pub requests: AtomicU64,
+    /// Requests that were refused for want of a grant.
+    pub denied: AtomicU64,
+    /// Frames, notices and fields that could be ignored and were.
+    pub ignored: AtomicU64,
+    /// Messages dropped because the plugin's queue was full.
+    pub dropped: AtomicU64,
+    /// Messages that were with the plugin when its process ended, and that nobody asked to hear about.
+    pub lost: AtomicU64,
+    /// How often the plugin had to wait because its link was beyond its rate.
+    pub throttled: AtomicU64,
+}
+
+impl Counters {
+    /// Adds one.
+    pub fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a call that has an error for an answer.
+    fn failure(&self, error: &HostError) {
+        Self::count(&self.failed);
+        // A panic is the answer of a living plugin; a dead one gives the same code to its callers, without a panic.
+        if error.code == Code::PluginCrashed && error.message.starts_with("panicked") {
+            Self::count(&self.panics);
+        }
+    }
+}
+
+/// What a plugin answered.
+pub(super) type Answer = Result<Bytes, CallError>;
+
+/// What callers, reader and writer of one link share.
+struct Shared {
+    generation: Generation,
+    stream: Stream,
+    pending: Pending,
+    outbox: Outbox,
+    intake: Mutex<Intake>,
+    open: Semaphore,
+    counters: Arc<Counters>,
+    /// Why the link ended, for whoever comes late.
+    ended: OnceLock<Ended>,
+    /// Gets word when a message was answered or there is room for more.
+    queue: OnceLock<Arc<Queue>>,
+    /// Somebody looks at the open calls now and then, or was told to.
+    watched: AtomicBool,
+    work: Notify,
+}
+
+impl Shared {
+    /// Takes a call out of the open ones.
+    fn leave(&self, id: CallId) -> Option<Waiter> {
+        let waiter = self.pending.leave(id);
+        if waiter.is_some() {
+            self.open.add_permits(1);
+        }
+        waiter
+    }
+
+    /// Takes a call out because its answer has come. An error is a violation.
+    fn answered(&self, id: CallId) -> Result<Option<Waiter>, String> {
+        let waiter = self.pending.answered(id)?;
+        if waiter.is_some() {
+            self.open.add_permits(1);
+        }
+        Ok(waiter)
+    }
+
+    /// A message was handled, or failed in the handler.
+    fn message_done(&self, ack: Option<oneshot::Sender<Answer>>, answer: Answer) {
+        match &answer {
+            Ok(_) => Counters::count(&self.counters.answered),
+            Err(error) => self.counters.failure(error),
+        }
+        if let Some(queue) = self.queue.get() {
+            queue.message_done(self.generation, answer.as_ref().err());
+        }
+        if let Some(ack) = ack {
+            let _ = ack.send(answer);
+        }
+    }
+
+    /// A call was made: wakes the supervisor if it is not looking already.
+    fn busy(&self) {
+        if !self.watched.load(Ordering::Relaxed) && !self.watched.swap(true, Ordering::AcqRel) {
+            self.work.notify_one();
+        }
+    }
+
+    fn intake(&self) -> std::sync::MutexGuard<'_, Intake> {
+        self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running link. Dropping it closes the socket, which ends the runner.
+pub struct Link {
+    caller: Caller,
+    ended: watch::Receiver<Option<Ended>>,
+    tasks: JoinSet<()>,
+}
+
+impl Link {
+    fn start(
+        stream: Stream,
+        decoder: FrameDecoder,
+        generation: Generation,
+        host: Arc<dyn Host>,
+        counters: Arc<Counters>,
+        rates: LinkRates,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            generation,
+            stream,
+            pending: Pending::new(generation),
+            outbox: Outbox::new(),
+            intake: Mutex::new(Intake::new(decoder, host, rates)),
+            open: Semaphore::new(limits::MAX_CALLS_TO_PLUGIN),
+            counters,
+            ended: OnceLock::new(),
+            queue: OnceLock::new(),
+            watched: AtomicBool::new(true),
+            work: Notify::new(),
+        });
+        let (tell, ended) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        let tell = Arc::new(tell);
+        // Whichever direction ends first ends the link.
+        let finish = |shared: Arc<Shared>, tell: Arc<watch::Sender<Option<Ended>>>| {
+            move |end: Ended| {
+                caller::end_all(&shared, &end);
+                // The first reason counts, also where the other direction ends because of it and is faster to say so.
+                let first = shared.ended.get().cloned();
+                tell.send_if_modified(|told| {
+                    let untold = told.is_none();
+                    if untold {
+                        *told = first;
+                    }
+                    untold
+                });
+            }
+        };
+        let (writer, writer_ended) = (shared.clone(), finish(shared.clone(), tell.clone()));
+        tasks.spawn(async move {
+            let room = || {
+                if let Some(queue) = writer.queue.get() {
+                    queue.room_came();
+                }
+            };
+            writer_ended(writer.outbox.write_backlog(&writer.stream, room).await);
+        });
+        let (reader, reader_ended) = (shared.clone(), finish(shared.clone(), tell));
+        tasks.spawn(async move { reader_ended(read(&reader).await) });
+        Self { caller: Caller { shared }, ended, tasks }
+    }
+
+    /// A handle for calls.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// Has this queue fed to the plugin from now on. Once per link.
+    pub(super) fn feed(&self, queue: &Arc<Queue>) {
+        if self.caller.shared.queue.set(queue.clone()).is_ok() {
+            queue.attach(self.caller.clone());
+        }
+    }
+
+    /// Waits until the runner closed the link or broke its rules.
+    pub async fn ended(&mut self) -> Ended {
+        match self.ended.wait_for(Option::is_some).await {
+            Ok(end) => end.clone().unwrap_or(Ended::Closed),
+            Err(_) => Ended::Closed,
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+        if let Some(queue) = self.caller.shared.queue.get() {
+            queue.detach(self.caller.shared.generation);
+        }
+        caller::end_all(&self.caller.shared, &Ended::Closed);
+        // The tasks hold the socket until they are gone; the runner is to see the end now.
+        let _ = nix::sys::socket::shutdown(
+            self.caller.shared.stream.as_fd().as_raw_fd(),
+            nix::sys::socket::Shutdown::Both,
+        );
+    }
+}
+
+/// Reads until the end or the first violation.
+async fn read(shared: &Arc<Shared>) -> Ended {
+    let violation = |what: String| Ended::Because(Cause::Violation(what));
+    loop {
+        let rest = shared.intake().sort(shared);
+        match rest {
+            Rest::Hungry => {}
+            Rest::Beyond(wait) => {
+                hold(shared, wait).await;
+                continue;
+            }
+            Rest::NoRoom(bytes) => {
+                // Until requests that are being served have ended; each has its deadline.
+                let bytes = u32::try_from(bytes.min(IN_BYTES)).unwrap_or(u32::MAX);
+                let Some(room) = shared.intake().room_of_requests() else { return Ended::Closed };
+                let Ok(room) = room.acquire_many_owned(bytes).await else { return Ended::Closed };
+                shared.intake().give_room(room);
+                continue;
+            }
+            Rest::Unsaid(id, error) => {
+                // Awaiting holds up this runner's own reader only: it must read before it may ask for more.
+                requests::reply(shared, id, Err(error)).await;
+                continue;
+            }
+            Rest::Violation(what) => return violation(what),
+        }
+        if shared.stream.inner().readable().await.is_err() {
+            return Ended::Closed;
+        }
+        let (got, cut) = {
+            let mut intake = shared.intake();
+            let got = read_some(&shared.stream, intake.room());
+            let wait = got.map(|count| (count, intake.bytes_came(count)));
+            (wait, intake.is_cut())
+        };
+        match got {
+            Ok((1.., wait)) if wait.is_zero() => {}
+            Ok((1.., wait)) => hold(shared, wait).await,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Ok((0, _)) | Err(_) if cut => return violation("the link ended inside a frame".into()),
+            Ok((0, _)) | Err(_) => return Ended::Closed,
+        }
+    }
+}
+
+/// Reads what is there. When that was all, the runtime is told so in the same step: the next wait then needs no read that
+/// fails. It must be the same step, or word of bytes that come between would be lost.
+fn read_some(stream: &Stream, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+    let mut short = None;
+    let read = stream.inner().try_io(Interest::READABLE, || {
+        let space = buffer.capacity() - buffer.len();
+        let count = rustix::io::read(stream.as_fd(), rustix::buffer::spare_capacity(buffer))?;
+        if count > 0 && count < space {
+            short = Some(count);
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        Ok(count)
+    });
+    match (read, short) {
+        (Err(_), Some(count)) => Ok(count),
+        (read, _) => read,
+    }
+}
+
+/// Holds the reader of one link back while the plugin is beyond its rate.
+async fn hold(shared: &Shared, wait: Duration) {
+    Counters::count(&shared.counters.throttled);
+    tokio::time::sleep(wait).await;
+    let closed = PollFlags::POLLHUP | PollFlags::POLLERR;
+    let mut asked = [PollFd::new(shared.stream.as_fd(), closed)];
+    // Asks only; does not wait.
+    let answer = poll(&mut asked, PollTimeout::ZERO);
+    if answer.is_ok() && asked[0].revents().is_some_and(|is| is.intersects(closed)) {
+        shared.intake().hang_up();
+    }
+}

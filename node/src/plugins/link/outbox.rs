@@ -1,0 +1,185 @@
+//! What is written to one runner. Whoever has something to say writes it at once, in its own task, if nothing waits before
+//! it; only what the way does not take is kept, bounded in frames and bytes, and written by the link's writer task. A
+//! runner that does not read stops its own writer and nobody else.
+
+use super::{Ended, OUT_BYTES, OUT_QUEUE, WRITE_DEADLINE};
+use crate::plugins::lifecycle::Cause;
+use bytes::Bytes;
+use interprocess::os::unix::uds_local_socket::tokio::Stream;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use thenodes_ipc::{limits, Frame, FrameError};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+/// What became of a frame.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    /// It is written, or will be.
+    Taken,
+    /// There is no room for it now.
+    Full,
+    /// The link has ended.
+    Closed,
+}
+
+/// A frame of which a part is not written yet.
+struct Rest {
+    head: Vec<u8>,
+    body: Bytes,
+    done: usize,
+}
+
+#[derive(Default)]
+struct State {
+    /// Heads are encoded here, so that the usual frame allocates nothing.
+    scratch: Vec<u8>,
+    backlog: VecDeque<Rest>,
+    bytes: usize,
+    closed: bool,
+}
+
+/// The writing side of a link.
+pub(super) struct Outbox {
+    state: Mutex<State>,
+    /// There is a backlog to be written.
+    more: Notify,
+    /// There is room again.
+    room: Notify,
+}
+
+impl Outbox {
+    pub(super) fn new() -> Self {
+        Self { state: Mutex::default(), more: Notify::new(), room: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a frame whose body is `body`, or keeps it. An error is about the frame itself, which no link would take.
+    pub(super) fn put(&self, socket: &Stream, frame: &Frame<'_>, body: &Bytes) -> Result<Put, FrameError> {
+        let mut state = self.lock();
+        if state.closed {
+            return Ok(Put::Closed);
+        }
+        state.scratch.clear();
+        frame.encode_head(&mut state.scratch, limits::MAX_FRAME)?;
+        let total = state.scratch.len() + body.len();
+        let mut done = 0;
+        if state.backlog.is_empty() {
+            done = match write(socket, &state.scratch, body) {
+                Ok(count) => count,
+                // The reader will meet the same end, and knows what to say about it.
+                Err(_) => return Ok(Put::Closed),
+            };
+            if done == total {
+                return Ok(Put::Taken);
+            }
+        } else if state.backlog.len() >= OUT_QUEUE || state.bytes + total > OUT_BYTES {
+            return Ok(Put::Full);
+        }
+        let head = state.scratch.clone();
+        state.bytes += total;
+        state.backlog.push_back(Rest { head, body: body.clone(), done });
+        drop(state);
+        self.more.notify_one();
+        Ok(Put::Taken)
+    }
+
+    /// As [`Outbox::put`], and waits while there is no room. Ends with the link at the latest.
+    pub(super) async fn put_when_there_is_room(
+        &self,
+        socket: &Stream,
+        frame: &Frame<'_>,
+        body: &Bytes,
+    ) -> Result<Put, FrameError> {
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            // From here on no word of room is missed.
+            room.as_mut().enable();
+            match self.put(socket, frame, body)? {
+                Put::Full => room.await,
+                done => return Ok(done),
+            }
+        }
+    }
+
+    /// Takes nothing any more.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.backlog.clear();
+        drop(state);
+        self.room.notify_waiters();
+        self.more.notify_one();
+    }
+
+    /// Writes what is kept, until the link or the patience with a runner that does not read ends. `written` is called when
+    /// the backlog is empty again.
+    pub(super) async fn write_backlog(&self, socket: &Stream, written: impl Fn()) -> Ended {
+        loop {
+            self.more.notified().await;
+            loop {
+                match self.some_of_the_backlog(socket) {
+                    Step::Empty => break,
+                    Step::Closed => return Ended::Closed,
+                    Step::Progress => self.room.notify_waiters(),
+                    Step::Blocked => match timeout(WRITE_DEADLINE, socket.inner().writable()).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => return Ended::Closed,
+                        Err(_) => {
+                            return Ended::Because(Cause::Hang("anything: it does not read its link".into()))
+                        }
+                    },
+                }
+            }
+            self.room.notify_waiters();
+            written();
+        }
+    }
+
+    fn some_of_the_backlog(&self, socket: &Stream) -> Step {
+        let mut state = self.lock();
+        if state.closed {
+            return Step::Closed;
+        }
+        let Some(rest) = state.backlog.front_mut() else { return Step::Empty };
+        let head = rest.head.get(rest.done..).unwrap_or(&[]);
+        let body = &rest.body[rest.done.saturating_sub(rest.head.len())..];
+        let total = rest.head.len() + rest.body.len();
+        // Through the runtime, so that it learns when the socket is full and `writable` waits.
+        match socket.inner().try_write_vectored(&[IoSlice::new(head), IoSlice::new(body)]) {
+            Ok(0) => Step::Closed,
+            Ok(count) => {
+                rest.done += count;
+                if rest.done == total {
+                    state.bytes = state.bytes.saturating_sub(total);
+                    state.backlog.pop_front();
+                }
+                Step::Progress
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Step::Blocked,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Step::Progress,
+            Err(_) => Step::Closed,
+        }
+    }
+}
+
+enum Step {
+    Empty,
+    Progress,
+    Blocked,
+    Closed,
+}
+
+/// Writes what the socket takes now; zero if it takes nothing.
+fn write(socket: &Stream, head: &[u8], body: &[u8]) -> io::Result<usize> {
+    match socket.inner().try_write_vectored(&[IoSlice::new(head), IoSlice::new(body)]) {
+        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+        Ok(count) => Ok(count),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,156 @@
+//! The open calls of one link: who waits for which answer, and since when. Ids come back from a hostile process, so an answer
+//! is matched only to a call that was made, of this generation, and only once.
+
+use super::Answer;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use thenodes_ipc::{CallId, Generation};
+use tokio::sync::oneshot;
+
+/// Who waits for the answer to a call.
+pub(super) enum Waiter {
+    /// A task.
+    Call(oneshot::Sender<Answer>),
+    /// The plugin's queue, which goes on with the next message.
+    Message(Option<oneshot::Sender<Answer>>),
+}
+
+struct Open {
+    waiter: Waiter,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Table {
+    next: u64,
+    open: HashMap<u64, Open>,
+    /// Messages among them.
+    messages: usize,
+    /// When a message was answered last, or one was sent while none was open.
+    progress: Option<Instant>,
+}
+
+impl Table {
+    fn remove(&mut self, id: CallId) -> Option<Waiter> {
+        let waiter = self.open.remove(&id.0)?.waiter;
+        if matches!(waiter, Waiter::Message(_)) {
+            self.messages = self.messages.saturating_sub(1);
+        }
+        Some(waiter)
+    }
+}
+
+/// All calls to one process of a plugin that have no answer yet.
+pub(super) struct Pending {
+    generation: Generation,
+    table: Mutex<Table>,
+}
+
+impl Pending {
+    pub(super) fn new(generation: Generation) -> Self {
+        Self { generation, table: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a call and gives it a number.
+    pub(super) fn enter(&self, waiter: Waiter) -> CallId {
+        let now = Instant::now();
+        let mut table = self.lock();
+        table.next += 1;
+        let id = CallId::new(self.generation, table.next);
+        if matches!(waiter, Waiter::Message(_)) {
+            if table.messages == 0 {
+                table.progress = Some(now);
+            }
+            table.messages += 1;
+        }
+        table.open.insert(id.0, Open { waiter, since: now });
+        id
+    }
+
+    /// Takes a call out.
+    pub(super) fn leave(&self, id: CallId) -> Option<Waiter> {
+        self.lock().remove(id)
+    }
+
+    /// Takes a call out because its answer has come. An error: no such call was ever made.
+    pub(super) fn answered(&self, id: CallId) -> Result<Option<Waiter>, String> {
+        let mut table = self.lock();
+        if id.generation() != self.generation || id.counter() > table.next || id.counter() == 0 {
+            return Err(format!("a reply to call {:#x}, which was never made", id.0));
+        }
+        let waiter = table.remove(id);
+        if matches!(waiter, Some(Waiter::Message(_))) {
+            table.progress = Some(Instant::now());
+        }
+        Ok(waiter)
+    }
+
+    /// Takes all out, in no order.
+    pub(super) fn drain(&self) -> Vec<Waiter> {
+        let mut table = self.lock();
+        table.messages = 0;
+        table.open.drain().map(|(_, open)| open.waiter).collect()
+    }
+
+    /// What is open and how long; `None` if nothing is.
+    pub(super) fn stalled(&self, now: Instant) -> Option<Stalled> {
+        let table = self.lock();
+        let oldest = table.open.values().map(|open| open.since).min()?;
+        let progress = table.progress.filter(|_| table.messages > 0).unwrap_or(now);
+        Some(Stalled {
+            messages: now.saturating_duration_since(progress),
+            oldest: now.saturating_duration_since(oldest),
+        })
+    }
+}
+
+/// What is open and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stalled {
+    /// Time since a message was answered, if one is open; zero if none is. Messages are handled one after the other, so one may
+    /// be old without anything being wrong; that none is answered is.
+    pub messages: std::time::Duration,
+    /// Age of the oldest open call.
+    pub oldest: std::time::Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_finds_its_call_once_and_a_call_that_was_never_made_is_a_violation() {
+        let pending = Pending::new(Generation(3));
+        let id = pending.enter(Waiter::Message(None));
+        assert!(matches!(pending.answered(id), Ok(Some(Waiter::Message(None)))));
+        assert!(matches!(pending.answered(id), Ok(None)), "late or double: ignored");
+        for wrong in
+            [CallId::new(Generation(2), 1), CallId::new(Generation(3), 2), CallId::new(Generation(3), 0)]
+        {
+            assert!(pending.answered(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn silence_about_messages_is_counted_from_the_last_answer_and_only_while_one_is_open() {
+        let pending = Pending::new(Generation(1));
+        assert_eq!(pending.stalled(Instant::now()), None);
+        let first = pending.enter(Waiter::Message(None));
+        let second = pending.enter(Waiter::Message(None));
+        let late = Instant::now() + std::time::Duration::from_secs(60);
+        let stalled = pending.stalled(late).expect("two are open");
+        assert!(stalled.messages.as_secs() >= 59 && stalled.oldest.as_secs() >= 59);
+        pending.answered(first).expect("it was made");
+        assert!(pending.stalled(late).is_some_and(|stalled| stalled.messages <= stalled.oldest));
+        pending.answered(second).expect("it was made");
+        let (tell, _answer) = oneshot::channel();
+        pending.enter(Waiter::Call(tell));
+        let stalled = pending.stalled(late).expect("a call is open");
+        assert!(stalled.messages.is_zero() && stalled.oldest.as_secs() >= 59);
+    }
+}

@@ -1,0 +1,205 @@
+//! The messages that wait for one plugin. Bounded in number and bytes, with a stated answer to "full"; it outlives the
+//! plugin's processes, so that a restart loses nothing that was not handed over yet. Nobody who delivers waits here: a
+//! message is written to the plugin at once if it can be, and kept otherwise.
+//!
+//! Messages are handed over in order, with many answers outstanding. One that was handed over when the process ended is
+//! not handed over again: the plugin may have acted on it. Whoever asked for an acknowledgement hears so.
+
+use super::link::{Answer, Caller, Counters, Tried};
+use super::logs::LogBook;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use thenodes::host::HostError;
+use thenodes_ipc::{limits, Code, Generation};
+use tokio::sync::oneshot;
+
+/// Messages that may be with the plugin at once: half of the open calls, so that prompts and requests keep room.
+const WITH_PLUGIN: usize = limits::MAX_CALLS_TO_PLUGIN / 2;
+
+/// What happens to a message when the queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// It is dropped.
+    #[default]
+    DropNewest,
+    /// The one that has waited longest is dropped.
+    DropOldest,
+    /// Nothing is dropped: the message keeps its part of the room that all messages of peers have together, so that the peer
+    /// that sends is read later.
+    BlockPeer,
+}
+
+impl Overflow {
+    /// The word in configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Overflow::DropNewest => "drop-newest",
+            Overflow::DropOldest => "drop-oldest",
+            Overflow::BlockPeer => "block-peer",
+        }
+    }
+}
+
+/// What a message keeps from being used by others until the plugin has taken it; dropped then.
+pub type Hold = Box<dyn std::any::Any + Send>;
+
+/// A message on its way to a plugin.
+pub struct Delivery {
+    /// The message, packed.
+    pub body: Bytes,
+    /// Who wants to know that the plugin took it.
+    pub ack: Option<oneshot::Sender<Answer>>,
+    /// See [`Overflow::BlockPeer`].
+    pub hold: Option<Hold>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Delivery>,
+    bytes: usize,
+    /// The process that is fed now.
+    fed: Option<(Caller, Generation)>,
+    /// Messages that are with it.
+    with_plugin: usize,
+}
+
+/// The queue of one plugin.
+pub struct Queue {
+    state: Mutex<State>,
+    overflow: Overflow,
+    counters: Arc<Counters>,
+    logs: Arc<LogBook>,
+}
+
+impl Queue {
+    pub(super) fn new(overflow: Overflow, counters: Arc<Counters>, logs: Arc<LogBook>) -> Self {
+        Self { state: Mutex::default(), overflow, counters, logs }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Messages that wait, and their bytes.
+    pub fn waiting(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.waiting.len(), state.bytes)
+    }
+
+    /// What happens when it is full.
+    pub fn overflow(&self) -> Overflow {
+        self.overflow
+    }
+
+    /// Takes a message. Never waits.
+    pub fn deliver(&self, delivery: Delivery) {
+        let mut state = self.lock();
+        let Some(delivery) = self.hand_over(&mut state, delivery) else { return };
+        let full = |state: &State| {
+            state.waiting.len() >= limits::PLUGIN_QUEUE
+                || state.bytes + delivery.body.len() > limits::PLUGIN_QUEUE_BYTES
+        };
+        match self.overflow {
+            Overflow::DropNewest if full(&state) => return self.dropped(delivery),
+            Overflow::DropOldest => {
+                while full(&state) {
+                    let Some(oldest) = state.waiting.pop_front() else { break };
+                    state.bytes -= oldest.body.len();
+                    self.dropped(oldest);
+                }
+            }
+            // What has no hold on a peer is not bounded by one.
+            Overflow::BlockPeer if full(&state) && delivery.hold.is_none() => return self.dropped(delivery),
+            Overflow::DropNewest | Overflow::BlockPeer => {}
+        }
+        state.bytes += delivery.body.len();
+        state.waiting.push_back(delivery);
+    }
+
+    /// Gives a message to the plugin if it is this message's turn; gives it back if not.
+    fn hand_over(&self, state: &mut State, delivery: Delivery) -> Option<Delivery> {
+        if !state.waiting.is_empty() {
+            return Some(delivery);
+        }
+        self.hand_over_next(state, delivery)
+    }
+
+    fn hand_over_next(&self, state: &mut State, delivery: Delivery) -> Option<Delivery> {
+        let Some((caller, _)) = state.fed.as_ref().filter(|_| state.with_plugin < WITH_PLUGIN) else {
+            return Some(delivery);
+        };
+        let Delivery { body, ack, hold } = delivery;
+        match caller.try_message(&body, ack) {
+            Tried::Sent => {
+                state.with_plugin += 1;
+                None
+            }
+            Tried::Full(ack) => Some(Delivery { body, ack, hold }),
+            Tried::Refused(ack, error) => {
+                Counters::count(&self.counters.dropped);
+                if let Some(ack) = ack {
+                    let _ = ack.send(Err(error));
+                }
+                None
+            }
+        }
+    }
+
+    fn dropped(&self, delivery: Delivery) {
+        Counters::count(&self.counters.dropped);
+        if let Some(ack) = delivery.ack {
+            let text = "the plugin's queue of messages is full";
+            let _ = ack.send(Err(HostError::new(Code::ResourceExhausted, text)));
+        }
+    }
+
+    /// Hands over as much as the plugin takes.
+    fn feed(&self, state: &mut State) {
+        while let Some(delivery) = state.waiting.pop_front() {
+            let length = delivery.body.len();
+            match self.hand_over_next(state, delivery) {
+                None => state.bytes -= length,
+                Some(back) => {
+                    state.waiting.push_front(back);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A process takes messages from now on.
+    pub(super) fn attach(&self, caller: Caller) {
+        let mut state = self.lock();
+        let generation = caller.generation();
+        state.fed = Some((caller, generation));
+        state.with_plugin = 0;
+        self.feed(&mut state);
+    }
+
+    /// This process takes none any more.
+    pub(super) fn detach(&self, generation: Generation) {
+        let mut state = self.lock();
+        if state.fed.as_ref().is_some_and(|(_, fed)| *fed == generation) {
+            state.fed = None;
+            state.with_plugin = 0;
+        }
+    }
+
+    /// A message was answered.
+    pub(super) fn message_done(&self, generation: Generation, error: Option<&HostError>) {
+        if let Some(error) = error {
+            self.logs.add(generation.0, "error", "on_message", &error.to_string());
+        }
+        let mut state = self.lock();
+        if state.fed.as_ref().is_some_and(|(_, fed)| *fed == generation) {
+            state.with_plugin = state.with_plugin.saturating_sub(1);
+            self.feed(&mut state);
+        }
+    }
+
+    /// The link takes more again.
+    pub(super) fn room_came(&self) {
+        self.feed(&mut self.lock());
+    }
+}

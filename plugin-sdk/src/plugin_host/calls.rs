@@ -1,0 +1,279 @@
+//! Async handlers. Their first step runs on the thread that read the call: many handlers need no second one, and then a call
+//! costs neither a task nor a change of threads. What has to wait goes on on that thread too as long as what it waits for
+//! comes over the link; whatever wakes it from elsewhere (a timer, another task) moves it to the plugin's runtime for good.
+
+use super::client::Client;
+use super::library::panic_text;
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+use thenodes_ipc::Code;
+use tokio::task::AbortHandle;
+
+/// An async handler at work; it answers its call itself.
+pub(super) type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Times that a job may wake itself on the reading thread before it goes to the runtime.
+const STEPS: u32 = 8;
+
+const IDLE: u8 = 0;
+const READY: u8 = 1;
+const RUNNING: u8 = 2;
+const WOKEN: u8 = 3;
+const GONE: u8 = 4;
+
+enum Running {
+    Here(Arc<Local>),
+    Runtime(AbortHandle),
+}
+
+/// Calls with an async handler that are not answered yet.
+pub(super) struct Calls {
+    runtime: tokio::runtime::Handle,
+    running: Mutex<HashMap<u64, Running>>,
+    /// Jobs that can go on on the reading thread.
+    ready: Mutex<VecDeque<Arc<Local>>>,
+}
+
+/// A job that is driven by the reading thread.
+struct Local {
+    id: u64,
+    calls: Weak<Calls>,
+    state: AtomicU8,
+    job: Mutex<Option<Job>>,
+}
+
+thread_local! {
+    /// This thread reads the link and will look at what became ready.
+    static READS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+impl Wake for Local {
+    fn wake(self: Arc<Self>) {
+        loop {
+            let (from, to) = match self.state.load(Ordering::Acquire) {
+                IDLE => (IDLE, READY),
+                RUNNING => (RUNNING, WOKEN),
+                _ => return,
+            };
+            if self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                if to == READY {
+                    self.schedule();
+                }
+                return;
+            }
+        }
+    }
+}
+
+impl Local {
+    fn job(&self) -> MutexGuard<'_, Option<Job>> {
+        self.job.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn schedule(self: Arc<Self>) {
+        let Some(calls) = self.calls.upgrade() else { return };
+        if READS.get() {
+            calls.ready().push_back(self);
+        } else {
+            calls.to_runtime(&self);
+        }
+    }
+}
+
+impl Calls {
+    pub(super) fn new(runtime: tokio::runtime::Handle) -> Arc<Self> {
+        Arc::new(Self { runtime, running: Mutex::default(), ready: Mutex::default() })
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<u64, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ready(&self) -> MutexGuard<'_, VecDeque<Arc<Local>>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that this thread reads the link, so that jobs which the link wakes go on here.
+    pub(super) fn this_thread_reads(&self) {
+        READS.set(true);
+    }
+
+    /// Runs the first step of a job here, and keeps it if it is not done.
+    pub(super) fn begin(self: &Arc<Self>, id: u64, mut job: Job) {
+        let local = Arc::new(Local {
+            id,
+            calls: Arc::downgrade(self),
+            state: AtomicU8::new(RUNNING),
+            job: Mutex::default(),
+        });
+        let waker = Waker::from(local.clone());
+        if job.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+            local.state.store(GONE, Ordering::Release);
+            return;
+        }
+        *local.job() = Some(job);
+        self.running().insert(id, Running::Here(local.clone()));
+        self.after_step(&local);
+    }
+
+    /// Gives a job to the runtime from the beginning.
+    pub(super) fn spawn(self: &Arc<Self>, id: u64, job: Job) {
+        // Entered before it can end, so that its end always finds the entry.
+        let mut running = self.running();
+        let task = self.runtime.spawn(job);
+        running.insert(id, Running::Runtime(task.abort_handle()));
+    }
+
+    /// A step has ended without an end: sleeps, or goes on at once if it was woken meanwhile.
+    fn after_step(self: &Arc<Self>, local: &Arc<Local>) {
+        let slept = local.state.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire);
+        if slept == Err(WOKEN)
+            && local.state.compare_exchange(WOKEN, READY, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        {
+            local.clone().schedule();
+        }
+    }
+
+    /// Goes on with what became ready.
+    pub(super) fn go_on(self: &Arc<Self>) {
+        let mut steps = 0;
+        loop {
+            let next = self.ready().pop_front();
+            let Some(local) = next else { return };
+            steps += 1;
+            if steps > STEPS {
+                self.to_runtime(&local);
+                continue;
+            }
+            let Some(mut job) = local.job().take() else { continue };
+            local.state.store(RUNNING, Ordering::Release);
+            let waker = Waker::from(local.clone());
+            if job.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+                local.state.store(GONE, Ordering::Release);
+                continue;
+            }
+            let running = self.running();
+            if running.contains_key(&local.id) {
+                *local.job() = Some(job);
+                drop(running);
+                self.after_step(&local);
+            } // else it was taken back while it ran
+        }
+    }
+
+    /// Nobody goes on here: what became ready goes to the runtime.
+    pub(super) fn leave(&self) {
+        while let Some(local) = { self.ready().pop_front() } {
+            self.to_runtime(&local);
+        }
+    }
+
+    /// True if something became ready.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready().is_empty()
+    }
+
+    fn to_runtime(&self, local: &Local) {
+        let Some(job) = local.job().take() else { return };
+        local.state.store(GONE, Ordering::Release);
+        let mut running = self.running();
+        if running.contains_key(&local.id) {
+            let task = self.runtime.spawn(job);
+            running.insert(local.id, Running::Runtime(task.abort_handle()));
+        }
+    }
+
+    /// Takes a call back. True if it was still at work; then nobody else answers it.
+    pub(super) fn cancel(&self, id: u64) -> bool {
+        let removed = self.running().remove(&id);
+        match removed {
+            None => false,
+            Some(Running::Runtime(task)) => {
+                task.abort();
+                true
+            }
+            Some(Running::Here(local)) => {
+                local.state.store(GONE, Ordering::Release);
+                let job = local.job().take();
+                // Outside of the locks: destructors are the plugin's, and may panic.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(job)));
+                true
+            }
+        }
+    }
+
+    /// The end of a job that had to wait: true if it was not taken back before.
+    fn ended(&self, id: u64) -> bool {
+        self.running().remove(&id).is_some()
+    }
+}
+
+/// A handler's future as a [`Job`]: answers the call with what it returns, with its panic, or not at all if it was taken back.
+pub(super) struct Answering<F, A> {
+    handler: Option<Pin<Box<F>>>,
+    answer: Option<A>,
+    id: u64,
+    client: Arc<Client>,
+    calls: Arc<Calls>,
+    /// It had to wait, so it can be taken back.
+    kept: bool,
+}
+
+impl<F, A> Answering<F, A>
+where
+    F: Future + Send + 'static,
+    A: FnOnce(&Client, u64, F::Output) + Send + Unpin + 'static,
+{
+    /// `spawned`: it begins on the runtime and not here.
+    pub(super) fn job(
+        calls: &Arc<Calls>,
+        client: &Arc<Client>,
+        id: u64,
+        spawned: bool,
+        handler: F,
+        answer: A,
+    ) -> Job {
+        Box::pin(Self {
+            handler: Some(Box::pin(handler)),
+            answer: Some(answer),
+            id,
+            client: client.clone(),
+            calls: calls.clone(),
+            kept: spawned,
+        })
+    }
+}
+
+impl<F, A> Future for Answering<F, A>
+where
+    F: Future + Send + 'static,
+    A: FnOnce(&Client, u64, F::Output) + Send + Unpin + 'static,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let Some(handler) = this.handler.as_mut() else { return Poll::Ready(()) };
+        let step = catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(context)));
+        if matches!(step, Ok(Poll::Pending)) {
+            this.kept = true;
+            return Poll::Pending;
+        }
+        let handler = this.handler.take();
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(handler)));
+        if this.kept && !this.calls.ended(this.id) {
+            return Poll::Ready(()); // taken back: already answered
+        }
+        match (step.and_then(|step| dropped.map(|()| step)), this.answer.take()) {
+            (Ok(Poll::Ready(output)), Some(answer)) => answer(&this.client, this.id, output),
+            (Err(panic), _) => this.client.fail(this.id, &Code::PluginCrashed, &panic_text(panic)),
+            (Ok(_), _) => {}
+        }
+        Poll::Ready(())
+    }
+}
