@@ -5,10 +5,10 @@
 use super::layout::{Ring, Shared};
 use super::{Consumer, Producer};
 #[cfg(loom)]
-use loom::sync::atomic::{fence, Ordering};
+use loom::sync::atomic::Ordering;
 use std::sync::atomic::AtomicBool;
 #[cfg(not(loom))]
-use std::sync::atomic::{fence, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// Both rings, before they are taken apart into halves.
@@ -51,13 +51,12 @@ impl Mapping {
         }
     }
 
-    /// Ends the link for both sides and both directions, and wakes whoever waits by futex. As with bytes: the word, a fence,
-    /// then the bells; who announces a sleep after that sees the word.
+    /// Ends the link for both sides and both directions, and wakes whoever waits by futex. As with bytes: the word, then
+    /// the bells, each behind its fence; who announces a sleep after that sees the word.
     pub(crate) fn close(&self) {
         self.closed.store(true, std::sync::atomic::Ordering::Relaxed);
         let shared = self.shared();
         shared.closed.0.store(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
         for bell in [&shared.down.consumer, &shared.down.producer, &shared.up.consumer, &shared.up.producer] {
             if bell.sleeps() {
                 bell.wake();

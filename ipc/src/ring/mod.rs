@@ -14,7 +14,7 @@
 //! other side flips back and forth cannot keep this side in a loop.
 //!
 //! Sleeping: who wants to sleep says so in a shared word and then looks once more; who publishes then looks at that word.
-//! Between the two steps both have a sequentially consistent fence, so at least one of them sees the other (see [`bell`]).
+//! Between the two steps both have a sequentially consistent fence, so at least one of them sees the other (see `bell.rs`).
 //! Ways to wake: a futex ([`Consumer::wait`], [`Producer::wake_consumer`]), or whatever the caller has (a byte on the socket).
 //! A wake-up without a reason can always come and means nothing.
 //!

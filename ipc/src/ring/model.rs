@@ -1,5 +1,8 @@
 //! Every order in which two threads may use a ring, tried by loom (`cargo xtask model`). loom follows the memory model, so a
 //! missing fence shows here and not once a month on somebody's machine. The ring is 8 bytes small: one word, always at its end.
+//!
+//! One thing loom cannot show: a load that is carried out after a later store. That is what release and acquire on `tail` are
+//! for (the copy out is over before its place is free), so those two rest on the argument in `layout.rs` alone.
 
 use super::{Consumer, Producer, Region};
 use loom::thread;

@@ -80,7 +80,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 8 } else { 256 }, failure_persistence: None, ..ProptestConfig::default()
+        cases: if cfg!(miri) { 8 } else { 128 }, failure_persistence: None, ..ProptestConfig::default()
     })]
 
     #[test]
@@ -250,7 +250,7 @@ fn vandalize(shared: &Shared, done: &AtomicBool) {
             producer.word().store(numbers.next() as u32 % 2, Ordering::Relaxed);
             data.0[numbers.next() as usize % data.0.len()].store(numbers.next(), Ordering::Relaxed);
         }
-        shared.closed.0.store(u32::from(numbers.next() % 8 == 0), Ordering::Relaxed);
+        shared.closed.0.store(u32::from(numbers.next().is_multiple_of(8)), Ordering::Relaxed);
         std::thread::yield_now();
     }
 }
