@@ -9,6 +9,7 @@
 //! 3. First the [`launch`] exchange (`hello`, `hello`, `confined`, `proceed`, `registered`, `start`), then calls both ways.
 //! 4. Ids carry the generation of the process ([`id`]), so that nothing from a dead process can answer for a living one.
 //! 5. [`abi`] is the other border: the C table between the runner and the library it opened.
+//! 6. [`ring`] is a shorter way beside the socket: bytes through memory that both processes see. The socket stays the truth.
 //!
 //! No sockets are opened here and no runtime is chosen: bytes in, values out. Whatever a runner sends is hostile input.
 
@@ -22,6 +23,7 @@ pub mod launch;
 pub mod limits;
 pub mod pack;
 pub mod report;
+pub mod ring;
 
 pub use code::Code;
 pub use frame::{Frame, FrameDecoder, FrameError};

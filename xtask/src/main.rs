@@ -50,6 +50,8 @@ enum Task {
         #[arg(default_value_t = 60)]
         seconds: u64,
     },
+    /// Try every order in which two threads may use the shared-memory ring (loom).
+    Model,
     /// Write plugin-sdk/include/thenodes_plugin.h anew.
     Header,
 }
@@ -82,6 +84,13 @@ fn main() -> Result<()> {
             run(command
                 .args(["+nightly", "fuzz", "run", "--fuzz-dir", "tests/fuzz", &target, "--", &limit])
                 .current_dir(root()))
+        }
+        Task::Model => {
+            // In a directory of its own: the flag changes every crate, and nobody wants to build the house anew after this.
+            run(cargo()
+                .args(["test", "--release", "--package", "thenodes-ipc", "--lib", "ring::model"])
+                .env("RUSTFLAGS", "--cfg loom")
+                .env("CARGO_TARGET_DIR", target().join("model")))
         }
         Task::Header => header::write(),
     }

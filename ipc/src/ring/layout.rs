@@ -1,0 +1,143 @@
+//! What lies where in the shared memory, and how bytes get in and out. Everything here is an atomic, so that another process
+//! (or a test's thread) may write any of it at any time without this program's behaviour becoming undefined.
+//!
+//! Each word that one side writes lies on cache lines of its own: 128 bytes apart, because processors fetch lines in pairs.
+//! Data are words of 8 bytes: relaxed loads and stores of whole words are as cheap as plain ones, and only the two edges of a
+//! run of bytes need care. Order comes from the indices alone: `head` is published (release) after the bytes it covers, and
+//! `tail` after the bytes below it were copied out; who reads an index (acquire) then sees or may overwrite those bytes.
+
+use super::bell::Bell;
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Bytes each direction holds. Small enough to stay in a cache of the second level, large enough for the bodies that travel by
+/// link (larger ones go by memfd). Models and interpreters get a small one, so that they come around its end.
+pub const CAPACITY: usize = if cfg!(loom) {
+    8
+} else if cfg!(miri) {
+    256
+} else {
+    256 * 1024
+};
+
+const WORD: usize = size_of::<u64>();
+const WORDS: usize = CAPACITY / WORD;
+const _: () = assert!(CAPACITY.is_power_of_two() && CAPACITY >= WORD);
+
+/// A value alone on its cache lines.
+#[repr(C, align(128))]
+pub(crate) struct Line<T>(pub(crate) T);
+
+/// One direction.
+#[repr(C)]
+pub(crate) struct Ring {
+    /// Bytes ever published. Written by the producer.
+    pub(crate) head: Line<AtomicU64>,
+    /// Bytes ever taken out. Written by the consumer.
+    pub(crate) tail: Line<AtomicU64>,
+    /// The consumer waits for bytes.
+    pub(crate) consumer: Bell,
+    /// The producer waits for room.
+    pub(crate) producer: Bell,
+    pub(crate) data: Data,
+}
+
+/// The whole region.
+#[repr(C, align(4096))]
+pub(crate) struct Shared {
+    /// Either side ended the link.
+    pub(crate) closed: Line<AtomicU32>,
+    pub(crate) down: Ring,
+    pub(crate) up: Ring,
+}
+
+/// The bytes of one direction.
+#[repr(C)]
+pub(crate) struct Data(pub(crate) [AtomicU64; WORDS]);
+
+impl Data {
+    /// Copies `bytes` in at the place of index `at`, around the end if need be. At most [`CAPACITY`] bytes.
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
+        let (first, offset) = place(at);
+        let (edge, rest) = bytes.split_at(edge(offset, bytes.len()));
+        if !edge.is_empty() {
+            self.merge(first, offset, edge);
+        }
+        let next = (first + usize::from(!edge.is_empty())) % WORDS;
+        let (whole, edge) = rest.split_at(rest.len() - rest.len() % WORD);
+        let (to_end, around) = whole.split_at(whole.len().min((WORDS - next) * WORD));
+        for (words, bytes) in [(&self.0[next..], to_end), (&self.0[..], around)] {
+            for (word, bytes) in words.iter().zip(bytes.as_chunks().0) {
+                word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+            }
+        }
+        if !edge.is_empty() {
+            self.merge((next + whole.len() / WORD) % WORDS, 0, edge);
+        }
+    }
+
+    /// Copies bytes out from the place of index `at`; the mirror of [`Data::write`].
+    pub(crate) fn read(&self, at: u64, into: &mut [u8]) {
+        let (first, offset) = place(at);
+        let (edge, rest) = into.split_at_mut(edge(offset, into.len()));
+        if !edge.is_empty() {
+            edge.copy_from_slice(&self.word(first)[offset..offset + edge.len()]);
+        }
+        let next = (first + usize::from(!edge.is_empty())) % WORDS;
+        let (whole, edge) = rest.split_at_mut(rest.len() - rest.len() % WORD);
+        let count = whole.len() / WORD;
+        let (to_end, around) = whole.split_at_mut(whole.len().min((WORDS - next) * WORD));
+        for (words, bytes) in [(&self.0[next..], to_end), (&self.0[..], around)] {
+            for (word, bytes) in words.iter().zip(bytes.as_chunks_mut().0) {
+                *bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+            }
+        }
+        if !edge.is_empty() {
+            edge.copy_from_slice(&self.word((next + count) % WORDS)[..edge.len()]);
+        }
+    }
+
+    fn word(&self, word: usize) -> [u8; WORD] {
+        self.0[word].load(Ordering::Relaxed).to_ne_bytes()
+    }
+
+    /// Part of a word. Its other bytes may be published and unread, and are written again as they are: only the producer
+    /// writes data, so nothing can come between the load and the store except from a hostile side, to its own harm.
+    fn merge(&self, word: usize, offset: usize, bytes: &[u8]) {
+        let mut whole = self.word(word);
+        whole[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.0[word].store(u64::from_ne_bytes(whole), Ordering::Relaxed);
+    }
+}
+
+/// Word and byte in it where index `at` lies.
+fn place(at: u64) -> (usize, usize) {
+    // The remainder is below CAPACITY, whatever `at` is.
+    let byte = (at % CAPACITY as u64) as usize;
+    (byte / WORD, byte % WORD)
+}
+
+/// How many of `len` bytes from `offset` on belong to a word that is not filled from its beginning.
+fn edge(offset: usize, len: usize) -> usize {
+    if offset == 0 {
+        0
+    } else {
+        len.min(WORD - offset)
+    }
+}
+
+#[cfg(any(loom, miri))]
+impl Shared {
+    pub(crate) fn new() -> Self {
+        let ring = || Ring {
+            head: Line(AtomicU64::new(0)),
+            tail: Line(AtomicU64::new(0)),
+            consumer: Bell::new(),
+            producer: Bell::new(),
+            data: Data(std::array::from_fn(|_| AtomicU64::new(0))),
+        };
+        Self { closed: Line(AtomicU32::new(0)), down: ring(), up: ring() }
+    }
+}
