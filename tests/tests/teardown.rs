@@ -150,9 +150,12 @@ fn started(spec: &Spec) -> (TestNode, Vec<u32>) {
 
 /// The process that runs a plugin: it carries its name.
 fn runner(node: &TestNode, name: &str) -> Option<u32> {
-    let is =
-        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
-    node.descendants().into_iter().find(is)
+    node.descendants().into_iter().find(|pid| is(*pid, name))
+}
+
+/// True for a process of this name.
+fn is(pid: u32, name: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
 }
 
 /// What is left of a node in its directory, beside what belongs there.
@@ -205,6 +208,96 @@ fn a_plugin_that_does_not_want_to_die_is_gone_within_a_second_and_only_it() {
         }
     }
     assert!(!all_gone(&[echo], Duration::ZERO) && pids.contains(&echo), "the good one lives on");
+}
+
+/// Sixteen threads that spin in a constructor, on a tenth of one processor.
+fn throttled() -> Spec {
+    Spec::new("throttled")
+        .with_hostile("crowd", "constructor:spin-threads 16")
+        .more("[plugins.limits]\nthreads = 24\ncpu_percent = 10")
+}
+
+/// Leaves it a thousandth of one processor. No configuration can, but so a test sees in seconds what a loaded machine does to
+/// the least that one can. False where no control group holds its time.
+fn starve(groups: &[PathBuf]) -> bool {
+    let write = |path: PathBuf, text: &str| {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .is_ok()
+    };
+    let one = |dir: &PathBuf| {
+        let first = write(dir.join("cpu.cfs_period_us"), "1000000");
+        (first && write(dir.join("cpu.cfs_quota_us"), "1000")) || write(dir.join("cpu.max"), "1000 1000000")
+    };
+    groups.iter().filter(|dir| one(dir)).count() > 0
+}
+
+/// Waits until all its threads spin and the kernel holds them back. Returns its groups; none where none can be made.
+fn held_back(node: &TestNode) -> Vec<PathBuf> {
+    // Its warden has the plugin's name too, and one thread.
+    let threads = |pid: &u32| fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    settles("a crowd", true, || node.descendants().iter().any(|pid| threads(pid) >= 16 && is(*pid, "crowd")));
+    let groups = leaves(node.pid());
+    let throttled = || {
+        let text = |dir: &PathBuf| fs::read_to_string(dir.join("cpu.stat")).unwrap_or_default();
+        let of_line = |line: &str| line.strip_prefix("nr_throttled ")?.parse::<u64>().ok();
+        groups.iter().find_map(|dir| text(dir).lines().find_map(of_line))
+    };
+    if starve(&groups) {
+        let before = throttled();
+        settles("held back", true, || throttled() > before);
+    }
+    groups
+}
+
+#[test]
+fn a_plugin_without_processor_time_is_gone_within_a_second_too() {
+    let begin = || {
+        let spec = throttled();
+        let node = spec.spawn(spec.lay_out());
+        let groups = held_back(&node);
+        let pids = node.descendants();
+        (node, groups, pids)
+    };
+    let ends = |how: &str, node: &TestNode, pids: &[u32], begun: Instant| {
+        let gone = all_gone(pids, Duration::from_secs(1));
+        let all = gone && no_leaves(node.pid(), Duration::from_secs(1).saturating_sub(begun.elapsed()));
+        eprintln!("{how}: {} processes, gone {gone} {all} after {:?}", pids.len(), begun.elapsed());
+        assert!(gone, "{how}: survivors of {pids:?}");
+        assert!(all, "{how}: groups {:?}", leaves(node.pid()));
+    };
+    // The node is told to end; it waits for its plugin.
+    let (mut node, _, pids) = begin();
+    let begun = Instant::now();
+    node.signal(Signal::SIGTERM);
+    ends("stop", &node, &pids, begun);
+    assert!(node.wait().success());
+    // The node kills it: an operator does not want to wait for a constructor. Orders are taken once the node runs.
+    let (node, _, _) = begin();
+    settles("an admin socket", true, || node.dir.path().join("data/admin.sock").exists());
+    let groups = held_back(&node);
+    let janitors = janitors(&node);
+    let tree: Vec<u32> = node.descendants().into_iter().filter(|pid| !janitors.contains(pid)).collect();
+    let mut admin = Admin::of(&node);
+    let begun = Instant::now();
+    // Its answer comes with the next process, which never leaves its constructor either.
+    writeln!(admin.stream, "{}", json!({ "cmd": "plugin-restart", "name": "crowd" })).expect("asked");
+    let gone = all_gone(&tree, Duration::from_secs(1));
+    while gone && groups.iter().any(|dir| dir.exists()) && begun.elapsed() < Duration::from_secs(1) {
+        std::thread::park_timeout(Duration::from_millis(5)); // groups cannot be waited for
+    }
+    eprintln!("kill: {} processes gone after {:?}", tree.len(), begun.elapsed());
+    assert!(gone, "kill: survivors of {tree:?}");
+    assert!(!groups.iter().any(|dir| dir.exists()), "kill: groups of {groups:?}");
+    drop(node);
+    // Nobody is left to wait.
+    let (mut node, _, pids) = begin();
+    let begun = Instant::now();
+    node.signal(Signal::SIGKILL);
+    ends("SIGKILL", &node, &pids, begun);
+    let _ = node.wait();
 }
 
 /// Waits until a node has no control group any more.

@@ -297,7 +297,8 @@ impl Supervisor {
             Ok(link) => self.serve(link, generation, begun).await,
             Err(ended) => ended,
         };
-        // The link is closed now; an honest runner ends by itself, and the kernel ends the others.
+        // The link is closed now; an honest runner ends by itself, and the kernel ends the others. Both take processor time.
+        leaf.lift_cpu();
         let cause = end_process(child, ended).await;
         drop(ticket);
         let cause = self.exceeded.take().unwrap_or_else(|| {
