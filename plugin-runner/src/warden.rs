@@ -5,6 +5,7 @@ use crate::broker::{Broker, Memory, Records, Then};
 use crate::confine::root::{Root, Sources};
 use crate::confine::{landlock, namespaces, privileges, Walls};
 use crate::link::{Link, Received};
+use crate::selftest;
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -84,6 +85,7 @@ pub(crate) fn detach(received: Received, walls: &mut Walls) -> Result<(NodeHello
     if let Some(uid) = hello.run_as {
         namespaces::become_uid(uid).map_err(|e| format!("becoming uid {uid}: {e}"))?;
     }
+    selftest::outside(hello.run_as, walls)?;
     namespaces::leave(&hello, walls);
     let sources = Sources::open(&hello)?;
     let (hangup, leash) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| format!("pipe: {e}"))?;
