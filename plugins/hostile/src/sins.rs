@@ -98,6 +98,10 @@ pub fn commit(sin: &str) -> String {
             log::error!(target: "node", "died: SIGKILL: by root");
             "forged".into()
         }
+        "say-record" => {
+            println!("denied: open /etc/passwd no\u{200b}de");
+            "said".into()
+        }
         "newlines" => {
             let block = vec![b'\n'; 64 * 1024];
             for _ in 0..200 {
