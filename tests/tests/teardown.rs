@@ -195,16 +195,22 @@ fn a_node_that_is_told_to_end_while_a_plugin_spins_in_its_constructor_leaves_not
 fn a_plugin_that_does_not_want_to_die_is_gone_within_a_second_and_only_it() {
     let (node, pids) = started(&stubborn());
     let echo = runner(&node, "echo").expect("a runner");
-    for name in ["deaf", "spinner"] {
+    // The spinner first: it has only until its deadline to be killed in.
+    for name in ["spinner", "deaf"] {
         let (victim, before) = (runner(&node, name).expect("a runner"), leaves(node.pid()));
         let before: Vec<_> = before.into_iter().filter(|dir| dir.to_string_lossy().ends_with(name)).collect();
         kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("killed");
         assert!(all_gone(&[victim], Duration::from_secs(1)), "{name} lives");
         settles("its old control groups", false, || before.iter().any(|dir| dir.exists()));
+    }
+    // The node knows of both. When their next processes come is not this promise: on a machine that leaves them no processor they
+    // miss the deadlines of their start, and the breaker opens.
+    settles("an admin socket", true, || node.dir.path().join("data/admin.sock").exists());
+    let mut admin = Admin::of(&node);
+    for name in ["spinner", "deaf"] {
         let begun = Instant::now();
-        while runner(&node, name).is_none_or(|pid| pid == victim) {
-            assert!(begun.elapsed() < PATIENCE, "{name} has no next process: {}", node.status(name));
-            std::thread::park_timeout(Duration::from_millis(5)); // processes of others cannot be waited for
+        while admin.status(name)["last_death"].is_null() {
+            assert!(begun.elapsed() < PATIENCE, "nobody saw {name} die: {}", admin.status(name));
         }
     }
     assert!(!all_gone(&[echo], Duration::ZERO) && pids.contains(&echo), "the good one lives on");
@@ -333,6 +339,65 @@ fn a_killed_node_leaves_no_process_and_no_control_group_for_longer_than_a_second
     let _ = node.wait();
     assert_eq!(leaves(bystander.pid()), others, "groups of other nodes are not touched");
     assert_eq!(bystander.prompt("echo", "x").as_deref(), Ok("x"));
+}
+
+/// Wardens with their stub and their runner.
+fn wardens(node: &TestNode) -> Vec<(u32, Vec<u32>)> {
+    let trees = node.descendants().into_iter().map(|pid| (pid, descendants(pid)));
+    trees.filter(|(_, below)| below.len() == 2).collect()
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid as i32), signal).expect("it lives and is ours");
+}
+
+#[test]
+fn a_killed_warden_takes_stub_and_plugin_with_it() {
+    let (node, _) = started(&stubborn());
+    let trees = wardens(&node);
+    assert_eq!(trees.len(), 3, "{trees:?}");
+    for (warden, below) in trees {
+        send(warden, Signal::SIGKILL);
+        assert!(all_gone(&below, Duration::from_secs(1)), "survivors of {below:?} under {warden}");
+    }
+}
+
+#[test]
+fn node_and_wardens_killed_in_either_order_leave_nothing() {
+    for node_first in [true, false] {
+        let (mut node, pids) = started(&stubborn());
+        let trees = wardens(&node);
+        assert_eq!(trees.len(), 3, "{trees:?}");
+        if node_first {
+            node.signal(Signal::SIGKILL);
+        }
+        for (warden, _) in &trees {
+            // After the node it may have ended by itself already.
+            let _ = kill(Pid::from_raw(*warden as i32), Signal::SIGKILL);
+        }
+        if !node_first {
+            node.signal(Signal::SIGKILL);
+        }
+        assert!(all_gone(&pids, Duration::from_secs(1)), "node first {node_first}: survivors of {pids:?}");
+        let _ = node.wait();
+    }
+}
+
+#[test]
+fn plugins_of_a_killed_node_end_even_if_their_wardens_do_not_look_up() {
+    let (mut node, _) = started(&stubborn());
+    let trees = wardens(&node);
+    assert_eq!(trees.len(), 3, "{trees:?}");
+    // Nobody else ends them either: not the janitor, where the kernel kills by groups.
+    janitors(&node).into_iter().for_each(|janitor| send(janitor, Signal::SIGKILL));
+    // As one that waits for a file system which does not answer.
+    trees.iter().for_each(|(warden, _)| send(*warden, Signal::SIGSTOP));
+    node.signal(Signal::SIGKILL);
+    let below: Vec<u32> = trees.iter().flat_map(|(_, below)| below.clone()).collect();
+    let gone = all_gone(&below, Duration::from_secs(1));
+    trees.iter().for_each(|(warden, _)| drop(kill(Pid::from_raw(*warden as i32), Signal::SIGKILL)));
+    assert!(gone, "survivors of {below:?}");
+    let _ = node.wait();
 }
 
 #[test]
