@@ -395,7 +395,9 @@ fn plugins_of_a_killed_node_end_even_if_their_wardens_do_not_look_up() {
     node.signal(Signal::SIGKILL);
     let below: Vec<u32> = trees.iter().flat_map(|(_, below)| below.clone()).collect();
     let gone = all_gone(&below, Duration::from_secs(1));
-    trees.iter().for_each(|(warden, _)| drop(kill(Pid::from_raw(*warden as i32), Signal::SIGKILL)));
+    for (warden, _) in &trees {
+        let _ = kill(Pid::from_raw(*warden as i32), Signal::SIGKILL);
+    }
     assert!(gone, "survivors of {below:?}");
     let _ = node.wait();
 }
