@@ -13,7 +13,7 @@ use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
 use crate::plugins::terms::Terms;
-use crate::plugins::uids::Uids;
+use crate::plugins::uids::{Claims, Uids, CLAIMS};
 use crate::plugins::watchdog::Watchdog;
 use crate::plugins::Registry;
 use crate::security::{pki, tls::Tls};
@@ -126,7 +126,8 @@ impl Node {
         let witness = Arc::new(DenialReporter::new(events.clone()));
         let observer: Arc<dyn Observer> = Arc::new(PluginEvents(events.clone(), forwarder.clone()));
         let mut uids = if nix::unistd::getuid().is_root() {
-            Uids::open(&early.node.state_dir.join("plugin-uids"))
+            let claims = Claims::new(CLAIMS.as_ref(), early.plugins.uid_base);
+            Uids::open(&early.node.state_dir.join("plugin-uids"), claims)
                 .map_err(|e| StartError::Plugins(e.to_string()))?
         } else {
             Uids::for_this_run()

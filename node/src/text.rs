@@ -1,8 +1,9 @@
 //! Text for people and machines: what strangers wrote made safe to print, and bytes as hex. Ground floor: used everywhere.
 
 use std::fmt::Write as _;
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 
-/// Makes text safe to print: control characters become visible, and the rest beyond `limit` bytes is cut and said to be.
+/// Makes text safe to print: control characters and all others that one cannot see become visible, and the rest beyond `limit` bytes is cut and said to be.
 pub fn printable(text: &str, limit: usize) -> String {
     let mut out = String::with_capacity(text.len().min(limit));
     for c in text.chars() {
@@ -12,16 +13,33 @@ pub fn printable(text: &str, limit: usize) -> String {
         }
         match c {
             '\t' => out.push(' '),
-            // Control characters, and the ones that turn the direction of text around.
-            c if c.is_control()
-                || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
-            {
-                out.extend(c.escape_default());
-            }
+            c if is_hidden(c) => out.extend(c.escape_default()),
             c => out.push(c),
         }
     }
     out
+}
+
+/// True for what moves a terminal, turns text around, ends a line, or shows as nothing, so that two texts look alike.
+fn is_hidden(c: char) -> bool {
+    use GeneralCategory as Is;
+    if c.is_ascii() {
+        return c.is_ascii_control();
+    }
+    // Marks and letters by their kind that are drawn as nothing: joiners, fillers, selectors of variants, the empty Braille cell.
+    let empty = matches!(c, '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}');
+    empty
+        || matches!(
+            c.general_category(),
+            Is::Control
+                | Is::Format
+                | Is::LineSeparator
+                | Is::ParagraphSeparator
+                | Is::PrivateUse
+                | Is::Surrogate
+                | Is::Unassigned
+        )
 }
 
 /// Lower-case hex.
@@ -40,5 +58,22 @@ mod tests {
     fn a_line_cannot_touch_the_terminal_or_pose_as_two() {
         assert_eq!(printable("a\u{1b}[31m\nb\u{202e}c\td", 100), "a\\u{1b}[31m\\nb\\u{202e}c d");
         assert_eq!(printable("abcdef", 3), "abc… (cut)");
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_shown_and_what_can_be_is_left() {
+        let hidden = [
+            0xad, 0x85, 0x34f, 0x61c, 0x115f, 0x180e, 0x200b, 0x200d, 0x200e, 0x2028, 0x2029, 0x202e, 0x2060,
+            0x2069, 0x2800, 0x3164, 0xe000, 0xfe0f, 0xfeff, 0xffa0, 0xfff9, 0xfffe, 0x1d173, 0xe0001,
+            0xe0041, 0xe0100, 0x10ffff,
+        ];
+        for number in hidden {
+            let c = char::from_u32(number).expect("a character");
+            assert_eq!(printable(&format!("no{c}de"), 100), format!("no\\u{{{number:x}}}de"));
+        }
+        for seen in ["Grüße, мир, 世界, שלום, नमस्ते", "e\u{301}", "✓ → 🟢 ½ €", "a\u{a0}b"]
+        {
+            assert_eq!(printable(seen, 200), seen);
+        }
     }
 }

@@ -97,8 +97,11 @@ fn ended(watch: &OwnedFd, patience: PollTimeout) -> Result<bool, String> {
 fn clean(list: &Cleanup) {
     let until = Instant::now() + PATIENCE;
     loop {
-        let groups = list.parents.iter().flat_map(|parent| groups(parent.as_ref(), &list.prefix));
-        if groups.filter(|group| !remove(group)).count() == 0 || Instant::now() >= until {
+        let groups: Vec<PathBuf> =
+            list.parents.iter().flat_map(|parent| groups(parent.as_ref(), &list.prefix)).collect();
+        // First all of them, because they wait for each other's processors: whoever is to die needs time to do it.
+        groups.iter().for_each(|group| lift_cpu(group));
+        if groups.iter().filter(|group| !remove(group)).count() == 0 || Instant::now() >= until {
             return;
         }
         let _ = poll(&mut [], PAUSE);
@@ -113,14 +116,26 @@ fn groups(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     ours.map(|entry| entry.path()).take(MAX_GROUPS).collect()
 }
 
+/// Takes the limit of processor time away, whichever version holds it.
+fn lift_cpu(group: &Path) {
+    for (file, text) in [("cpu.cfs_quota_us", "-1"), ("cpu.max", "max")] {
+        write(&group.join(file), text);
+    }
+}
+
+/// Writes into a file that is there. Never creating: what the kernel did not put there is no order.
+fn write(file: &Path, text: &str) {
+    let file = fs::OpenOptions::new().write(true).open(file);
+    let _ = file.and_then(|mut file| file.write_all(text.as_bytes()));
+}
+
 /// True if it is gone.
 fn remove(group: &Path) -> bool {
     if fs::remove_dir(group).is_ok() {
         return true;
     }
-    // Never creating: where the kernel has no such file, the processes end by themselves when they see the node gone.
-    let kill = fs::OpenOptions::new().write(true).open(group.join("cgroup.kill"));
-    let _ = kill.and_then(|mut kill| kill.write_all(b"1"));
+    // Where the kernel has no such file, the processes end by themselves when they see the node gone.
+    write(&group.join("cgroup.kill"), "1");
     !group.exists()
 }
 

@@ -6,12 +6,45 @@ use crate::sys;
 use nix::errno::Errno;
 use nix::sys::resource::getrlimit;
 use nix::sys::signal::kill;
+use nix::unistd::{getgroups, getresgid, getresuid, Gid, Uid};
 use std::fs::File;
 use std::net::UdpSocket;
 use thenodes_ipc::launch::{Layer, NodeHello};
 
 /// Highest descriptor that is looked at; `RLIMIT_NOFILE` forbids higher ones anyway.
 const DESCRIPTORS: i32 = 4096;
+
+/// Who the process is outside, to be asked before it has a user namespace: inside it is the same number for everybody. An error
+/// is a process that did not become who it was told to become; nothing of a plugin may be opened by it.
+pub(crate) fn outside(run_as: Option<u32>, walls: &mut Walls) -> Result<(), String> {
+    let ask = |e: Errno| format!("asking for the own uid: {e}");
+    let (uids, gids) = (getresuid().map_err(ask)?, getresgid().map_err(ask)?);
+    let uids = [uids.real, uids.effective, uids.saved].map(Uid::as_raw);
+    let gids = [gids.real, gids.effective, gids.saved].map(Gid::as_raw);
+    let others = getgroups().map_err(ask)?;
+    let (held, what) = match run_as {
+        Some(uid) => {
+            let alone = others.iter().all(|group| group.as_raw() == uid);
+            (
+                is_only(uid, uids) && is_only(uid, gids) && alone,
+                "the uid and all groups outside are the plugin's own",
+            )
+        }
+        None => (!uids.contains(&0), "the uid outside is not root"),
+    };
+    walls.test(Layer::Privileges, what, held);
+    match run_as {
+        Some(uid) if !held => {
+            Err(format!("not uid {uid} alone, but uids {uids:?}, groups {gids:?} and {others:?}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// True if real, effective and saved are this one, and it is not root.
+fn is_only(uid: u32, ids: [u32; 3]) -> bool {
+    uid != 0 && ids.iter().all(|id| *id == uid)
+}
 
 /// Everything that can be tried while system calls are still free.
 pub(crate) fn before_the_filter(hello: &NodeHello, own_count: bool, walls: &mut Walls) {
@@ -103,7 +136,6 @@ fn privileges(walls: &mut Walls) {
     let locked = nix::sys::prctl::get_no_new_privs() == Ok(true);
     walls.test(Layer::Privileges, "no_new_privs is set", locked);
     walls.test(Layer::Privileges, "no capability is held", sys::has_no_capabilities() == Ok(true));
-    walls.test(Layer::Privileges, "the uid is not root", !nix::unistd::getuid().is_root());
 }
 
 fn landlock(walls: &mut Walls) {
@@ -113,4 +145,28 @@ fn landlock(walls: &mut Walls) {
     // The stub has our uid and is visible: only the signal scope can refuse it.
     let signal = kill(nix::unistd::getppid(), None);
     walls.test(Layer::Landlock, "signalling the parent is refused", signal == Err(Errno::EPERM));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_partly_another_or_root_is_not_the_own_one() {
+        assert!(is_only(7, [7; 3]));
+        for ids in [[0, 7, 7], [7, 0, 7], [7, 7, 0], [7, 7, 8]] {
+            assert!(!is_only(7, ids), "{ids:?}");
+        }
+        assert!(!is_only(0, [0; 3]), "root is nobody's own");
+    }
+
+    #[test]
+    fn who_is_somebody_else_than_told_is_refused_with_words() {
+        let own = nix::unistd::getuid().as_raw();
+        let error = outside(Some(own + 1), &mut Walls::default()).expect_err("not that uid");
+        assert!(error.contains(&format!("not uid {} alone, but uids [{own}, ", own + 1)), "{error}");
+        let mut walls = Walls::default();
+        outside(None, &mut walls).expect("nothing was told");
+        assert_eq!(walls.whole_so_far(Layer::Privileges), own != 0, "root is a hole");
+    }
 }

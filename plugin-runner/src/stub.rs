@@ -27,7 +27,7 @@ pub(crate) struct Reaper {
 pub(crate) fn split(leash: Leash) -> Result<Role, String> {
     die_with_parent()?;
     if hung_up(&leash)? {
-        return Err("the warden has gone".into());
+        return Err("the warden or the node has gone".into());
     }
     let me = nix::unistd::getpid();
     match sys::fork().map_err(|e| format!("forking the runner: {e}"))? {
@@ -51,13 +51,13 @@ fn die_with_parent() -> Result<(), String> {
 }
 
 fn hung_up(leash: &Leash) -> Result<bool, String> {
-    let mut fds = [PollFd::new(leash.hangup.as_fd(), PollFlags::POLLIN)];
+    let mut fds = [&leash.hangup, &leash.node].map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
     poll(&mut fds, PollTimeout::ZERO).map_err(|e| format!("poll: {e}"))?;
-    Ok(fds[0].revents().is_some_and(|e| !e.is_empty()))
+    Ok(fds.iter().any(|fd| fd.revents().is_some_and(|e| !e.is_empty())))
 }
 
 impl Reaper {
-    /// Waits for the runner's end or the warden's, and ends.
+    /// Waits for the runner's end, the warden's or the node's, and ends.
     pub(crate) fn until_the_end(self, link: &Link) -> ! {
         let Leash { null, proc, confidence, .. } = &self.leash;
         for fd in [link.raw_fd(), 1, 2, null.as_raw_fd(), proc.as_raw_fd(), confidence.as_raw_fd()] {
@@ -66,13 +66,14 @@ impl Reaper {
         loop {
             let mut waiting = [
                 PollFd::new(self.leash.hangup.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.leash.node.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.runner_fd.as_fd(), PollFlags::POLLIN),
             ];
             match poll(&mut waiting, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => sys::exit_now(1),
             }
-            if waiting[0].revents().is_some_and(|e| !e.is_empty()) {
+            if waiting[..2].iter().any(|fd| fd.revents().is_some_and(|e| !e.is_empty())) {
                 sys::exit_now(1); // the kernel kills the namespace with its process 1
             }
             loop {

@@ -5,6 +5,7 @@ use crate::broker::{Broker, Memory, Records, Then};
 use crate::confine::root::{Root, Sources};
 use crate::confine::{landlock, namespaces, privileges, Walls};
 use crate::link::{Link, Received};
+use crate::selftest;
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -41,6 +42,8 @@ pub(crate) struct Watch {
 pub(crate) struct Leash {
     /// Hangs up when the warden is gone.
     pub(crate) hangup: OwnedFd,
+    /// Tells that the node is gone, to whom the warden cannot: it may wait for a file system that does not answer.
+    pub(crate) node: OwnedFd,
     /// Where the runner's wait status goes.
     pub(crate) verdict: OwnedFd,
     /// `/dev/null`, opened while there is a `/dev`.
@@ -84,13 +87,14 @@ pub(crate) fn detach(received: Received, walls: &mut Walls) -> Result<(NodeHello
     if let Some(uid) = hello.run_as {
         namespaces::become_uid(uid).map_err(|e| format!("becoming uid {uid}: {e}"))?;
     }
+    selftest::outside(hello.run_as, walls)?;
     namespaces::leave(&hello, walls);
     let sources = Sources::open(&hello)?;
     let (hangup, leash) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| format!("pipe: {e}"))?;
     let (verdict_out, verdict_in) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| format!("pipe: {e}"))?;
     match sys::fork().map_err(|e| format!("forking the stub: {e}"))? {
         ForkResult::Child => {
-            let leash = Leash { hangup, verdict: verdict_in, null, proc, confidence: theirs, sources };
+            let leash = Leash { hangup, node, verdict: verdict_in, null, proc, confidence: theirs, sources };
             Ok((hello, Role::Stub(leash)))
         }
         ForkResult::Parent { child } => {

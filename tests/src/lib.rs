@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -142,7 +143,7 @@ impl Spec {
         let port = if self.top.contains("port =") { "" } else { "port = 0\n" };
         let bind = if self.top.contains("bind_address") { "" } else { "bind_address = \"127.0.0.1\"\n" };
         let text = format!("{port}{bind}{}[node]\nid = \"{}\"\n{}", self.top, self.id, self.config);
-        fs::write(dir.path().join("config.toml"), text).expect("a configuration");
+        fs::write(dir.path().join("config.toml"), with_uids(text)).expect("a configuration");
         dir
     }
 
@@ -194,6 +195,24 @@ impl Spec {
         }
         TestNode { dir, child, lines: Mutex::new(lines), said: Vec::new(), read: 0, port: 0 }
     }
+}
+
+/// With a range of uids of its own where nodes have one: tests run many root nodes at a time.
+fn with_uids(mut text: String) -> String {
+    const TABLE: &str = "[plugins.sandbox]\n";
+    static NODES: AtomicU32 = AtomicU32::new(0);
+    if !is_root() || text.contains("uid_base") {
+        return text;
+    }
+    // Far above the default, 64 uids each; pids come again after some time, and so may these.
+    let node = NODES.fetch_add(1, Ordering::Relaxed) % 1000;
+    let base = 100_000_000 + ((std::process::id() % 50_000) * 1000 + node) * 64;
+    let line = format!("uid_base = {base}\n");
+    match text.find(TABLE) {
+        Some(at) => text.insert_str(at + TABLE.len(), &line),
+        None => text.push_str(&format!("\n{TABLE}{line}")),
+    }
+    text
 }
 
 /// The hostile plugin with its switch set: `PHASE:SIN`.

@@ -134,6 +134,28 @@ fn a_plugin_runs_under_its_own_unprivileged_uid() {
 }
 
 #[test]
+fn a_second_root_node_with_the_same_uids_starts_no_plugin_under_them() {
+    let name = "a_second_root_node_with_the_same_uids_starts_no_plugin_under_them";
+    if !is_root() {
+        return skip(name, "plugins of an ordinary user's node have its own uid");
+    }
+    let base = 90_000_000 + std::process::id();
+    let spec = |id: &str| Spec::new(id).with("echo").more(&format!("[plugins.sandbox]\nuid_base = {base}"));
+    let mut first = spec("first").start();
+    let mut second = spec("second").start();
+    let refused = second.seen("action=rejected");
+    assert!(refused.contains(&format!("uid {base} is that of a plugin of another node")), "{refused}");
+    assert!(refused.contains("[plugins.sandbox] uid_base"), "{refused}");
+    assert!(second.descendants().is_empty(), "nothing was started");
+    assert_eq!(first.prompt("echo", "x").as_deref(), Ok("x"), "the first one has its uid");
+    // A killed node holds nothing.
+    first.signal(nix::sys::signal::Signal::SIGKILL);
+    let _ = first.wait();
+    let third = spec("third").start();
+    assert_eq!(third.prompt("echo", "x").as_deref(), Ok("x"));
+}
+
+#[test]
 fn memory_and_threads_end_at_their_limits_and_only_there() {
     let node = Spec::new("limits").with("echo").with("hostile").start();
     let memory = node.prompt("hostile", "memory").expect("the plugin lives");

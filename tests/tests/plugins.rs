@@ -13,7 +13,7 @@ fn what_a_plugin_does_works_and_ends_where_it_belongs() {
     for line in [
         "info stdout: a line on stdout",
         "warn stderr: a line on stderr",
-        "info hostile: a line from the log macros",
+        "info log hostile: a line from the log macros",
     ] {
         assert!(logs.contains(line), "{line:?} is missing in:\n{logs}");
     }
@@ -227,7 +227,8 @@ fn a_slow_plugin_is_not_taken_for_a_hung_one_and_loses_nothing() {
 fn a_plugins_events_reach_the_log_under_its_name_and_its_sinks_hear_the_nodes() {
     let mut node = Spec::new("events").with("echo").with("hostile").start();
     assert_eq!(node.prompt("hostile", "emit").as_deref(), Ok("emitted"));
-    node.expect("action=hostile_was_here");
+    let shown = node.expect("action=hostile_was_here");
+    assert!(shown.contains("(plugin.hostile:example) SYS"), "a plugin's event says whose it is: {shown}");
     assert_eq!(node.prompt("hostile", "sink").as_deref(), Ok("registered"));
     assert_eq!(node.json(&["plugin", "restart", "echo"])["plugin"]["state"], "Ready");
     node.expect("heard that echo is ready");
@@ -240,11 +241,21 @@ fn a_plugins_events_reach_the_log_under_its_name_and_its_sinks_hear_the_nodes() 
 
 #[test]
 fn a_plugin_cannot_speak_in_the_nodes_voice() {
-    let node = Spec::new("forge").with("hostile").start();
+    let mut node = Spec::new("forge").with("hostile").start();
     assert_eq!(node.prompt("hostile", "forge").as_deref(), Ok("forged"));
+    node.seen("ERROR plugin: hostile log node: died: SIGKILL: by root");
     let logs = node.logs("hostile");
     assert!(logs.iter().any(|line| line == "error log node: died: SIGKILL: by root"), "{logs:?}");
     assert!(!logs.iter().any(|line| line.starts_with("error node:")), "{logs:?}");
+    // A line that is a record of the node to the letter still has its own source in front, on the terminal and in the book.
+    assert_eq!(node.prompt("hostile", "say-record").as_deref(), Ok("said"));
+    let shown = node.seen("denied: open");
+    assert!(shown.contains("plugin: hostile stdout: denied: open"), "{shown}");
+    let logs = node.logs("hostile");
+    assert!(
+        logs.iter().any(|line| line == "info stdout: denied: open /etc/passwd no\\u{200b}de"),
+        "{logs:?}"
+    );
 }
 
 #[test]

@@ -150,9 +150,12 @@ fn started(spec: &Spec) -> (TestNode, Vec<u32>) {
 
 /// The process that runs a plugin: it carries its name.
 fn runner(node: &TestNode, name: &str) -> Option<u32> {
-    let is =
-        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
-    node.descendants().into_iter().find(is)
+    node.descendants().into_iter().find(|pid| is(*pid, name))
+}
+
+/// True for a process of this name.
+fn is(pid: u32, name: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
 }
 
 /// What is left of a node in its directory, beside what belongs there.
@@ -192,19 +195,115 @@ fn a_node_that_is_told_to_end_while_a_plugin_spins_in_its_constructor_leaves_not
 fn a_plugin_that_does_not_want_to_die_is_gone_within_a_second_and_only_it() {
     let (node, pids) = started(&stubborn());
     let echo = runner(&node, "echo").expect("a runner");
-    for name in ["deaf", "spinner"] {
+    // The spinner first: it has only until its deadline to be killed in.
+    for name in ["spinner", "deaf"] {
         let (victim, before) = (runner(&node, name).expect("a runner"), leaves(node.pid()));
         let before: Vec<_> = before.into_iter().filter(|dir| dir.to_string_lossy().ends_with(name)).collect();
         kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("killed");
         assert!(all_gone(&[victim], Duration::from_secs(1)), "{name} lives");
         settles("its old control groups", false, || before.iter().any(|dir| dir.exists()));
+    }
+    // The node knows of both. When their next processes come is not this promise: on a machine that leaves them no processor they
+    // miss the deadlines of their start, and the breaker opens.
+    settles("an admin socket", true, || node.dir.path().join("data/admin.sock").exists());
+    let mut admin = Admin::of(&node);
+    for name in ["spinner", "deaf"] {
         let begun = Instant::now();
-        while runner(&node, name).is_none_or(|pid| pid == victim) {
-            assert!(begun.elapsed() < PATIENCE, "{name} has no next process: {}", node.status(name));
-            std::thread::park_timeout(Duration::from_millis(5)); // processes of others cannot be waited for
+        while admin.status(name)["last_death"].is_null() {
+            assert!(begun.elapsed() < PATIENCE, "nobody saw {name} die: {}", admin.status(name));
         }
     }
     assert!(!all_gone(&[echo], Duration::ZERO) && pids.contains(&echo), "the good one lives on");
+}
+
+/// Sixteen threads that spin in a constructor, on a tenth of one processor.
+fn throttled() -> Spec {
+    Spec::new("throttled")
+        .with_hostile("crowd", "constructor:spin-threads 16")
+        .more("[plugins.limits]\nthreads = 24\ncpu_percent = 10")
+}
+
+/// Leaves it a thousandth of one processor. No configuration can, but so a test sees in seconds what a loaded machine does to
+/// the least that one can. False where no control group holds its time.
+fn starve(groups: &[PathBuf]) -> bool {
+    let write = |path: PathBuf, text: &str| {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .is_ok()
+    };
+    let one = |dir: &PathBuf| {
+        let first = write(dir.join("cpu.cfs_period_us"), "1000000");
+        (first && write(dir.join("cpu.cfs_quota_us"), "1000")) || write(dir.join("cpu.max"), "1000 1000000")
+    };
+    groups.iter().filter(|dir| one(dir)).count() > 0
+}
+
+/// Waits until all its threads spin and the kernel holds them back. Returns its groups; none where none can be made.
+fn held_back(node: &TestNode) -> Vec<PathBuf> {
+    // Its warden has the plugin's name too, and one thread.
+    let threads = |pid: &u32| fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    settles("a crowd", true, || node.descendants().iter().any(|pid| threads(pid) >= 16 && is(*pid, "crowd")));
+    let groups = leaves(node.pid());
+    let throttled = || {
+        let text = |dir: &PathBuf| fs::read_to_string(dir.join("cpu.stat")).unwrap_or_default();
+        let of_line = |line: &str| line.strip_prefix("nr_throttled ")?.parse::<u64>().ok();
+        groups.iter().find_map(|dir| text(dir).lines().find_map(of_line))
+    };
+    if starve(&groups) {
+        let before = throttled();
+        settles("held back", true, || throttled() > before);
+    }
+    groups
+}
+
+#[test]
+fn a_plugin_without_processor_time_is_gone_within_a_second_too() {
+    let begin = || {
+        let spec = throttled();
+        let node = spec.spawn(spec.lay_out());
+        let groups = held_back(&node);
+        let pids = node.descendants();
+        (node, groups, pids)
+    };
+    let ends = |how: &str, node: &TestNode, pids: &[u32], begun: Instant| {
+        let gone = all_gone(pids, Duration::from_secs(1));
+        let all = gone && no_leaves(node.pid(), Duration::from_secs(1).saturating_sub(begun.elapsed()));
+        eprintln!("{how}: {} processes, gone {gone} {all} after {:?}", pids.len(), begun.elapsed());
+        assert!(gone, "{how}: survivors of {pids:?}");
+        assert!(all, "{how}: groups {:?}", leaves(node.pid()));
+    };
+    // The node is told to end; it waits for its plugin.
+    let (mut node, _, pids) = begin();
+    let begun = Instant::now();
+    node.signal(Signal::SIGTERM);
+    ends("stop", &node, &pids, begun);
+    assert!(node.wait().success());
+    // The node kills it: an operator does not want to wait for a constructor. Orders are taken once the node runs.
+    let (node, _, _) = begin();
+    settles("an admin socket", true, || node.dir.path().join("data/admin.sock").exists());
+    let groups = held_back(&node);
+    let janitors = janitors(&node);
+    let tree: Vec<u32> = node.descendants().into_iter().filter(|pid| !janitors.contains(pid)).collect();
+    let mut admin = Admin::of(&node);
+    let begun = Instant::now();
+    // Its answer comes with the next process, which never leaves its constructor either.
+    writeln!(admin.stream, "{}", json!({ "cmd": "plugin-restart", "name": "crowd" })).expect("asked");
+    let gone = all_gone(&tree, Duration::from_secs(1));
+    while gone && groups.iter().any(|dir| dir.exists()) && begun.elapsed() < Duration::from_secs(1) {
+        std::thread::park_timeout(Duration::from_millis(5)); // groups cannot be waited for
+    }
+    eprintln!("kill: {} processes gone after {:?}", tree.len(), begun.elapsed());
+    assert!(gone, "kill: survivors of {tree:?}");
+    assert!(!groups.iter().any(|dir| dir.exists()), "kill: groups of {groups:?}");
+    drop(node);
+    // Nobody is left to wait.
+    let (mut node, _, pids) = begin();
+    let begun = Instant::now();
+    node.signal(Signal::SIGKILL);
+    ends("SIGKILL", &node, &pids, begun);
+    let _ = node.wait();
 }
 
 /// Waits until a node has no control group any more.
@@ -240,6 +339,67 @@ fn a_killed_node_leaves_no_process_and_no_control_group_for_longer_than_a_second
     let _ = node.wait();
     assert_eq!(leaves(bystander.pid()), others, "groups of other nodes are not touched");
     assert_eq!(bystander.prompt("echo", "x").as_deref(), Ok("x"));
+}
+
+/// Wardens with their stub and their runner.
+fn wardens(node: &TestNode) -> Vec<(u32, Vec<u32>)> {
+    let trees = node.descendants().into_iter().map(|pid| (pid, descendants(pid)));
+    trees.filter(|(_, below)| below.len() == 2).collect()
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid as i32), signal).expect("it lives and is ours");
+}
+
+#[test]
+fn a_killed_warden_takes_stub_and_plugin_with_it() {
+    let (node, _) = started(&stubborn());
+    let trees = wardens(&node);
+    assert_eq!(trees.len(), 3, "{trees:?}");
+    for (warden, below) in trees {
+        send(warden, Signal::SIGKILL);
+        assert!(all_gone(&below, Duration::from_secs(1)), "survivors of {below:?} under {warden}");
+    }
+}
+
+#[test]
+fn node_and_wardens_killed_in_either_order_leave_nothing() {
+    for node_first in [true, false] {
+        let (mut node, pids) = started(&stubborn());
+        let trees = wardens(&node);
+        assert_eq!(trees.len(), 3, "{trees:?}");
+        if node_first {
+            node.signal(Signal::SIGKILL);
+        }
+        for (warden, _) in &trees {
+            // After the node it may have ended by itself already.
+            let _ = kill(Pid::from_raw(*warden as i32), Signal::SIGKILL);
+        }
+        if !node_first {
+            node.signal(Signal::SIGKILL);
+        }
+        assert!(all_gone(&pids, Duration::from_secs(1)), "node first {node_first}: survivors of {pids:?}");
+        let _ = node.wait();
+    }
+}
+
+#[test]
+fn plugins_of_a_killed_node_end_even_if_their_wardens_do_not_look_up() {
+    let (mut node, _) = started(&stubborn());
+    let trees = wardens(&node);
+    assert_eq!(trees.len(), 3, "{trees:?}");
+    // Nobody else ends them either: not the janitor, where the kernel kills by groups.
+    janitors(&node).into_iter().for_each(|janitor| send(janitor, Signal::SIGKILL));
+    // As one that waits for a file system which does not answer.
+    trees.iter().for_each(|(warden, _)| send(*warden, Signal::SIGSTOP));
+    node.signal(Signal::SIGKILL);
+    let below: Vec<u32> = trees.iter().flat_map(|(_, below)| below.clone()).collect();
+    let gone = all_gone(&below, Duration::from_secs(1));
+    for (warden, _) in &trees {
+        let _ = kill(Pid::from_raw(*warden as i32), Signal::SIGKILL);
+    }
+    assert!(gone, "survivors of {below:?}");
+    let _ = node.wait();
 }
 
 #[test]

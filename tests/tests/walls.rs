@@ -71,6 +71,36 @@ const STEPS_OF_ROOT: &[Step] = &[
     ("setresuid", libc::SYS_setresuid, None, Refused),
 ];
 
+/// Calls that say they did what they did not: no error, and still whoever they should have left behind.
+const LIES_OF_ROOT: &[(&str, i64)] = &[
+    ("setgroups", libc::SYS_setgroups),
+    ("setresgid", libc::SYS_setresgid),
+    ("setresuid", libc::SYS_setresuid),
+];
+
+#[test]
+fn a_runner_that_did_not_become_who_it_was_told_to_opens_nothing() {
+    let name = "a_runner_that_did_not_become_who_it_was_told_to_opens_nothing";
+    if !is_root() {
+        return skip(name, "the node of an ordinary user tells nobody to become another");
+    }
+    for (step, number) in LIES_OF_ROOT {
+        let dir = tempfile::tempdir().expect("a directory");
+        let program = faulty(dir.path(), &format!("{step} {number} - 0 0\n"));
+        // The harness is root in group 0, so that a lie of setgroups is seen only if there is a group to lose.
+        let mut command = Command::new("setpriv");
+        let own = Spec::new("lies").more(&format!("[plugins]\nrunner = {program:?}")).lay_out();
+        command.args(["--groups", "4711"]).arg(bin_dir().join("thenodes"));
+        command.args(["--config", "config.toml", "doctor", "--json"]).current_dir(own.path());
+        let output = command.output().expect("the doctor runs");
+        let found: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{step}: {e}: {output:?}"));
+        assert_eq!(found["level"], "refused", "{step}: {found}");
+        let said = found["error"].as_str().unwrap_or_default();
+        assert!(said.contains("not uid") && said.contains("alone"), "{step}: {found}");
+    }
+}
+
 /// A directory with a runner that fails at these calls.
 fn faulty(dir: &Path, faults: &str) -> std::path::PathBuf {
     let program = dir.join("faulty-runner");

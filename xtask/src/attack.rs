@@ -1,7 +1,7 @@
 //! The attack suite, as root and as an ordinary user: every probe without walls, then in a real runner in every phase. Prints
 //! both tables, then one JSON object with the numbers of both, and fails if anything got through.
 
-use crate::{cargo, root, run as execute, target, test};
+use crate::{bounded, cargo, root, run as execute, target, test};
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
 use std::fs;
@@ -93,7 +93,11 @@ pub(crate) fn isolation() -> Result<()> {
             } else {
                 Command::new(at("attack"))
             };
-            execute(command.args(arguments).current_dir("/"))
+            if passed(command.args(arguments).current_dir("/"))? {
+                Ok(())
+            } else {
+                bail!("{:?} {arguments:?} failed", command.get_program())
+            }
         };
         let file = |what: &str| results.join(format!("{what}-{user}.json"));
         run(&["--json".as_ref(), file("suite").as_os_str()])?;
@@ -122,8 +126,8 @@ fn for_nobody(dir: &Path) -> Result<std::path::PathBuf> {
 }
 
 fn passed(command: &mut Command) -> Result<bool> {
-    let status = command.status().with_context(|| format!("{:?}", command.get_program()))?;
-    Ok(status.success())
+    // Its attempts end by themselves and its table comes last, so that a run without end has no more to say.
+    Ok(bounded::status(command, bounded::SUITE, "the attack suite")?.success())
 }
 
 fn summary(path: &Path) -> Result<Value> {

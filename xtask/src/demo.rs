@@ -54,8 +54,10 @@ impl Node {
     fn configure(&self, bootstrap: Option<u16>) -> Result<()> {
         let bootstrap =
             bootstrap.map_or_else(String::new, |port| format!("bootstrap_nodes = [\"127.0.0.1:{port}\"]\n"));
+        // Under root, plugins of two nodes must not share a uid: a thousand for each node, by the letter in its name.
+        let uids = 3_000_000 + 1000 * u32::from(self.name.bytes().last().unwrap_or_default());
         let text = format!(
-            "port = 0\nbind_address = \"127.0.0.1\"\n{bootstrap}\n[realm]\nname = \"demo\"\nversion = \"1\"\n\n[node]\nid = \"{}\"\n",
+            "port = 0\nbind_address = \"127.0.0.1\"\n{bootstrap}\n[realm]\nname = \"demo\"\nversion = \"1\"\n\n[node]\nid = \"{}\"\n\n[plugins.sandbox]\nuid_base = {uids}\n",
             self.name
         );
         Ok(fs::write(self.dir.path().join("config.toml"), text)?)

@@ -1,6 +1,7 @@
 //! The one door for developers. `cargo xtask check` runs what CI runs; `cargo xtask demo` shows the product.
 
 mod attack;
+mod bounded;
 mod demo;
 mod header;
 mod test;

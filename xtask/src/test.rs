@@ -1,10 +1,9 @@
 //! Builds everything that tests need, runs every test, and, as root, runs the tests of built binaries once more as an
 //! ordinary user. Counts what passed, failed and was skipped; a skipped test says why on a line of its own.
 
-use crate::{attack, cargo, header, root, run as execute, target};
+use crate::{attack, bounded, cargo, header, root, run as execute, target};
 use anyhow::{bail, Context, Result};
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -102,20 +101,9 @@ pub(crate) fn build() -> Result<()> {
     Ok(())
 }
 
-/// Runs a test command, passing its lines on and counting them. False if something failed.
+/// Runs a test command, passing its lines on and counting them. False if something failed, or hung.
 fn counted(command: &mut Command, counts: &mut Counts) -> Result<bool> {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (sender, lines) = std::sync::mpsc::channel();
-    let stdout = child.stdout.take().context("piped")?;
-    let stderr = child.stderr.take().context("piped")?;
-    let other = sender.clone();
-    std::thread::spawn(move || {
-        BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-    });
-    std::thread::spawn(move || {
-        BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|line| other.send(line))
-    });
-    for line in lines {
+    let ended = bounded::lines(command, bounded::TESTS, |line| {
         println!("{line}");
         if let Some(result) = line.strip_prefix("test result: ") {
             let number = |word: &str| {
@@ -129,10 +117,18 @@ fn counted(command: &mut Command, counts: &mut Counts) -> Result<bool> {
             counts.failed += number(" failed");
         }
         if line.starts_with("SKIPPED ") {
-            counts.skipped.push(line);
+            counts.skipped.push(line.to_owned());
+        }
+    });
+    match ended {
+        Ok(status) => Ok(status.success()),
+        // What hung is a failure like any other: the other programs are still worth running.
+        Err(why) => {
+            println!("HUNG {why}");
+            counts.failed += 1;
+            Ok(false)
         }
     }
-    Ok(child.wait()?.success())
 }
 
 /// Copies what the tests of binaries need to a place that anybody may read, and runs them there as nobody.

@@ -21,10 +21,15 @@ impl Console {
             None => "None".into(),
         };
         let safe = |text: &str| printable(text, DETAIL);
+        // What a plugin says about itself, or about another, is its word and not the node's.
+        let component = &event.meta().component;
+        let by =
+            if component.starts_with("plugin.") { format!("({}) ", safe(component)) } else { String::new() };
+        let lead = format!("{INDENT}{by}");
         match event {
             LogEvent::Network(e) => {
                 format!(
-                    "{INDENT}NET action={} addr={} detail={} corr={}",
+                    "{lead}NET action={} addr={} detail={} corr={}",
                     safe(&e.action),
                     word(&e.addr),
                     word(&e.detail),
@@ -32,7 +37,7 @@ impl Console {
                 )
             }
             LogEvent::TrustDecision(e) => format!(
-                "{INDENT}TRUST role={} decision={} reason={} mode={} fp={} addr={} todo={}",
+                "{lead}TRUST role={} decision={} reason={} mode={} fp={} addr={} todo={}",
                 e.role,
                 e.decision,
                 e.reason,
@@ -43,7 +48,7 @@ impl Console {
             ),
             LogEvent::Promotion(e) => {
                 format!(
-                    "{INDENT}PROMOTE fp={} from={} to={} success={}",
+                    "{lead}PROMOTE fp={} from={} to={} success={}",
                     safe(&e.fingerprint),
                     safe(&e.from_store),
                     safe(&e.to_store),
@@ -52,14 +57,14 @@ impl Console {
             }
             LogEvent::Plugin(e) => {
                 format!(
-                    "{INDENT}PLUGIN name={} action={} detail={}",
+                    "{lead}PLUGIN name={} action={} detail={}",
                     safe(&e.plugin),
                     safe(&e.action),
                     word(&e.detail)
                 )
             }
             LogEvent::System(e) => {
-                format!("{INDENT}SYS action={} detail={}", safe(&e.action), word(&e.detail))
+                format!("{lead}SYS action={} detail={}", safe(&e.action), word(&e.detail))
             }
         }
     }

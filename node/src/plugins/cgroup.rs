@@ -14,7 +14,7 @@ mod files;
 mod find;
 mod janitor;
 
-use files::{count, cpu_writes, memory_writes, read, set, write};
+use files::{count, cpu_lift, cpu_writes, memory_writes, read, set, write};
 use find::{delegate, own_group, own_prefix};
 use janitor::Janitor;
 use std::collections::BTreeSet;
@@ -309,6 +309,15 @@ impl Leaf {
         count(&self.cpu, ["cpu.stat"; 2], "nr_throttled")
     }
 
+    /// Lets the tree have as much processor time as there is: whoever is to die needs some to do it. To be called before a
+    /// kill, and only then.
+    pub fn lift_cpu(&self) {
+        if let Some(tree) = &self.cpu {
+            let (file, text) = cpu_lift(tree.version);
+            let _ = write(&tree.dir, file, text);
+        }
+    }
+
     /// Kills all that is left and removes the group; waits at most a second for the dead to be buried.
     pub async fn end(mut self) {
         self.kill_all();
@@ -322,6 +331,7 @@ impl Leaf {
     }
 
     fn kill_all(&self) {
+        self.lift_cpu();
         if let Some(dir) = &self.kill {
             let _ = write(dir, "cgroup.kill", "1");
         }

@@ -24,7 +24,7 @@ pub struct Line {
     pub generation: u32,
     /// `error` to `trace`; stdout is `info`, stderr is `warn`.
     pub level: String,
-    /// `stdout`, `stderr`, `node`, or the module of a `log` macro.
+    /// `stdout`, `stderr`, `node`, or `log` and the module of a `log` macro.
     pub source: String,
     /// The text, printable.
     pub text: String,
@@ -147,12 +147,13 @@ impl LogBook {
             }
             book.lines.push_back(line.clone());
         }
+        // Who speaks comes first: what stands behind the text could be part of it.
         let (plugin, source, text) = (self.plugin.as_str(), &line.source, &line.text);
         match level {
-            "error" => tracing::error!(target: "plugin", plugin, source, "{text}"),
-            "warn" => tracing::warn!(target: "plugin", plugin, source, "{text}"),
-            "info" => tracing::info!(target: "plugin", plugin, source, "{text}"),
-            _ => tracing::debug!(target: "plugin", plugin, source, "{text}"),
+            "error" => tracing::error!(target: "plugin", "{plugin} {source}: {text}"),
+            "warn" => tracing::warn!(target: "plugin", "{plugin} {source}: {text}"),
+            "info" => tracing::info!(target: "plugin", "{plugin} {source}: {text}"),
+            _ => tracing::debug!(target: "plugin", "{plugin} {source}: {text}"),
         }
     }
 

@@ -10,7 +10,7 @@ pub use super::scan::Rejected;
 use super::scan::{scan, Found};
 use super::supervisor::{self, Policy, Surroundings};
 use super::terms::Terms;
-use super::uids::Uids;
+use super::uids::{Claims, Uids};
 use crate::config::{Permission, Plugins};
 use semver::Version;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +25,8 @@ pub struct Registry {
     plugins: BTreeMap<PluginName, Handle>,
     /// Files that are no plugins.
     pub rejected: Vec<Rejected>,
+    /// Keeps the uids of the plugins theirs.
+    _claims: Option<Claims>,
 }
 
 impl Registry {
@@ -67,7 +69,7 @@ impl Registry {
             let slot = match uids.of(&image.name) {
                 Ok(slot) => slot,
                 Err(error) => {
-                    let reason = format!("its uid cannot be written down in the state directory: {error}");
+                    let reason = format!("it has no uid: {error}");
                     registry.rejected.push(Rejected::new(&image.path, reason));
                     continue;
                 }
@@ -77,6 +79,7 @@ impl Registry {
             let handle = supervisor::supervise(Arc::new(image), around(Arc::new(terms), slot));
             registry.plugins.insert(handle.name.clone(), handle);
         }
+        registry._claims = uids.take_claims();
         Ok(registry)
     }
 

@@ -300,7 +300,8 @@ impl Supervisor {
             Ok(link) => self.serve(link, generation, begun).await,
             Err(ended) => ended,
         };
-        // The link is closed now; an honest runner ends by itself, and the kernel ends the others.
+        // The link is closed now; an honest runner ends by itself, and the kernel ends the others. Both take processor time.
+        leaf.lift_cpu();
         let cause = end_process(child, ended).await;
         drop(ticket);
         let cause = self.exceeded.take().unwrap_or_else(|| {
@@ -587,10 +588,8 @@ impl Host for PluginHost {
     fn notify(&self, notice: Notice) {
         match notice {
             Notice::Log(LogLine { level, target, text }) => {
-                // The plugin's own word for where it speaks must not sound like one of ours.
-                let own = matches!(target.as_str(), "node" | "stdout" | "stderr" | "on_message");
-                let target = if own { format!("log {target}") } else { target };
-                self.logs.add(self.generation.0, &level, &target, &text);
+                // The plugin's own word for where it speaks must not look like one of ours, in no alphabet.
+                self.logs.add(self.generation.0, &level, &format!("log {target}"), &text);
             }
             Notice::Emit(_) | Notice::SubscribeEvents | Notice::CloseStream(_) => self.inner.notify(notice),
         }

@@ -4,11 +4,16 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 /// Longest text that is read: that of the longest path.
 const MAX_TEXT: usize = 4096;
-/// Most mappings that are looked at, and bytes of one line.
-const MAX_MAPPINGS: usize = 4096;
+/// Most text about mappings that is looked at: as many as the kernel lets a process have (65,530), 256 bytes each. The plugin
+/// makes the mappings, and it is the one that waits.
+const MAX_MAPS: u64 = 16 * 1024 * 1024;
+/// Longest time for it; a record without a place is better than a warden that does not look up.
+const MAPS_PATIENCE: Duration = Duration::from_millis(200);
+/// Bytes of one line.
 const MAX_LINE: u64 = 8192;
 const BUFFER: usize = 16 * 1024;
 const PAGE: u64 = 4096;
@@ -54,17 +59,24 @@ impl Memory {
     pub(crate) fn locate(&self, address: u64) -> Option<String> {
         let mut maps = BufReader::with_capacity(BUFFER, &self.maps);
         maps.rewind().ok()?;
-        let mut line = String::new();
-        for _ in 0..MAX_MAPPINGS {
-            line.clear();
-            if maps.by_ref().take(MAX_LINE).read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            if let Some(found) = within(&line, address) {
-                return Some(found);
-            }
+        search(maps.take(MAX_MAPS), address, Instant::now() + MAPS_PATIENCE)
+    }
+}
+
+/// The line about this address, in as much as there is to read and until this moment.
+fn search(mut maps: impl BufRead, address: u64, until: Instant) -> Option<String> {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if maps.by_ref().take(MAX_LINE).read_line(&mut line).ok()? == 0 {
+            return None;
         }
-        None
+        if let Some(found) = within(&line, address) {
+            return Some(found);
+        }
+        if Instant::now() >= until {
+            return None;
+        }
     }
 }
 
@@ -111,5 +123,20 @@ mod tests {
         let endless = vec![b'x'; 3 * MAX_TEXT];
         assert_eq!(memory.text(endless.as_ptr() as u64), None);
         assert!(memory.locate(within as *const () as u64).is_some_and(|at| at.contains("+0x")));
+    }
+
+    #[test]
+    fn an_address_is_found_behind_as_many_mappings_as_there_can_be_and_the_search_ends() {
+        let mut maps: String = (1..65_530u64)
+            .map(|n| format!("{:x}-{:x} rw-p 00000000 00:00 0\n", n << 13, (n << 13) + 4096))
+            .collect();
+        maps.push_str("7f0000000000-7f0000001000 r-xp 00001000 00:01 42 /memfd:echo (deleted)\n");
+        assert!(maps.len() < MAX_MAPS as usize);
+        let later = Instant::now() + Duration::from_secs(60);
+        let found = search(maps.as_bytes(), 0x7f00_0000_0010, later);
+        assert_eq!(found.as_deref(), Some("echo+0x1010"));
+        let endless = |byte| BufReader::new(std::io::repeat(byte));
+        assert_eq!(search(endless(b'x').take(MAX_MAPS), 1, later), None, "so many bytes");
+        assert_eq!(search(endless(b'\n'), 1, Instant::now() + MAPS_PATIENCE), None, "so long");
     }
 }

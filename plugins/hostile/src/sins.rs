@@ -62,6 +62,17 @@ pub fn commit(sin: &str) -> String {
         "spin" => loop {
             std::hint::spin_loop();
         },
+        // As many threads as the number says, this one among them.
+        "spin-threads" => {
+            for _ in 1..arg.parse().unwrap_or(16) {
+                std::thread::spawn(|| loop {
+                    std::hint::spin_loop();
+                });
+            }
+            loop {
+                std::hint::spin_loop();
+            }
+        }
         "hang" => loop {
             std::thread::sleep(Duration::from_secs(3600));
         },
@@ -86,6 +97,10 @@ pub fn commit(sin: &str) -> String {
         "forge" => {
             log::error!(target: "node", "died: SIGKILL: by root");
             "forged".into()
+        }
+        "say-record" => {
+            println!("denied: open /etc/passwd no\u{200b}de");
+            "said".into()
         }
         "newlines" => {
             let block = vec![b'\n'; 64 * 1024];

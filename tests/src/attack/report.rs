@@ -5,20 +5,50 @@ use hostile::probes::Probe;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 
-/// Attempts that leave no record, because no wall was asked: there is nothing there to take, or a limit of the kernel's own
-/// answered. Everything else that is refused must have one.
-pub const NO_RECORD: [(&str, &str); 10] = [
-    ("affinity-read-other", "there is no such process in the pid namespace"),
-    ("descriptors", "no descriptor was inherited"),
-    ("environment", "there are no variables"),
-    ("environment-stack", "there are no variables"),
-    ("arguments", "there are no arguments"),
-    ("program-path", "the path was wiped"),
-    ("working-directory", "it is the empty root"),
-    ("address-space", "RLIMIT_AS answers"),
-    ("many-descriptors", "RLIMIT_NOFILE answers"),
-    ("zero-page", "the kernel's lowest address answers"),
+/// Why an attempt that did not get through has no record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoRecord {
+    /// It made no call that anybody could refuse, or one that asks for what does not exist: it found nothing.
+    NothingThere,
+    /// A limit that the kernel holds by itself answered the call, and it tells nobody but the caller.
+    KernelLimit,
+}
+
+impl NoRecord {
+    /// For tables.
+    pub fn words(self) -> &'static str {
+        match self {
+            NoRecord::NothingThere => "nothing there to refuse",
+            NoRecord::KernelLimit => "refused by a limit of the kernel, which tells only the caller",
+        }
+    }
+}
+
+/// Probes whose attempts leave no record, why, and what each attempt must have been told for that to be true: any other
+/// answer without a record is a failure, and so is a name here whose attempts have a record. Everything else must have one.
+const NO_RECORD: [(&str, NoRecord, &str); 10] = [
+    // There is no such process in the pid namespace.
+    ("affinity-read-other", NoRecord::NothingThere, "No such process (os error 3)"),
+    ("descriptors", NoRecord::NothingThere, "no inherited descriptor"),
+    ("environment", NoRecord::NothingThere, "the environment is empty"),
+    ("environment-stack", NoRecord::NothingThere, "no variable is there"),
+    ("arguments", NoRecord::NothingThere, r#"none in ["thenodes-runner"]"#),
+    // It was wiped.
+    ("program-path", NoRecord::NothingThere, r#"it says """#),
+    ("working-directory", NoRecord::NothingThere, "it is the root"),
+    // RLIMIT_AS, RLIMIT_NOFILE, and the lowest address that may be mapped.
+    ("address-space", NoRecord::KernelLimit, "Cannot allocate memory (os error 12)"),
+    ("many-descriptors", NoRecord::KernelLimit, " at most"),
+    ("zero-page", NoRecord::KernelLimit, "Operation not permitted (os error 1)"),
 ];
+
+/// Why this attempt has no record, if that is as it must be.
+fn no_record(attempt: &Attempt) -> Option<NoRecord> {
+    let Verdict::Refused(told) = &attempt.verdict else { return None };
+    let known =
+        |(probe, _, answer): &&(&str, NoRecord, &str)| *probe == attempt.probe && told.ends_with(answer);
+    NO_RECORD.iter().find(known).filter(|_| attempt.record.is_none()).map(|(_, why, _)| *why)
+}
 
 /// What the same probe did without walls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +129,9 @@ impl Report {
         let broken = self.rows.iter().filter(|row| row.control == Control::Failed);
         failures.extend(broken.map(|row| format!("{}: does not work without walls either", row.probe.name)));
         failures.extend(self.without_record().into_iter().map(|what| format!("no record: {what}")));
+        failures.extend(
+            self.wrongly_excused().map(|probe| format!("{probe}: leaves a record; take it off NO_RECORD")),
+        );
         failures.extend(self.disturbances.iter().map(|what| format!("something came of an attempt: {what}")));
         failures
     }
@@ -107,9 +140,22 @@ impl Report {
     pub fn without_record(&self) -> Vec<String> {
         self.attempts()
             .filter(|attempt| attempt.verdict.held() && attempt.record.is_none())
-            .filter(|attempt| !NO_RECORD.iter().any(|(probe, _)| *probe == attempt.probe))
+            .filter(|attempt| no_record(attempt).is_none())
             .map(|attempt| format!("{} in {}: {}", attempt.probe, attempt.phase.word(), attempt.verdict))
             .collect()
+    }
+
+    /// Names on the list of those without a record that do not belong there: whoever is named has none in any attempt.
+    fn wrongly_excused(&self) -> impl Iterator<Item = &str> {
+        let named = |row: &&Row| NO_RECORD.iter().any(|(probe, ..)| *probe == row.probe.name);
+        let recorded = |row: &&Row| row.attempts.iter().any(|attempt| attempt.record.is_some());
+        let all = |row: &&Row| row.attempts.iter().all(|attempt| attempt.record.is_some());
+        self.rows.iter().filter(named).filter(recorded).filter(all).map(|row| row.probe.name)
+    }
+
+    /// How many attempts have no record for this reason.
+    fn excused(&self, why: NoRecord) -> usize {
+        self.attempts().filter(|attempt| no_record(attempt) == Some(why)).count()
     }
 
     /// Numbers of the run.
@@ -127,6 +173,8 @@ impl Report {
             "ended": count(|v| matches!(v, Verdict::Ended(_))),
             "through": count(|v| matches!(v, Verdict::Through(_))),
             "silent": count(|v| matches!(v, Verdict::Silent(_))),
+            "nothing_there": self.excused(NoRecord::NothingThere),
+            "kernel_limit": self.excused(NoRecord::KernelLimit),
             "recorded": self.attempts().filter(|a| a.record.is_some()).count(),
             "disturbances": self.disturbances.len(),
         })
@@ -143,7 +191,7 @@ impl Report {
                     .iter()
                     .map(|attempt| {
                         let text = attempt.verdict.to_string();
-                        let value = json!({ "verdict": attempt.verdict.word(), "detail": text, "record": attempt.record });
+                        let value = json!({ "verdict": attempt.verdict.word(), "detail": text, "record": attempt.record, "no_record": no_record(attempt).map(NoRecord::words) });
                         (attempt.phase.word(), value)
                     })
                     .collect();
@@ -180,6 +228,52 @@ impl Report {
                 cells.join("  ")
             );
         }
+        for why in [NoRecord::NothingThere, NoRecord::KernelLimit] {
+            let excused = |row: &&Row| row.attempts.iter().any(|attempt| no_record(attempt) == Some(why));
+            let names: Vec<&str> = self.rows.iter().filter(excused).map(|row| row.probe.name).collect();
+            println!("no record, {}: {} attempts of {}", why.words(), self.excused(why), names.join(", "));
+        }
         println!("{}", self.summary());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(probe: &'static str, told: &str, record: Option<&str>) -> Report {
+        let found: Vec<&'static Probe> = hostile::probes::find(probe).into_iter().collect();
+        let attempt = |phase| Attempt {
+            probe,
+            phase,
+            verdict: Verdict::Refused(told.into()),
+            record: record.map(str::to_owned),
+        };
+        Report::new(&found, &BTreeMap::new(), Phase::ALL.map(attempt).into(), Vec::new())
+    }
+
+    #[test]
+    fn every_name_without_a_record_is_a_probe_and_stands_once() {
+        for (at, (name, ..)) in NO_RECORD.iter().enumerate() {
+            assert!(hostile::probes::find(name).is_some(), "{name}");
+            assert!(!NO_RECORD[..at].iter().any(|(other, ..)| other == name), "{name} stands twice");
+        }
+    }
+
+    #[test]
+    fn only_a_named_probe_with_the_answer_that_it_must_get_needs_no_record() {
+        let good = report("environment", "environment variables: the environment is empty", None);
+        assert_eq!(good.failures(), Vec::<String>::new());
+        assert_eq!(
+            (&good.summary()["nothing_there"], &good.summary()["kernel_limit"]),
+            (&json!(4), &json!(0))
+        );
+        // Another answer, another probe with that answer, and an attempt that has a record.
+        assert_eq!(report("environment", "x: Operation not permitted", None).failures().len(), 4);
+        assert_eq!(report("open", "open: the environment is empty", None).failures().len(), 4);
+        let stale =
+            report("environment", "environment variables: the environment is empty", Some("a record"));
+        assert_eq!(stale.failures(), ["environment: leaves a record; take it off NO_RECORD"]);
+        assert_eq!(stale.summary()["nothing_there"], json!(0));
     }
 }

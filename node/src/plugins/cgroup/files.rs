@@ -35,6 +35,14 @@ pub(super) fn cpu_writes(version: Version, percent: u64) -> Vec<(&'static str, S
     }
 }
 
+/// What to write where processor time shall have no limit.
+pub(super) fn cpu_lift(version: Version) -> (&'static str, &'static str) {
+    match version {
+        Version::V1 => ("cpu.cfs_quota_us", "-1"),
+        Version::V2 => ("cpu.max", "max"),
+    }
+}
+
 /// The number after a word in a file of lines `word number`.
 pub(super) fn count(tree: &Option<Tree>, [v1, v2]: [&str; 2], word: &str) -> u64 {
     let Some(tree) = tree else { return 0 };
