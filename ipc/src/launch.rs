@@ -110,6 +110,14 @@ pub struct NodeHello {
     /// Size of a writable `/tmp` of the plugin's own, bytes; zero for none. It counts as memory and is gone with the process.
     #[serde(default)]
     pub temporary: u64,
+    /// A shared-memory region comes with this frame, behind the report pipe: after the start-up exchange frames travel
+    /// through its rings ([`crate::ring`]), and the socket carries only bytes that say "look".
+    #[serde(default)]
+    pub ring: bool,
+    /// Microseconds that a runner which has just worked looks for more before it sleeps; zero where looking costs the one
+    /// processor that would bring it.
+    #[serde(default)]
+    pub spin_us: u32,
     /// Takes walls away, for tests of the others. Only a runner built for such tests knows it; every other refuses to start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub without: Option<Without>,

@@ -29,13 +29,14 @@ async fn measure(config: &Config) -> Result<(Value, bool), String> {
         limits: config.plugins.limits,
         run_as: run_as(config.plugins.uid_base, u32::from(u16::MAX)),
         sandbox: Default::default(),
+        transport: Default::default(),
     };
     // What this process could do; the service may have been given more, which `plugin status` says.
     let cgroups = Cgroups::here();
     let leaf = cgroups.leaf(&order.plugin, &order.limits, config.plugins.budget.cpu_percent, 0);
     let (started, leaf) =
         process::start(&order, leaf).await.map_err(|e| format!("starting {}: {e}", runner.display()))?;
-    let report = Greeting::new(started.stream).confined().await.map_err(|ended| match ended {
+    let report = Greeting::new(started.stream, None).confined().await.map_err(|ended| match ended {
         Ended::Closed => "the runner ended before its report".to_owned(),
         Ended::Because(cause) => cause.to_string(),
     })?;

@@ -119,6 +119,7 @@ impl Node {
             watchdog: Watchdog::start(early.plugins.budget.sample),
             required: early.plugins.required,
             uid_base: early.plugins.uid_base,
+            transport: early.plugins.transport,
         });
         let network_later: Arc<OnceLock<Arc<Network>>> = Arc::default();
         let (info_out, info) = watch::channel(None);

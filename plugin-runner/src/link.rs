@@ -6,8 +6,20 @@ use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixAddr};
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 use thenodes_ipc::launch::NodeHello;
+use thenodes_ipc::ring::{Consumer, Producer, Region, RingError};
 use thenodes_ipc::{limits, pack, Frame, FrameDecoder, FrameError};
+
+/// Longest look for more before sleeping, whatever the node says.
+const MAX_SPIN_US: u32 = 100;
+/// Looks between two looks at the clock.
+const SPINS: u32 = 64;
+/// Vain looks in a row after which it rests, and for how many sleeps.
+const MOST_VAIN: u32 = 4;
+const REST: u32 = 64;
+/// How long to wait for room before looking whether the link is still there.
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Bytes read at once; the rest of a longer frame is read in one piece.
 const READ: usize = 16 * 1024;
@@ -25,6 +37,8 @@ pub(crate) struct Link {
     stream: UnixStream,
     decoder: FrameDecoder,
     cap: usize,
+    ring: Option<Region>,
+    spin: Duration,
 }
 
 impl Link {
@@ -33,7 +47,13 @@ impl Link {
         let fd = sys::adopt(libc::STDIN_FILENO).ok_or(io::ErrorKind::NotFound)?;
         let stream = UnixStream::from(fd);
         stream.peer_addr()?; // fails for anything that is no Unix socket
-        Ok(Self { stream, decoder: FrameDecoder::new(limits::MAX_FRAME), cap: limits::MAX_FRAME })
+        Ok(Self {
+            stream,
+            decoder: FrameDecoder::new(limits::MAX_FRAME),
+            cap: limits::MAX_FRAME,
+            ring: None,
+            spin: Duration::ZERO,
+        })
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {
@@ -50,11 +70,23 @@ impl Link {
         self.decoder.set_cap(cap);
     }
 
+    /// For processes that only watch: the ring is the runner's.
+    pub(crate) fn forget_ring(&mut self) {
+        self.ring = None;
+    }
+
     /// A reading and a writing end, after the start-up exchange.
     pub(crate) fn split(self) -> io::Result<(Reader, Writer)> {
-        let writer =
-            Writer { stream: self.stream.try_clone()?, cap: self.cap, head: Vec::with_capacity(128) };
-        Ok((Reader { stream: self.stream, decoder: self.decoder }, writer))
+        let bell = Bell(self.stream.try_clone()?);
+        let (up, down) = self.ring.map(Region::runner_side).unzip();
+        let writer = Writer {
+            stream: self.stream.try_clone()?,
+            ring: up,
+            cap: self.cap,
+            head: Vec::with_capacity(128),
+        };
+        let spin = Spin::new(self.spin);
+        Ok((Reader { stream: self.stream, ring: down, bell, spin, decoder: self.decoder }, writer))
     }
 
     /// Reads `hello` and its descriptors. Fails after five seconds without them.
@@ -64,7 +96,7 @@ impl Link {
         let mut buffer = vec![0; 16 * 1024];
         loop {
             let count = {
-                let mut space = nix::cmsg_space!([RawFd; limits::MAX_NEEDED_LIBRARIES + 2]);
+                let mut space = nix::cmsg_space!([RawFd; limits::MAX_NEEDED_LIBRARIES + 3]);
                 let mut parts = [IoSliceMut::new(&mut buffer)];
                 let flags = MsgFlags::MSG_CMSG_CLOEXEC;
                 let message =
@@ -85,10 +117,11 @@ impl Link {
                 None => {}
                 Some(Frame::Launch { step: "hello", body }) => {
                     let hello: NodeHello = pack::decode(body).map_err(|e| format!("hello: {e}"))?;
-                    let expected = match hello.library_size {
-                        0 => 1,
-                        _ => 2 + hello.needed.len(),
+                    let library = match hello.library_size {
+                        0 => 0,
+                        _ => 1 + hello.needed.len(),
                     };
+                    let expected = 1 + usize::from(hello.ring) + library;
                     if files.len() != expected {
                         return Err(format!(
                             "hello came with {} descriptors instead of {expected}",
@@ -98,6 +131,12 @@ impl Link {
                     self.stream.set_read_timeout(None).map_err(|e| e.to_string())?;
                     let mut files = files.into_iter();
                     let report = files.next().ok_or("hello came without the report pipe")?;
+                    if hello.ring {
+                        let ring = files.next().ok_or("hello came without the ring")?;
+                        self.ring = Some(Region::open(&ring).map_err(|e| e.to_string())?);
+                        // Bounded, whatever the node thinks of its processors.
+                        self.spin = Duration::from_micros(u64::from(hello.spin_us.min(MAX_SPIN_US)));
+                    }
                     return Ok(Received { hello, report, files: files.collect() });
                 }
                 Some(_) => return Err("the first frame is not hello".into()),
@@ -145,9 +184,71 @@ fn fill(stream: &UnixStream, decoder: &mut FrameDecoder) -> io::Result<bool> {
     }
 }
 
+/// Says "look" to the node, which waits at the socket and not at the ring.
+struct Bell(UnixStream);
+
+impl Bell {
+    fn ring(&self) {
+        Self::ring_at(&self.0);
+    }
+
+    /// The socket never fills: the node reads it whenever it is asked to look, and asks to be asked.
+    fn ring_at(mut stream: &UnixStream) {
+        // If it is gone, so is the node.
+        let _ = stream.write(&[0]);
+    }
+}
+
+/// Whether to look for more before going to sleep: as long as that has been worth it lately.
+struct Spin {
+    most: Duration,
+    /// Looks in a row that found nothing.
+    vain: u32,
+    /// Sleeps to come before it is tried again.
+    rest: u32,
+}
+
+impl Spin {
+    fn new(most: Duration) -> Self {
+        Self { most, vain: 0, rest: 0 }
+    }
+
+    /// Looks for a while; false: nothing came.
+    fn look(&mut self, mut found: impl FnMut() -> bool) -> bool {
+        if self.most.is_zero() {
+            return false;
+        }
+        if self.rest > 0 {
+            self.rest -= 1;
+            return false;
+        }
+        let begun = Instant::now();
+        loop {
+            for _ in 0..SPINS {
+                if found() {
+                    self.vain = 0;
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if begun.elapsed() >= self.most {
+                break;
+            }
+        }
+        self.vain += 1;
+        if self.vain >= MOST_VAIN {
+            (self.vain, self.rest) = (0, REST);
+        }
+        false
+    }
+}
+
 /// The reading end, once the plugin is there.
 pub(crate) struct Reader {
     stream: UnixStream,
+    ring: Option<Consumer>,
+    bell: Bell,
+    spin: Spin,
     decoder: FrameDecoder,
 }
 
@@ -160,7 +261,13 @@ impl Reader {
             }
             // A length that is too large is found now and not when that much has come.
             self.decoder.check().map_err(|e| e.to_string())?;
-            if !fill(&self.stream, &mut self.decoder).map_err(|e| e.to_string())? {
+            let more = match &mut self.ring {
+                Some(ring) => {
+                    take(ring, &mut self.decoder, &self.bell, &mut self.spin).map_err(|e| e.to_string())
+                }
+                None => fill(&self.stream, &mut self.decoder).map_err(|e| e.to_string()),
+            };
+            if !more? {
                 return Ok(None);
             }
         }
@@ -172,19 +279,66 @@ impl Reader {
     }
 }
 
+/// Waits for bytes in the ring and takes them to where they are decoded. False when the node has closed it.
+fn take(
+    ring: &mut Consumer,
+    decoder: &mut FrameDecoder,
+    bell: &Bell,
+    spin: &mut Spin,
+) -> Result<bool, RingError> {
+    loop {
+        let missing = decoder.missing().unwrap_or(0);
+        let most = READ.max(missing);
+        if ring.read(decoder.room(READ), most)? > 0 {
+            if ring.producer_waits() {
+                bell.ring();
+            }
+            return Ok(true);
+        }
+        if ring.closed() {
+            return Ok(false);
+        }
+        // An impossible index is found by the next read.
+        if !spin.look(|| ring.is_empty() != Ok(true)) {
+            ring.wait(None);
+        }
+    }
+}
+
 /// The writing end; behind a lock, so that frames stay whole.
 pub(crate) struct Writer {
     stream: UnixStream,
+    ring: Option<Producer>,
     cap: usize,
     head: Vec<u8>,
 }
 
 impl Writer {
-    /// Writes a frame; waits while the socket is full. The outer error is about the frame, the inner one about the link.
+    /// Writes a frame; waits while the way is full. The outer error is about the frame, the inner one about the link.
     pub(crate) fn put(&mut self, frame: &Frame<'_>, body: &[u8]) -> Result<io::Result<()>, FrameError> {
         self.head.clear();
         frame.encode_head(&mut self.head, self.cap)?;
-        Ok(write_both(&self.stream, &self.head, body))
+        let Some(ring) = &mut self.ring else { return Ok(write_both(&self.stream, &self.head, body)) };
+        let mut written = 0;
+        let total = self.head.len() + body.len();
+        while written < total {
+            let head_left = self.head.get(written..).unwrap_or(&[]);
+            let body_left = &body[written.saturating_sub(self.head.len())..];
+            match ring.write(&[head_left, body_left]) {
+                Err(error) => return Ok(Err(io::Error::other(error))),
+                Ok(count) => written += count,
+            }
+            if ring.consumer_sleeps() {
+                Bell::ring_at(&self.stream);
+            }
+            if ring.closed() {
+                return Ok(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            if written < total {
+                ring.wait_room(ROOM_PATIENCE);
+            }
+        }
+        Ok(Ok(()))
     }
 }
 

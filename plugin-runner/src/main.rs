@@ -102,12 +102,18 @@ fn run(link: &mut Link) -> Result<Done, Refusal> {
     let mut walls = Walls::default();
     let (hello, role) = warden::detach(received, &mut walls).map_err(confining)?;
     let mut leash = match role {
-        warden::Role::Warden(watch) => watch.until_the_end(link, &hello),
+        warden::Role::Warden(watch) => {
+            link.forget_ring();
+            watch.until_the_end(link, &hello)
+        }
         warden::Role::Stub(leash) => leash,
     };
     let root = warden::build_root(&hello, &mut leash, &mut walls);
     let leash = match stub::split(leash).map_err(confining)? {
-        stub::Role::Stub(reaper) => reaper.until_the_end(link),
+        stub::Role::Stub(reaper) => {
+            link.forget_ring();
+            reaper.until_the_end(link)
+        }
         stub::Role::Runner(leash) => leash,
     };
 

@@ -126,6 +126,11 @@ impl Spec {
         self
     }
 
+    /// With frames going this way: `ring` or `socket`.
+    pub fn transport(self, way: &str) -> Self {
+        self.top(&format!("plugins.transport = {way:?}"))
+    }
+
     /// With more configuration.
     pub fn more(mut self, text: &str) -> Self {
         self.config.push_str(text);

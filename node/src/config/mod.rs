@@ -144,6 +144,16 @@ pub struct Giving {
     pub seccomp: (SeccompMode, Vec<String>),
 }
 
+/// How frames travel between node and runner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// Through shared memory beside the socket.
+    #[default]
+    Ring,
+    /// Through the socket alone.
+    Socket,
+}
+
 /// Plugins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugins {
@@ -151,6 +161,8 @@ pub struct Plugins {
     pub dir: PathBuf,
     /// The runner program, if it is not beside the node's.
     pub runner: Option<PathBuf>,
+    /// How frames travel between node and runners.
+    pub transport: Transport,
     /// What they are given.
     pub giving: Giving,
     /// Limits of each process; a manifest or `[plugins.for.NAME]` only makes them tighter.

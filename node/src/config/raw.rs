@@ -4,6 +4,7 @@
 use super::error::Origin;
 use super::giving::{Calls, RawForPlugin, RawPluginPolicy};
 use super::limits::RawLimits;
+use super::Transport;
 use super::{
     Budget, Config, ConfigError, Encryption, Identity, Logging, ManifestLimits, OnViolation, Plugins,
     Required, TrustMode, TrustPolicy, DEFAULT_PORT, DEFAULT_UID_BASE,
@@ -166,6 +167,7 @@ struct RawNetwork {
 pub(super) struct RawPlugins {
     dir: Option<PathBuf>,
     runner: Option<PathBuf>,
+    transport: Option<Spanned<String>>,
     pub(super) defaults: Option<RawPluginDefaults>,
     pub(super) policy: Option<RawPluginPolicy>,
     #[serde(default, rename = "for")]
@@ -574,6 +576,13 @@ impl Raw {
         let maxima = self.limits(plugins.limits.as_ref())?;
         let no_sandbox = RawSandbox::default();
         let sandbox = plugins.sandbox.as_ref().unwrap_or(&no_sandbox);
+        let transport = match plugins.transport.as_ref().map(|word| (word, word.get_ref().as_str())) {
+            None | Some((_, "ring")) => Transport::Ring,
+            Some((_, "socket")) => Transport::Socket,
+            Some((word, _)) => {
+                return self.wrong(word, "no such way for frames", "use \"ring\" or \"socket\"")
+            }
+        };
         let required = match sandbox.required.as_ref().map(|required| (required, required.get_ref().as_str()))
         {
             None | Some((_, "full")) => Required::Full,
@@ -592,6 +601,7 @@ impl Raw {
         Ok(Plugins {
             dir: plugins.dir.clone().unwrap_or_else(|| "plugins".into()),
             runner: plugins.runner.clone(),
+            transport,
             limits: ProcessLimits {
                 memory: maxima.memory_mb.unwrap_or(128) * 1024 * 1024,
                 threads: maxima.threads.unwrap_or(16),

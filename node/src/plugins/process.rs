@@ -4,6 +4,7 @@
 
 use super::cgroup::Leaf;
 use super::image::{Image, Sealed};
+use crate::config::Transport;
 use interprocess::os::unix::uds_local_socket::tokio::Stream;
 use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags, UnixAddr};
 use std::io::{self, IoSlice};
@@ -11,7 +12,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::LazyLock;
 use thenodes_ipc::launch::{Needed, NodeHello, PathGrant, ProcessLimits, SeccompMode, Versions, Without};
+use thenodes_ipc::ring::Region;
 use thenodes_ipc::{limits, pack, Frame, Generation, PluginName};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
@@ -22,6 +25,8 @@ pub struct Started {
     pub child: Child,
     /// The node's end of the link.
     pub stream: Stream,
+    /// Shared memory for the link, if frames go that way.
+    pub ring: Option<Region>,
     /// Log pipes.
     pub stdout: ChildStdout,
     /// Log pipes.
@@ -76,6 +81,24 @@ pub struct Order<'a> {
     pub run_as: Option<u32>,
     /// What is particular about its sandbox.
     pub sandbox: Sandbox,
+    /// How frames travel.
+    pub transport: Transport,
+}
+
+/// Microseconds for which either side of a link looks for more before it sleeps, where there is a processor for each.
+const SPIN_US: u32 = 20;
+
+/// The same on this machine as this process may use it; zero on one processor.
+pub fn spin_us() -> u32 {
+    static SPIN: LazyLock<u32> = LazyLock::new(|| {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        if processors > 1 {
+            SPIN_US
+        } else {
+            0
+        }
+    });
+    *SPIN
 }
 
 /// What one plugin's sandbox has beside the walls that all have.
@@ -116,17 +139,28 @@ pub async fn start(order: &Order<'_>, mut leaf: Leaf) -> io::Result<(Started, Le
         leaf = tokio::task::spawn_blocking(attach).await.map_err(io::Error::other)?;
     }
     let (told, tells) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    send_hello(&ours, tells, order)?;
+    // Without shared memory the socket does all the work.
+    let ring = match order.transport {
+        Transport::Ring => Region::create().ok(),
+        Transport::Socket => None,
+    };
+    let (ring, shared) = ring.unzip();
+    send_hello(&ours, tells, shared, order)?;
     let report = Receiver::from_owned_fd(told)?;
     ours.set_nonblocking(true)?;
     let stream = Stream::try_from(OwnedFd::from(ours))?;
-    Ok((Started { child, stream, stdout, stderr, report }, leaf))
+    Ok((Started { child, stream, ring, stdout, stderr, report }, leaf))
 }
 
 /// Largest first frame: it must fit into an empty socket buffer, because nobody waits for room.
 const MAX_HELLO: usize = 96 * 1024;
 
-fn send_hello(link: &UnixStream, report: OwnedFd, order: &Order<'_>) -> io::Result<()> {
+fn send_hello(
+    link: &UnixStream,
+    report: OwnedFd,
+    ring: Option<OwnedFd>,
+    order: &Order<'_>,
+) -> io::Result<()> {
     let files: Vec<&Sealed> = order
         .image
         .map(|image| {
@@ -150,6 +184,8 @@ fn send_hello(link: &UnixStream, report: OwnedFd, order: &Order<'_>) -> io::Resu
         calls: order.sandbox.calls.clone(),
         paths: order.sandbox.paths.clone(),
         temporary: order.sandbox.temporary,
+        ring: ring.is_some(),
+        spin_us: spin_us(),
         without: order.sandbox.without.clone(),
     };
     let body = pack::encode(&hello).map_err(io::Error::other)?;
@@ -163,8 +199,11 @@ fn send_hello(link: &UnixStream, report: OwnedFd, order: &Order<'_>) -> io::Resu
             frame.len()
         )));
     }
-    let fds: Vec<RawFd> =
-        std::iter::once(report.as_raw_fd()).chain(files.iter().map(|file| file.fd.as_raw_fd())).collect();
+    let fds: Vec<RawFd> = std::iter::once(&report)
+        .chain(&ring)
+        .map(AsRawFd::as_raw_fd)
+        .chain(files.iter().map(|file| file.fd.as_raw_fd()))
+        .collect();
     let control = &[ControlMessage::ScmRights(&fds)];
     // Into an empty socket buffer, which is larger: cannot block. A short write would be a kernel defect.
     let sent = sendmsg::<UnixAddr>(

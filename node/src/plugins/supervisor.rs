@@ -14,7 +14,7 @@ use super::queue::{Overflow, Queue};
 use super::rate::LinkRates;
 use super::terms::Terms;
 use super::watchdog::{Limits, Record, Subject, Ticket, Watchdog};
-use crate::config::Required;
+use crate::config::{Required, Transport};
 use crate::text::printable;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -54,6 +54,8 @@ pub struct Policy {
     pub required: Required,
     /// First of the uids that a root node gives to its plugins.
     pub uid_base: u32,
+    /// How frames travel.
+    pub transport: Transport,
 }
 
 /// A change in a plugin's life, for the event log.
@@ -278,9 +280,10 @@ impl Supervisor {
             limits: self.around.terms.process,
             run_as: run_as(policy.uid_base, self.around.slot),
             sandbox: self.around.terms.sandbox.clone(),
+            transport: policy.transport,
         };
         let leaf = self.leaf(&policy).await;
-        let (Started { child, stream, stdout, stderr, report }, leaf) =
+        let (Started { child, stream, ring, stdout, stderr, report }, leaf) =
             match process::start(&order, leaf).await {
                 Ok(started) => started,
                 Err(error) => return Cause::Spawn(error.to_string()),
@@ -295,7 +298,7 @@ impl Supervisor {
         pipes.spawn(follow(stderr, logs, generation.0, "warn", "stderr"));
         pipes.spawn(self.follow_denials(report, generation));
 
-        let greeting = Greeting::new(stream);
+        let greeting = Greeting::new(stream, ring);
         let ended = match self.start_up(greeting, generation).await {
             Ok(link) => self.serve(link, generation, begun).await,
             Err(ended) => ended,

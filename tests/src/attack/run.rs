@@ -156,9 +156,10 @@ impl World {
             },
             run_as: run_as(2_000_000, slot),
             sandbox: Sandbox { without: self.without.clone(), ..Sandbox::default() },
+            transport: Default::default(),
         };
         let started = process::start(&order, Leaf::default()).await;
-        let (Started { mut child, stream, stdout, stderr, report }, _leaf) =
+        let (Started { mut child, stream, ring, stdout, stderr, report }, _leaf) =
             started.map_err(|e| format!("the runner did not start: {e}"))?;
         let (said, mut lines) = mpsc::channel(64);
         tokio::spawn(listen(stdout, said.clone()));
@@ -169,7 +170,7 @@ impl World {
             drop(to_end.0);
         });
 
-        let driven = drive(Greeting::new(stream), generation, phase);
+        let driven = drive(Greeting::new(stream, ring), generation, phase);
         tokio::pin!(driven);
         let mut verdict = None;
         let mut link = None;

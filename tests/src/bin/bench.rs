@@ -191,6 +191,7 @@ fn run(rounds: usize) {
         watchdog: Watchdog::start(Budget::default().sample),
         required: Required::Full,
         uid_base: 2_000_000,
+        transport: Default::default(),
     });
 
     // The frames of one call, so that the baseline moves the same bytes.

@@ -4,6 +4,7 @@
 use super::outbox::Put;
 use super::pending::{Stalled, Waiter};
 use super::{Answer, Counters, Ended, Shared};
+use crate::plugins::process::spin_us;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct Sent {
     caller: Caller,
     id: CallId,
     answer: oneshot::Receiver<Answer>,
+    /// The answer, if it came while we looked.
+    early: Option<Answer>,
 }
 
 impl Caller {
@@ -62,7 +65,11 @@ impl Caller {
     ) -> Result<Bytes, Failed> {
         let until = Instant::now() + deadline.min(limits::MAX_DEADLINE);
         match timeout_at(until, self.send(method, body, deadline)).await {
-            Ok(sent) => sent.map_err(Failed::Gone)?.answer(until).await,
+            Ok(sent) => {
+                let mut sent = sent.map_err(Failed::Gone)?;
+                sent.look();
+                sent.answer(until).await
+            }
             Err(_) => {
                 Counters::count(&self.shared.counters.timeouts);
                 Err(Failed::Late)
@@ -83,7 +90,7 @@ impl Caller {
         permit.forget(); // given back when the call leaves `pending`
         let (tell, answer) = oneshot::channel();
         let id = shared.pending.enter(Waiter::Call(tell));
-        let sent = Sent { caller: self.clone(), id, answer };
+        let sent = Sent { caller: self.clone(), id, answer, early: None };
         // The link may have ended between the permit and the entry; then nobody would answer.
         if shared.ended.get().is_some() {
             return Err(self.gone());
@@ -179,10 +186,39 @@ fn unsendable(error: &FrameError) -> CallError {
 }
 
 impl Sent {
+    /// Looks for the answer for a moment on the spot, where there is a processor for the plugin beside ours. A busy plugin
+    /// answers within it, and then nobody has to be put to sleep and woken. Bounded by [`spin_us`].
+    fn look(&mut self) {
+        let most = Duration::from_micros(u64::from(spin_us()));
+        if most.is_zero() {
+            return;
+        }
+        let shared = self.caller.shared.clone();
+        // Whoever holds it reads already.
+        let Ok(mut intake) = shared.intake.try_lock() else { return };
+        let answer = &mut self.answer;
+        let early = &mut self.early;
+        let left = intake.look(&shared, most, || match answer.try_recv() {
+            Ok(found) => {
+                *early = Some(found);
+                true
+            }
+            Err(oneshot::error::TryRecvError::Empty) => false,
+            Err(oneshot::error::TryRecvError::Closed) => true,
+        });
+        drop(intake);
+        if left {
+            shared.left.notify_one();
+        }
+    }
+
     /// Waits for the answer. At `until` the call is cancelled and the answer, should it come, is ignored.
     pub async fn answer(mut self, until: Instant) -> Result<Bytes, Failed> {
         let counters = self.caller.shared.counters.clone();
-        let outcome = timeout_at(until, &mut self.answer).await;
+        let outcome = match self.early.take() {
+            Some(answer) => Ok(Ok(answer)),
+            None => timeout_at(until, &mut self.answer).await,
+        };
         match outcome {
             Ok(Ok(Ok(body))) => {
                 Counters::count(&counters.answered);

@@ -8,6 +8,7 @@ use interprocess::os::unix::uds_local_socket::tokio::Stream;
 use std::sync::Arc;
 use thenodes::host::Host;
 use thenodes_ipc::launch::{Confinement, Refusal, Registration, RunnerHello, Versions};
+use thenodes_ipc::ring::Region;
 use thenodes_ipc::{limits, pack, Frame, FrameDecoder, Generation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{timeout_at, Instant};
@@ -15,6 +16,7 @@ use tokio::time::{timeout_at, Instant};
 /// The start-up exchange of one runner.
 pub struct Greeting {
     stream: Stream,
+    ring: Option<Region>,
     decoder: FrameDecoder,
     deadline: Instant,
     step: &'static str,
@@ -22,9 +24,15 @@ pub struct Greeting {
 
 impl Greeting {
     /// Begins with the runner's `hello`; walls must stand within [`limits::CONFINE_DEADLINE`].
-    pub fn new(stream: Stream) -> Self {
+    pub fn new(stream: Stream, ring: Option<Region>) -> Self {
         let deadline = Instant::now() + limits::CONFINE_DEADLINE;
-        Self { stream, decoder: FrameDecoder::new(limits::MAX_FRAME), deadline, step: "putting up the walls" }
+        Self {
+            stream,
+            ring,
+            decoder: FrameDecoder::new(limits::MAX_FRAME),
+            deadline,
+            step: "putting up the walls",
+        }
     }
 
     /// Reads the runner's versions and its report about the walls.
@@ -93,6 +101,6 @@ impl Greeting {
         counters: Arc<Counters>,
         rates: LinkRates,
     ) -> Link {
-        Link::start(self.stream, self.decoder, generation, host, counters, rates)
+        Link::start(self.stream, self.decoder, self.ring, generation, host, counters, rates)
     }
 }

@@ -10,8 +10,15 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thenodes::host::{Host, HostError, Notice};
+use thenodes_ipc::ring::{Consumer, RingError};
 use thenodes_ipc::{CallId, Code, Frame, FrameDecoder};
 use tokio::sync::OwnedSemaphorePermit;
+
+/// Looks between two looks at the clock.
+const SPINS: u32 = 64;
+/// Vain looks in a row after which callers do not look any more, and for how many calls.
+const MOST_VAIN: u32 = 4;
+const REST: u32 = 64;
 
 /// Why sorting came to a rest.
 #[derive(Debug)]
@@ -31,6 +38,7 @@ pub(super) enum Rest {
 /// The reading side of a link. Behind one lock; whoever holds it reads.
 pub(super) struct Intake {
     decoder: FrameDecoder,
+    ring: Option<Consumer>,
     meter: Meter,
     since: Instant,
     /// No more can come: what is left is read at once, so that a flood does not hide its author's death.
@@ -40,20 +48,34 @@ pub(super) struct Intake {
     waiting: Option<(CallId, String, u32, Vec<u8>)>,
     /// Length of the arguments of the call that was read last, which are still in the decoder.
     last_call: usize,
+    /// What a caller who looked could not wait for.
+    left: Option<Rest>,
+    /// Looks in a row that found nothing, and calls to come that do not look.
+    vain: u32,
+    rest: u32,
     /// Room for the frame that has begun; it goes over to the request that the frame turns out to be.
     begun: Option<OwnedSemaphorePermit>,
 }
 
 impl Intake {
-    pub(super) fn new(decoder: FrameDecoder, host: Arc<dyn Host>, rates: LinkRates) -> Self {
+    pub(super) fn new(
+        decoder: FrameDecoder,
+        ring: Option<Consumer>,
+        host: Arc<dyn Host>,
+        rates: LinkRates,
+    ) -> Self {
         Self {
             decoder,
+            ring,
             meter: rates.meter(Duration::ZERO),
             since: Instant::now(),
             hung_up: false,
             requests: Some(Requests::new(host)),
             waiting: None,
             last_call: 0,
+            left: None,
+            vain: 0,
+            rest: 0,
             begun: None,
         }
     }
@@ -82,6 +104,97 @@ impl Intake {
         } else {
             wait
         }
+    }
+
+    /// The runner said "look": counts like a message, because to say it costs the runner little and hearing it costs us.
+    pub(super) fn bell_rang(&mut self) -> Duration {
+        let wait = self.meter.message(self.since.elapsed());
+        if self.hung_up {
+            Duration::ZERO
+        } else {
+            wait
+        }
+    }
+
+    /// Takes what is in the ring; says how much, and how long to wait before more is taken.
+    pub(super) fn take_from_ring(&mut self) -> Result<(usize, Duration), RingError> {
+        let Some(ring) = &mut self.ring else { return Ok((0, Duration::ZERO)) };
+        let most = READ.max(self.decoder.missing().unwrap_or(0));
+        let count = ring.read(self.decoder.room(READ), most)?;
+        if count == 0 {
+            return Ok((0, Duration::ZERO));
+        }
+        if ring.producer_waits() {
+            ring.wake_producer();
+        }
+        Ok((count, self.bytes_came(count)))
+    }
+
+    /// Looks for an answer for a moment, for a caller who would otherwise have to be woken. Everything that comes is sorted;
+    /// `done` is asked after each piece. What must be waited for is left to the reader task: true if there is such a thing.
+    pub(super) fn look(
+        &mut self,
+        shared: &Arc<Shared>,
+        most: Duration,
+        mut done: impl FnMut() -> bool,
+    ) -> bool {
+        if self.left.is_some() || self.rest > 0 {
+            self.rest = self.rest.saturating_sub(1);
+            return false;
+        }
+        let Some(ring) = &mut self.ring else { return false };
+        ring.awake();
+        let begun = Instant::now();
+        let mut looks = 0u32;
+        let found = loop {
+            let Some(ring) = &mut self.ring else { break false };
+            // An impossible index is found by whoever reads.
+            if ring.is_empty() == Ok(true) {
+                looks += 1;
+                if looks % SPINS == 0 && begun.elapsed() >= most {
+                    break false;
+                }
+                std::hint::spin_loop();
+                continue;
+            }
+            match self.take_from_ring() {
+                Ok((_, wait)) if wait.is_zero() => {}
+                Ok((_, wait)) => self.left = Some(Rest::Beyond(wait)),
+                Err(error) => self.left = Some(Rest::Violation(error.to_string())),
+            }
+            if self.left.is_none() {
+                match self.sort(shared) {
+                    Rest::Hungry => {}
+                    rest => self.left = Some(rest),
+                }
+            }
+            if self.left.is_some() {
+                return true;
+            }
+            if done() {
+                break true;
+            }
+        };
+        if found {
+            self.vain = 0;
+        } else {
+            self.vain += 1;
+            if self.vain >= MOST_VAIN {
+                (self.vain, self.rest) = (0, REST);
+            }
+        }
+        // As the reader task left it: it waits at the socket, and is told there.
+        self.ring.as_mut().is_some_and(|ring| !ring.sleep_announced())
+    }
+
+    /// What a caller left to the reader task.
+    pub(super) fn left(&mut self) -> Option<Rest> {
+        self.left.take()
+    }
+
+    /// The ring, if frames come through one.
+    pub(super) fn ring(&mut self) -> Option<&mut Consumer> {
+        self.ring.as_mut()
     }
 
     /// True if the stream was cut inside a frame.

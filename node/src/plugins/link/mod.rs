@@ -32,7 +32,7 @@ use bytes::Bytes;
 use intake::{Intake, Rest};
 use interprocess::os::unix::uds_local_socket::tokio::Stream;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use outbox::Outbox;
+use outbox::{Outbox, Way};
 use pending::{Pending, Waiter};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
@@ -40,6 +40,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use thenodes::host::{Host, HostError};
+use thenodes_ipc::ring::Region;
 use thenodes_ipc::{limits, CallId, Code, FrameDecoder, Generation};
 use tokio::io::Interest;
 use tokio::sync::{oneshot, watch, Notify, Semaphore};
@@ -53,6 +54,8 @@ pub const OUT_BYTES: usize = limits::MAX_FRAME + limits::MAX_HEADER;
 pub const IN_BYTES: usize = limits::MAX_FRAME + limits::MAX_HEADER;
 /// A runner that takes no byte for so long does not read any more.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// Words "look" read at once.
+const BELLS: usize = 64;
 /// Bytes read at once; a longer frame is read in one piece once there is room for it.
 const READ: usize = 16 * 1024;
 
@@ -125,6 +128,8 @@ struct Shared {
     /// Somebody looks at the open calls now and then, or was told to.
     watched: AtomicBool,
     work: Notify,
+    /// There is something for the reader task.
+    left: Notify,
 }
 
 impl Shared {
@@ -183,23 +188,29 @@ impl Link {
     fn start(
         stream: Stream,
         decoder: FrameDecoder,
+        ring: Option<Region>,
         generation: Generation,
         host: Arc<dyn Host>,
         counters: Arc<Counters>,
         rates: LinkRates,
     ) -> Self {
+        let (way, ring) = match ring.map(Region::node_side) {
+            Some((down, up)) => (Way::Ring(down), Some(up)),
+            None => (Way::Socket, None),
+        };
         let shared = Arc::new(Shared {
             generation,
             stream,
             pending: Pending::new(generation),
-            outbox: Outbox::new(),
-            intake: Mutex::new(Intake::new(decoder, host, rates)),
+            outbox: Outbox::new(way),
+            intake: Mutex::new(Intake::new(decoder, ring, host, rates)),
             open: Semaphore::new(limits::MAX_CALLS_TO_PLUGIN),
             counters,
             ended: OnceLock::new(),
             queue: OnceLock::new(),
             watched: AtomicBool::new(true),
             work: Notify::new(),
+            left: Notify::new(),
         });
         let (tell, ended) = watch::channel(None);
         let mut tasks = JoinSet::new();
@@ -273,7 +284,11 @@ impl Drop for Link {
 async fn read(shared: &Arc<Shared>) -> Ended {
     let violation = |what: String| Ended::Because(Cause::Violation(what));
     loop {
-        let rest = shared.intake().sort(shared);
+        let rest = {
+            let mut intake = shared.intake();
+            let left = intake.left();
+            left.unwrap_or_else(|| intake.sort(shared))
+        };
         match rest {
             Rest::Hungry => {}
             Rest::Beyond(wait) => {
@@ -295,22 +310,93 @@ async fn read(shared: &Arc<Shared>) -> Ended {
             }
             Rest::Violation(what) => return violation(what),
         }
-        if shared.stream.inner().readable().await.is_err() {
-            return Ended::Closed;
+        match more(shared).await {
+            More::Now => {}
+            More::After(wait) => hold(shared, wait).await,
+            More::Ended => {
+                // What came before the end counts, whatever the rate.
+                let mut intake = shared.intake();
+                intake.hang_up();
+                loop {
+                    match (intake.sort(shared), intake.take_from_ring()) {
+                        (Rest::Violation(what), _) => return violation(what),
+                        (_, Err(error)) => return violation(error.to_string()),
+                        (Rest::Hungry, Ok((1.., _))) => {}
+                        (_, Ok(_)) => break,
+                    }
+                }
+                return if intake.is_cut() { violation(CUT.into()) } else { Ended::Closed };
+            }
+            More::Violation(what) => return violation(what),
         }
-        let (got, cut) = {
-            let mut intake = shared.intake();
-            let got = read_some(&shared.stream, intake.room());
-            let wait = got.map(|count| (count, intake.bytes_came(count)));
-            (wait, intake.is_cut())
-        };
-        match got {
-            Ok((1.., wait)) if wait.is_zero() => {}
-            Ok((1.., wait)) => hold(shared, wait).await,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Ok((0, _)) | Err(_) if cut => return violation("the link ended inside a frame".into()),
-            Ok((0, _)) | Err(_) => return Ended::Closed,
+    }
+}
+
+/// The end of a runner that did not finish what it said.
+const CUT: &str = "the link ended inside a frame";
+
+/// What came of waiting for bytes.
+enum More {
+    Now,
+    After(Duration),
+    Ended,
+    Violation(String),
+}
+
+/// Waits for bytes, and takes them.
+async fn more(shared: &Shared) -> More {
+    let taken = {
+        let mut intake = shared.intake();
+        if intake.ring().is_some() {
+            match intake.take_from_ring() {
+                Err(error) => return More::Violation(error.to_string()),
+                // Told that we wait, the runner says so at the socket when there is more.
+                Ok((0, _)) => {
+                    intake.ring().is_some_and(|ring| !ring.sleep_announced()).then_some(Duration::ZERO)
+                }
+                Ok((_, wait)) => Some(wait),
+            }
+        } else {
+            None
         }
+    };
+    match taken {
+        Some(wait) if wait.is_zero() => return More::Now,
+        Some(wait) => return More::After(wait),
+        None => {}
+    }
+    let readable = tokio::select! {
+        readable = shared.stream.inner().readable() => readable,
+        // A caller who looked for his answer found more than that.
+        () = shared.left.notified() => return More::Now,
+    };
+    if readable.is_err() {
+        return More::Ended;
+    }
+    let mut intake = shared.intake();
+    let rings = intake.ring().map(thenodes_ipc::ring::Consumer::awake).is_some();
+    let got = if rings {
+        let mut bells = Vec::with_capacity(BELLS);
+        read_some(&shared.stream, &mut bells)
+    } else {
+        read_some(&shared.stream, intake.room())
+    };
+    let wait = match got {
+        Ok(0) => return More::Ended,
+        Ok(_) if rings => {
+            shared.outbox.look_again();
+            intake.bell_rang()
+        }
+        Ok(count) => intake.bytes_came(count),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            Duration::ZERO
+        }
+        Err(_) => return More::Ended,
+    };
+    if wait.is_zero() {
+        More::Now
+    } else {
+        More::After(wait)
     }
 }
 

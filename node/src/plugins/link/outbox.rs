@@ -1,4 +1,4 @@
-//! What is written to one runner. Whoever has something to say writes it at once, in its own task, if nothing waits before
+//! What is written to one runner, through its ring or its socket. Whoever has something to say writes it at once, in its own task, if nothing waits before
 //! it; only what the way does not take is kept, bounded in frames and bytes, and written by the link's writer task. A
 //! runner that does not read stops its own writer and nobody else.
 
@@ -9,6 +9,7 @@ use interprocess::os::unix::uds_local_socket::tokio::Stream;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use thenodes_ipc::ring::Producer;
 use thenodes_ipc::{limits, Frame, FrameError};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -31,8 +32,16 @@ struct Rest {
     done: usize,
 }
 
-#[derive(Default)]
+/// How frames go to the runner.
+pub(super) enum Way {
+    /// Through the socket.
+    Socket,
+    /// Through shared memory; the socket is not written.
+    Ring(Producer),
+}
+
 struct State {
+    way: Way,
     /// Heads are encoded here, so that the usual frame allocates nothing.
     scratch: Vec<u8>,
     backlog: VecDeque<Rest>,
@@ -50,8 +59,9 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn new() -> Self {
-        Self { state: Mutex::default(), more: Notify::new(), room: Notify::new() }
+    pub(super) fn new(way: Way) -> Self {
+        let state = State { way, scratch: Vec::new(), backlog: VecDeque::new(), bytes: 0, closed: false };
+        Self { state: Mutex::new(state), more: Notify::new(), room: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -69,7 +79,8 @@ impl Outbox {
         let total = state.scratch.len() + body.len();
         let mut done = 0;
         if state.backlog.is_empty() {
-            done = match write(socket, &state.scratch, body) {
+            let State { way, scratch, .. } = &mut *state;
+            done = match way.write(socket, scratch, body) {
                 Ok(count) => count,
                 // The reader will meet the same end, and knows what to say about it.
                 Err(_) => return Ok(Put::Closed),
@@ -111,6 +122,10 @@ impl Outbox {
         let mut state = self.lock();
         state.closed = true;
         state.backlog.clear();
+        if let Way::Ring(ring) = &state.way {
+            ring.close();
+            ring.wake_consumer();
+        }
         drop(state);
         self.room.notify_waiters();
         self.more.notify_one();
@@ -126,17 +141,36 @@ impl Outbox {
                     Step::Empty => break,
                     Step::Closed => return Ended::Closed,
                     Step::Progress => self.room.notify_waiters(),
-                    Step::Blocked => match timeout(WRITE_DEADLINE, socket.inner().writable()).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return Ended::Closed,
-                        Err(_) => {
-                            return Ended::Because(Cause::Hang("anything: it does not read its link".into()))
+                    Step::Blocked => {
+                        let through_ring = matches!(self.lock().way, Way::Ring(_));
+                        let room = async {
+                            if through_ring {
+                                self.more.notified().await;
+                                Ok(())
+                            } else {
+                                socket.inner().writable().await
+                            }
+                        };
+                        match timeout(WRITE_DEADLINE, room).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(_)) => return Ended::Closed,
+                            Err(_) => {
+                                let what = "anything: it does not read its link";
+                                return Ended::Because(Cause::Hang(what.into()));
+                            }
                         }
-                    },
+                    }
                 }
             }
             self.room.notify_waiters();
             written();
+        }
+    }
+
+    /// The runner says that there may be room in the ring.
+    pub(super) fn look_again(&self) {
+        if !self.lock().backlog.is_empty() {
+            self.more.notify_one();
         }
     }
 
@@ -145,13 +179,22 @@ impl Outbox {
         if state.closed {
             return Step::Closed;
         }
-        let Some(rest) = state.backlog.front_mut() else { return Step::Empty };
+        let State { way, backlog, .. } = &mut *state;
+        let Some(rest) = backlog.front_mut() else { return Step::Empty };
         let head = rest.head.get(rest.done..).unwrap_or(&[]);
         let body = &rest.body[rest.done.saturating_sub(rest.head.len())..];
         let total = rest.head.len() + rest.body.len();
-        // Through the runtime, so that it learns when the socket is full and `writable` waits.
-        match socket.inner().try_write_vectored(&[IoSlice::new(head), IoSlice::new(body)]) {
-            Ok(0) => Step::Closed,
+        match way.write(socket, head, body) {
+            Ok(0) => match way {
+                Way::Ring(ring) => {
+                    if ring.want_room() {
+                        Step::Blocked
+                    } else {
+                        Step::Progress
+                    }
+                }
+                Way::Socket => Step::Blocked,
+            },
             Ok(count) => {
                 rest.done += count;
                 if rest.done == total {
@@ -160,8 +203,6 @@ impl Outbox {
                 }
                 Step::Progress
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Step::Blocked,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Step::Progress,
             Err(_) => Step::Closed,
         }
     }
@@ -174,12 +215,28 @@ enum Step {
     Closed,
 }
 
-/// Writes what the socket takes now; zero if it takes nothing.
-fn write(socket: &Stream, head: &[u8], body: &[u8]) -> io::Result<usize> {
-    match socket.inner().try_write_vectored(&[IoSlice::new(head), IoSlice::new(body)]) {
-        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-        Ok(count) => Ok(count),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
-        Err(error) => Err(error),
+impl Way {
+    /// Writes what the way takes now; zero if it takes nothing.
+    fn write(&mut self, socket: &Stream, head: &[u8], body: &[u8]) -> io::Result<usize> {
+        match self {
+            // Through the runtime, so that it learns when the socket is full and `writable` waits.
+            Way::Socket => match socket.inner().try_write_vectored(&[IoSlice::new(head), IoSlice::new(body)])
+            {
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+                {
+                    Ok(0)
+                }
+                done => done,
+            },
+            Way::Ring(ring) => {
+                let count = ring.write(&[head, body]).map_err(io::Error::other)?;
+                if count > 0 && ring.consumer_sleeps() {
+                    ring.wake_consumer();
+                }
+                Ok(count)
+            }
+        }
     }
 }
