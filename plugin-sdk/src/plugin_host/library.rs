@@ -15,6 +15,7 @@ use crate::host::NodeInfo;
 use crate::network::message::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::future::Future;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -143,6 +144,7 @@ impl Library {
             }
             Incoming::Notify { .. } => {} // from a newer node; notices may be ignored
             Incoming::Call { id, method: "prompt", body } => self.prompt(client, id, body),
+            Incoming::Call { id, method: "health", .. } => self.health(client, id),
             Incoming::Call { id, method, body } => {
                 let body = body.to_vec();
                 let work = match method {
@@ -181,7 +183,31 @@ impl Library {
         let (Some(handler), Some(context)) = (handler, self.context.get().cloned()) else {
             return client.fail(id, &Code::NotFound, &format!("no handler has the prompt {:?}", args.prefix));
         };
-        let work = CURRENT_CALL.scope(id, async move { handler.on_prompt(&args.input, &context).await });
+        self.answer_later(client, id, async move { Ok(handler.on_prompt(&args.input, &context).await) });
+    }
+
+    /// Asks every handler on the runtime, beside messages; the first that is not well is the answer.
+    fn health(self: &Arc<Self>, client: &Arc<Client>, id: u64) {
+        let Some(context) = self.context.get().cloned() else {
+            return client.fail(id, &Code::Conflict, "asked for health before load");
+        };
+        let handlers = self.handlers();
+        self.answer_later(client, id, async move {
+            for handler in handlers {
+                handler.on_health(&context).await?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Runs async work for a call; the call's end, or the node's cancel, is the work's.
+    fn answer_later<T: Serialize + Send + 'static>(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        id: u64,
+        work: impl Future<Output = Result<T, String>> + Send + 'static,
+    ) {
+        let work = CURRENT_CALL.scope(id, work);
         // The task is entered before it can end, so that its end always finds the entry.
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let task = self.runtime.spawn(work);
@@ -194,7 +220,8 @@ impl Library {
                 return; // cancelled: already answered
             }
             match outcome {
-                Ok(output) => client.succeed(id, &output),
+                Ok(Ok(output)) => client.succeed(id, &output),
+                Ok(Err(why)) => client.fail(id, &Code::Unavailable, &why),
                 Err(error) => client.fail(id, &Code::PluginCrashed, &panic_text(error.into_panic())),
             }
         });
