@@ -282,6 +282,29 @@ impl Grants {
         paths.into_values().collect()
     }
 
+    /// What these give and the others do not, a line for each permission.
+    pub fn beyond(&self, other: &Grants) -> Vec<String> {
+        let nothing = Reach::default();
+        let mut more = Vec::new();
+        for (permission, reach) in &self.given {
+            // What is denied is the operator's, and the same for both; it only takes away.
+            let had = other.given.get(permission).unwrap_or(&nothing);
+            if had.contains(reach) {
+                continue;
+            }
+            let new: Vec<String> = match reach {
+                Reach::All => vec!["everything".into()],
+                Reach::Scopes(scopes) => scopes
+                    .iter()
+                    .filter(|scope| !had.contains(&Reach::Scopes(vec![(*scope).clone()])))
+                    .map(ToString::to_string)
+                    .collect(),
+            };
+            more.push(format!("+ {permission}: {}", new.join(" ")));
+        }
+        more
+    }
+
     /// Whose they are.
     pub fn plugin(&self) -> &PluginName {
         &self.plugin
