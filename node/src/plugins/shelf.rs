@@ -136,14 +136,12 @@ impl Shelf {
         let name = &version.image.name;
         let sha256 = &version.image.sha256;
         let dir = self.dir_of(name, sha256);
-        // The manifest may change while the library does not; the library is its name's content already.
         if let Some(manifest) = &version.manifest {
             put(&dir.join("plugin.toml"), manifest.as_bytes())?;
         }
         let library = dir.join(format!("{name}.so"));
-        if !library.exists() {
-            put(&library, &content(&version.image).map_err(|error| failed(&library, error))?)?;
-        }
+        // Also if it is there: it may have been damaged since.
+        put(&library, &content(&version.image).map_err(|error| failed(&library, error))?)?;
         let mut memory = self.read(name)?;
         let label = version.terms.manifest.as_ref().map(|manifest| manifest.version.to_string());
         memory.versions.retain(|kept| kept.sha256 != *sha256);

@@ -1,9 +1,12 @@
 //! One task per plugin: feeds [`lifecycle`](super::lifecycle) with what its processes tell and its operator orders, and carries out
 //! what follows. It owns life and death; nothing else starts or ends a runner. It never waits for a process: each of them is a
-//! task of its own ([`process`]), and of what they say only the link's checked form arrives here.
+//! task of its own (`process`), and of what they say only the link's checked form arrives here.
 
+mod hear;
+mod host;
 mod left;
 mod messages;
+mod outside;
 mod probe;
 mod process;
 mod register;
@@ -13,11 +16,10 @@ mod upgrade;
 pub(crate) use self::upgrade::Answer;
 
 use self::left::Kept;
-use self::probe::chance;
 use self::process::{begin, News, Order, Running, Shared};
 use self::stop::Farewell;
 use self::upgrade::Upgrade;
-use super::handle::{Command, Death, Handle, Status};
+use super::handle::{Command, Handle, Status};
 use super::image::Image;
 use super::lifecycle::{Action, Cause, Desired, Event, Life, State, Then};
 use super::logs::LogBook;
@@ -26,7 +28,6 @@ use super::terms::Terms;
 use super::version::Version;
 use super::watchdog::Watchdog;
 use super::way::Door;
-use super::why;
 use crate::config::{Required, Supervision};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -337,140 +338,6 @@ impl Supervisor {
                 self.step(Event::Stop);
             }
         }
-    }
-
-    async fn hear(&mut self, generation: Generation, news: News) {
-        let is = |running: &Running| running.generation == generation;
-        if self.current.as_ref().is_some_and(is) {
-            return self.hear_current(generation, news).await;
-        }
-        if self.upgrade.as_ref().and_then(|upgrade| upgrade.candidate.as_ref()).is_some_and(is) {
-            return self.hear_candidate(generation, news).await;
-        }
-        if let News::Ended(cause) = news {
-            self.leaving.retain(|running| running.generation != generation);
-            self.shared.change(
-                "left",
-                format!("generation {generation} ended after its calls: {cause}"),
-                false,
-            );
-        }
-        // Whatever else one says whose place was taken: what it leaves is older than what its successor has done since.
-    }
-
-    async fn hear_current(&mut self, generation: Generation, news: News) {
-        let Some(current) = &mut self.current else { return };
-        current.note(&news);
-        match news {
-            News::Started(_) | News::Walls(..) => self.show_process(),
-            News::Registered(_) => {
-                self.show_process();
-                self.step(Event::Registered);
-            }
-            News::WantsState(give) => {
-                let _ = give.send(self.kept.give(generation, &self.version.image.sha256));
-            }
-            News::Loaded(way) => {
-                self.kept.taken();
-                // First the way in, then the word that it is open: whoever sees Ready may call.
-                if self.life.state.starts() {
-                    self.door.send_replace(Door::Open(way));
-                }
-                self.step(Event::Loaded);
-                self.tell_ready();
-                self.finish_upgrade().await;
-            }
-            News::Healthy => {
-                self.status.send_modify(|status| status.missed = None);
-                self.step(Event::Healthy);
-            }
-            News::Missed(why) => {
-                self.shared.logs.add_own(generation.0, "warn", &format!("health: {why}"));
-                self.status.send_modify(|status| status.missed = Some(why));
-                self.step(Event::Missed);
-            }
-            News::Left(state) => {
-                self.kept.put(state);
-                if self.life.state == (State::Stopping { then: Then::HandOver }) {
-                    self.hand_over().await;
-                }
-            }
-            News::Ended(cause) => self.died(generation, cause).await,
-        }
-    }
-
-    fn tell_ready(&mut self) {
-        let Some(current) = &self.current else { return };
-        let (took, recovered) = (current.begun.elapsed(), self.died_at.take().map(|at| at.elapsed()));
-        let level = current.walls.as_ref().map_or_else(String::new, |(level, _)| level.to_string());
-        let generation = current.generation;
-        self.status.send_modify(|status| {
-            status.missed = None;
-            status.last_start = Some(took);
-            if recovered.is_some() {
-                status.last_recovery = recovered;
-            }
-        });
-        let mut detail = format!("generation={generation} level={level} start_ms={}", took.as_millis());
-        if let Some(recovered) = recovered {
-            detail.push_str(&format!(" recovered_ms={}", recovered.as_millis()));
-        }
-        self.shared.change("ready", detail, false);
-    }
-
-    async fn died(&mut self, generation: Generation, cause: Cause) {
-        let hand_over = self.life.state == (State::Stopping { then: Then::HandOver });
-        if !matches!(*self.door.borrow(), Door::Held) {
-            self.door.send_replace(Door::Closed);
-        }
-        self.kept.died(generation);
-        let version = self.current.take().map_or_else(|| self.version.clone(), |running| running.version);
-        let asked = matches!(self.life.state, State::Stopping { .. });
-        let cause = if asked { Cause::Asked } else { cause };
-        if asked {
-            self.shared.change("stopped", format!("generation {generation} ended"), false);
-        } else {
-            self.died_at = Some(Instant::now());
-            self.shared.logs.add_own(generation.0, "error", &format!("died: {cause}"));
-        }
-        self.status.send_modify(|status| {
-            status.pid = None;
-            if !asked {
-                status.last_death = Some(cause.clone());
-                let at = SystemTime::now();
-                status.deaths.push_back(Death {
-                    at,
-                    generation,
-                    version: version.label(),
-                    cause: cause.clone(),
-                });
-                while status.deaths.len() > DEATHS_KEPT {
-                    status.deaths.pop_front();
-                }
-            }
-        });
-        let rolls_back = !asked && self.life.in_probation(Instant::now());
-        self.step(Event::Died { cause: cause.clone(), jitter: chance() });
-        if hand_over {
-            self.answer_candidate_without_state();
-        }
-        if asked {
-            return;
-        }
-        self.upgrade_died(&version, &cause).await;
-        let next = if rolls_back {
-            format!("within its probation: back to {}", self.version.label())
-        } else {
-            let status = self.status.borrow();
-            why::what_follows(&self.shared.name, &status, &self.shared.logs, Instant::now())
-        };
-        let action = if matches!(self.life.state, State::Failed { .. }) { "failed" } else { "died" };
-        let detail = format!(
-            "generation={generation} version={} cause={} {cause}; {next}",
-            version.label(),
-            cause.word()
-        );
-        self.shared.change(action, detail, true);
     }
 }
 

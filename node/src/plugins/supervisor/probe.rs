@@ -63,6 +63,9 @@ pub(super) async fn healthy(caller: &Caller, patience: Duration) -> Result<(), S
     }
 }
 
+/// A question that is out.
+type Asking<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+
 /// Looks until there is a reason to end the process.
 pub(super) async fn probe(
     way: &Way,
@@ -70,7 +73,7 @@ pub(super) async fn probe(
     generation: Generation,
     news: &mpsc::Sender<(Generation, News)>,
 ) -> Ended {
-    let mut asking: Option<Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>> = None;
+    let mut asking: Option<Asking<'_>> = None;
     let mut due = Instant::now() + policy.wait(true, chance());
     // When to look at open calls; `None` while there are none.
     let mut look: Option<Instant> = None;

@@ -1,6 +1,7 @@
 //! One process of a plugin from spawn to reaped: a task that tells its supervisor what happens and hears what to do. The supervisor
 //! may hold two of them, during an upgrade. Everything that the process says is hostile input and has been read by the link.
 
+use super::host::PluginHost;
 use super::left::{Phase, StateDesk};
 use super::messages::messages;
 use super::probe::{healthy, probe};
@@ -9,8 +10,7 @@ use super::stop::{end_process, say_goodbye, Farewell};
 use super::{run_as, Change, Observer, Policy};
 use crate::config::HealthPolicy;
 use crate::plugins::cause::{self, Seen};
-use crate::plugins::cgroup::Leaf;
-use crate::plugins::denials::{self, DenialBook};
+use crate::plugins::denials::DenialBook;
 use crate::plugins::handle::{Command, Delivery};
 use crate::plugins::lifecycle::Cause;
 use crate::plugins::link::{Counters, Ended, Failed, Greeting, Link};
@@ -18,7 +18,7 @@ use crate::plugins::logs::{follow, LogBook};
 use crate::plugins::process::{self, Order as Spawn, Started};
 use crate::plugins::rate::LinkRates;
 use crate::plugins::version::Version;
-use crate::plugins::watchdog::{Limits, Record, Subject, Ticket};
+use crate::plugins::watchdog::Record;
 use crate::plugins::way::Way;
 use crate::text::printable;
 use std::future::Future;
@@ -26,15 +26,11 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use thenodes::host::{Host, HostError, LogLine, NodeInfo, Notice, Request, Response};
+use thenodes::host::NodeInfo;
 use thenodes_ipc::launch::{LayerReport, Level, Registration};
 use thenodes_ipc::{limits, pack, Generation, PluginName};
-use tokio::net::unix::pipe::Receiver;
 use tokio::sync::{mpsc, oneshot, watch, Mutex};
 use tokio::task::JoinSet;
-
-/// Events about refusals that one plugin may cause in a second; its log and its book have them all.
-const DENIALS_SHOWN: u32 = 5;
 
 /// What all processes of one plugin share.
 pub(super) struct Shared {
@@ -149,16 +145,16 @@ pub(super) fn begin(
     Running { generation, version, begun, pid: None, walls: None, registration: None, orders }
 }
 
-struct ProcessLife {
-    shared: Arc<Shared>,
-    version: Arc<Version>,
-    generation: Generation,
+pub(super) struct ProcessLife {
+    pub(super) shared: Arc<Shared>,
+    pub(super) version: Arc<Version>,
+    pub(super) generation: Generation,
     proving: bool,
     news: mpsc::Sender<(Generation, News)>,
     orders: mpsc::Receiver<Order>,
     desk: Arc<StateDesk>,
     /// `on_load` runs, for records of what was refused.
-    loading: Arc<AtomicBool>,
+    pub(super) loading: Arc<AtomicBool>,
 }
 
 impl ProcessLife {
@@ -281,7 +277,10 @@ impl ProcessLife {
             let drained = async {
                 match messages.as_mut().await {
                     Some(ended) => Err(ended),
-                    None => Ok(way.drained().await),
+                    None => {
+                        way.drained().await;
+                        Ok(())
+                    }
                 }
             };
             let drained = tokio::time::timeout(farewell.drain, drained);
@@ -362,111 +361,6 @@ impl ProcessLife {
                     Order::Stop(_) => {}
                 },
             }
-        }
-    }
-
-    /// Carries the warden's records into the book, the log and, not too often, the events.
-    fn follow_denials(&self, report: Receiver) -> impl Future<Output = ()> + 'static {
-        let (shared, generation, loading) = (self.shared.clone(), self.generation, self.loading.clone());
-        async move {
-            let mut shown = Throttle { most: DENIALS_SHOWN, since: None, count: 0 };
-            let loading = || loading.load(Ordering::Relaxed);
-            let tell = |entry: &denials::Entry| {
-                shared.logs.add_own(generation.0, "warn", &format!("denied: {entry}"));
-                // The record of an end is told with the end.
-                if !entry.killed && shown.may() {
-                    shared.change("denied", format!("generation={generation} {entry}"), false);
-                }
-            };
-            denials::follow(report, generation, &shared.denials, loading, tell).await;
-        }
-    }
-
-    /// A control group for the process, as far as there are any.
-    async fn leaf(&self) -> Leaf {
-        let policy = &self.shared.policy;
-        let (cgroups, runner) = (policy.watchdog.cgroups().clone(), policy.runner.clone());
-        let kept = tokio::task::spawn_blocking(move || cgroups.keep_clean(&runner)).await;
-        if let Ok(Err(why)) = kept {
-            let detail = format!("{why}; control groups of a killed node stay until the next node starts");
-            self.shared.change("no_janitor", detail, true);
-        }
-        let image = &self.version.image;
-        let needed = image.needed.iter().map(|(_, file)| file.size).sum::<u64>();
-        let files = image.library.size + needed;
-        let terms = &self.version.terms;
-        policy.watchdog.cgroups().leaf(&self.shared.name, &terms.process, terms.budget.cpu_percent, files)
-    }
-
-    /// Has the process looked at until the ticket is dropped.
-    fn watch(&self, warden: Option<u32>, leaf: &Arc<Leaf>) -> Option<Ticket> {
-        let shared = &self.shared;
-        for problem in leaf.problems() {
-            let text = format!("control group: {problem}; rlimits and the watchdog hold that limit");
-            shared.logs.add_own(self.generation.0, "warn", &text);
-        }
-        let terms = &self.version.terms;
-        let writes = terms.sandbox.paths.iter().filter(|path| path.write);
-        Some(shared.policy.watchdog.watch(Subject {
-            plugin: shared.name.clone(),
-            generation: self.generation,
-            warden: warden?,
-            places: writes.map(|path| path.path.clone().into()).collect(),
-            limits: Limits { process: terms.process, budget: terms.budget },
-            leaf: leaf.clone(),
-            record: shared.record.clone(),
-            logs: shared.logs.clone(),
-            counters: shared.counters.clone(),
-            observer: shared.observer.clone(),
-            commands: shared.orders.clone(),
-        }))
-    }
-}
-
-/// So many a second, and no more.
-struct Throttle {
-    most: u32,
-    since: Option<Instant>,
-    count: u32,
-}
-
-impl Throttle {
-    fn may(&mut self) -> bool {
-        if self.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
-            (self.since, self.count) = (Some(Instant::now()), 0);
-        }
-        self.count = self.count.saturating_add(1);
-        self.count <= self.most
-    }
-}
-
-/// The node as the link shows it to one process: log lines and its state stay here, everything else goes to the granted host.
-struct PluginHost {
-    inner: Arc<dyn Host>,
-    logs: Arc<LogBook>,
-    generation: Generation,
-    desk: Arc<StateDesk>,
-}
-
-#[async_trait::async_trait]
-impl Host for PluginHost {
-    async fn call(&self, request: Request) -> Result<Response, HostError> {
-        match request {
-            Request::StateLeave { offset, bytes, last } => self.desk.leave(offset, &bytes.0, last),
-            Request::StateLeft { offset } => self.desk.left(offset).await,
-            request => self.inner.call(request).await,
-        }
-    }
-
-    fn notify(&self, notice: Notice) {
-        match notice {
-            Notice::Log(LogLine { level, target, text }) => {
-                // The plugin's own word for where it speaks must not sound like one of ours.
-                let own = matches!(target.as_str(), "node" | "stdout" | "stderr" | "on_message");
-                let target = if own { format!("log {target}") } else { target };
-                self.logs.add(self.generation.0, &level, &target, &text);
-            }
-            Notice::Emit(_) | Notice::SubscribeEvents | Notice::CloseStream(_) => self.inner.notify(notice),
         }
     }
 }

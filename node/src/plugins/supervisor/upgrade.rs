@@ -209,6 +209,9 @@ impl Supervisor {
         if let Some(candidate) = upgrade.candidate {
             candidate.tell(Order::Kill(Cause::Asked));
             self.leaving.push(candidate);
+        } else if let Some(old) = upgrade.old {
+            // It had the old one's place and was not Ready: what is started next is the old one.
+            (self.version, self.previous, self.probation_ends) = (old, None, None);
         }
         let text = format!("plugin {}: not upgraded: {why}", self.shared.name);
         let _ = upgrade.answer.send(Err(HostError::new(Code::Conflict, text)));
