@@ -1,5 +1,6 @@
-//! Upgrades under load, through the door that everybody uses: `Handle::call`. No call fails, and none runs twice. The plugins count
-//! on their side: echo says at its end how many lines it answered, kvstore's counter goes from version to version as its state.
+//! What callers meet at the door that everybody uses, `Handle::call`: upgrades under load, in which no call fails and none runs twice, and
+//! handlers that never return. The plugins count on their side: echo says at its end how many lines it answered, kvstore's counter goes
+//! from version to version as its state.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -233,4 +234,44 @@ async fn a_call_that_is_open_during_an_upgrade_ends_where_it_began() {
     let refused =
         [&one, &two].into_iter().filter(|r| r.as_ref().is_err_and(|e| e.code == Code::Conflict)).count();
     assert_eq!(refused, 1, "{one:?} {two:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_that_never_return_are_hung_when_nothing_else_answers_either() {
+    let world = world("hostile").await;
+    let hang = |n: u64| {
+        let plugin = world.plugin.clone();
+        async move {
+            #[derive(serde::Serialize)]
+            struct Args<'a> {
+                prefix: &'a str,
+                input: &'a str,
+            }
+            let body = pack::encode(&Args { prefix: "hostile", input: "hang" }).expect("packs");
+            plugin.call("prompt", body.into(), Duration::from_millis(300 + n)).await
+        }
+    };
+    // One of two threads is gone: the plugin answers on the other, and is not touched.
+    assert_eq!(hang(0).await.expect_err("late").code, Code::Timeout);
+    assert_eq!(
+        prompt(&world.plugin, "hostile", "good").await.expect("the other thread").split(' ').next(),
+        Some("42")
+    );
+    assert_eq!(hang(1).await.expect_err("late").code, Code::Timeout);
+    let died = world.plugin.wait(|status| status.last_death.is_some());
+    let status = tokio::time::timeout(PATIENCE, died).await.expect("in time").expect("it lives");
+    assert_eq!(status.last_death.map(|cause| cause.word()), Some("hang"));
+    let again = world.plugin.wait(|status| status.state == State::Ready && status.starts == 2);
+    tokio::time::timeout(PATIENCE, again).await.expect("in time").expect("it is back");
+    let error = {
+        world.plugin.disable().await;
+        let stopped = world.plugin.wait(|status| status.state == State::Stopped);
+        tokio::time::timeout(PATIENCE, stopped).await.expect("in time").expect("it ends");
+        prompt(&world.plugin, "hostile", "good").await.expect_err("it does not run")
+    };
+    assert_eq!(error.code, Code::Unavailable);
+    for text in ["plugin hostile (", "is Stopped", "did not answer prompt", "thenodes plugin enable hostile"]
+    {
+        assert!(error.message.contains(text), "{text}: {error}");
+    }
 }
