@@ -118,18 +118,22 @@ async fn prompt(plugin: &Handle, prefix: &str, input: &str) -> Result<String, Ho
 /// Calls as fast as was asked for while versions come and go. Returns what came back, and the rate that was reached.
 async fn under_load(
     world: &World,
+    rate: u64,
     prefix: &'static str,
     line: fn(u64) -> String,
 ) -> (Vec<(u64, String)>, f64) {
     let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut callers = JoinSet::new();
     let begun = Instant::now();
-    for _ in 0..CALLERS {
+    for n in 0..CALLERS {
         let (plugin, stop, next) = (world.plugin.clone(), stop.clone(), next.clone());
         callers.spawn(async move {
             let mut answers = Vec::new();
-            // An interval that was missed is made up for: the rate is an average.
-            let mut beat = tokio::time::interval(Duration::from_millis(1000 * CALLERS / RATE));
+            // One after the other, so that some call is open at any moment. An interval that was missed is made up for: the rate
+            // is an average.
+            let period = Duration::from_millis(1000 * CALLERS / rate);
+            let first = tokio::time::Instant::now() + period * n as u32 / CALLERS as u32;
+            let mut beat = tokio::time::interval_at(first, period);
             while !stop.load(Ordering::Relaxed) {
                 beat.tick().await;
                 let id = next.fetch_add(1, Ordering::Relaxed);
@@ -141,16 +145,18 @@ async fn under_load(
             answers
         });
     }
-    for n in 1..=UPGRADES {
-        // Each under way for a while before the next: as many calls as a tenth of a second has.
-        let at = next.load(Ordering::Relaxed) + RATE / 10;
+    for n in 1..=UPGRADES + 1 {
+        // Each version serves for a while: as many calls as a tenth of a second has.
+        let at = next.load(Ordering::Relaxed) + rate / 10;
         while next.load(Ordering::Relaxed) < at {
             tokio::task::yield_now().await;
             assert!(callers.try_join_next().is_none(), "a caller ended");
         }
-        let version = world.versions[n % 2].clone();
-        let running = world.plugin.replace(version.clone()).await.expect("it comes up");
-        assert_eq!(running, version.label());
+        if n <= UPGRADES {
+            let version = world.versions[n % 2].clone();
+            let running = world.plugin.replace(version.clone()).await.expect("it comes up");
+            assert_eq!(running, version.label());
+        }
     }
     stop.store(true, Ordering::Relaxed);
     let answers: Vec<_> = callers.join_all().await.into_iter().flatten().collect();
@@ -178,7 +184,7 @@ async fn end(world: World) -> Handle {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upgrades_under_load_fail_no_call_and_run_none_twice() {
     let world = world("echo").await;
-    let (answers, rate) = under_load(&world, "echo", |id| id.to_string()).await;
+    let (answers, rate) = under_load(&world, RATE, "echo", |id| id.to_string()).await;
     eprintln!("echo: {} calls at {rate:.0}/s during {UPGRADES} upgrades", answers.len());
     for (id, answer) in &answers {
         assert_eq!(*answer, id.to_string());
@@ -193,9 +199,18 @@ async fn upgrades_under_load_fail_no_call_and_run_none_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_take_a_while_are_not_cut_off_by_an_upgrade() {
+    let world = world("hostile").await;
+    // Each call sleeps in the plugin for longer than a stop takes that does not wait for it.
+    let (answers, _) = under_load(&world, RATE / 5, "hostile", |_| "good".into()).await;
+    assert!(answers.iter().all(|(_, answer)| answer.starts_with("42 ")));
+    end(world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upgrades_with_a_state_fail_no_call_and_lose_or_repeat_none() {
     let world = world("kvstore").await;
-    let (answers, rate) = under_load(&world, "kv", |_| "incr calls".into()).await;
+    let (answers, rate) = under_load(&world, RATE, "kv", |_| "incr calls".into()).await;
     eprintln!(
         "kvstore: {} calls at {rate:.0}/s during {UPGRADES} upgrades that hand a state over",
         answers.len()
@@ -211,7 +226,6 @@ async fn upgrades_with_a_state_fail_no_call_and_lose_or_repeat_none() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_is_open_during_an_upgrade_ends_where_it_began() {
     let world = world("echo").await;
-    // The first version is stopped in the middle: nothing of it answers, and the upgrade does not wait for it.
     let (before, plugin) = (world.plugin.status().generation, world.plugin.clone());
     let calls: Vec<_> = (0..20)
         .map(|n| {
@@ -226,7 +240,7 @@ async fn a_call_that_is_open_during_an_upgrade_ends_where_it_began() {
     }
     let status = world.plugin.status();
     assert!(status.generation > before && status.starts == 2);
-    // A second one while the first is under way is refused, not queued.
+    // Another one while the first is under way is refused, not queued.
     let (one, two) = tokio::join!(
         world.plugin.replace(world.versions[0].clone()),
         world.plugin.replace(world.versions[1].clone())
