@@ -64,6 +64,16 @@ fn a_stopped_runner_is_wedged_and_its_callers_hear_unavailable() {
 }
 
 #[test]
+fn a_stopped_runner_that_nobody_calls_is_found_by_its_health() {
+    let quick = "[plugins.supervision]\nhealth_every_s = 1\nhealth_timeout_s = 1\n";
+    let mut node = Spec::new("idle").with("echo").more(quick).start();
+    signal_runner(&node, "echo", Signal::SIGSTOP);
+    let died = node.expect("name=echo action=died");
+    assert!(died.contains("cause=wedged"), "{died}");
+    node.expect("name=echo action=ready detail=Some(\"generation=2");
+}
+
+#[test]
 fn a_slow_handler_is_not_wedged() {
     let node = Spec::new("slow").with("hostile").start();
     std::thread::scope(|scope| {

@@ -85,6 +85,10 @@ pub(super) async fn probe(
             answer = async { match asking.as_mut() { Some(asking) => asking.await, None => pending().await } } => {
                 asking = None;
                 due = Instant::now() + policy.wait(false, chance());
+                // A plugin that is idle has no open call to be found by.
+                if answer.is_err() && is_wedged(way).await {
+                    return condemned(way, Cause::Wedged("health".into()));
+                }
                 let told = answer.map_or_else(News::Missed, |()| News::Healthy);
                 let _ = news.send((generation, told)).await;
             }
@@ -92,14 +96,22 @@ pub(super) async fn probe(
             () = async { match look { Some(at) => sleep_until(at).await, None => pending().await } } => {
                 match signs_of_life(way).await {
                     Ok(next) => look = next,
-                    Err(cause) => {
-                        way.condemn(cause.clone());
-                        return Ended::Because(cause);
-                    }
+                    Err(cause) => return condemned(way, cause),
                 }
             }
         }
     }
+}
+
+/// Asks the runner whether it still reads. Any answer says so, and a question that did not go out says nothing.
+async fn is_wedged(way: &Way) -> bool {
+    matches!(ask(way.caller(), "link.ping", limits::PING_DEADLINE).await, Asked::Silent)
+}
+
+/// The process has to end, and whoever is inside hears why.
+fn condemned(way: &Way, cause: Cause) -> Ended {
+    way.condemn(cause.clone());
+    Ended::Because(cause)
 }
 
 /// Looks at the open calls once, and says when to look again; an error is why the process has to end.
@@ -115,10 +127,10 @@ async fn signs_of_life(way: &Way) -> Result<Option<Instant>, Cause> {
         None if way.rests() => Ok(None),
         None => Ok(Some(soon)),
         Some((since, method)) if since.elapsed() >= limits::SLOW_CALL => {
-            match ask(way.caller(), "link.ping", limits::PING_DEADLINE).await {
-                Asked::Silent => Err(Cause::Wedged(printable(&method, 64))),
-                // Slow: its own deadline counts, and nothing else.
-                Asked::Answered(_) | Asked::Unsent | Asked::Gone => Ok(Some(soon)),
+            // Slow is not wedged: its own deadline counts then, and nothing else.
+            match is_wedged(way).await {
+                true => Err(Cause::Wedged(printable(&method, 64))),
+                false => Ok(Some(soon)),
             }
         }
         Some((since, _)) => Ok(Some(Instant::from_std(since) + limits::SLOW_CALL)),
