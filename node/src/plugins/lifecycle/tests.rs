@@ -225,7 +225,7 @@ proptest! {
                         prop_assert_eq!(after.desired, Desired::Enabled, "nobody wants it: {:?}", before);
                         prop_assert!(!matches!(before.state, State::Untrusted) || after.state == State::Loading);
                         let recent = crashes.iter().filter(|at| now - **at <= WINDOW).count();
-                        prop_assert!(!timer || recent <= MAX_DEATHS * 3, "{recent} deaths in a window: {before:?}");
+                        prop_assert!(!timer || recent <= MAX_DEATHS + 2, "{recent} deaths in a window: {before:?}");
                         if actions.contains(&Action::RollBack) {
                             crashes.clear();
                         }
