@@ -55,6 +55,31 @@ pub const CANCEL_GRACE: Duration = Duration::from_secs(5);
 /// How long a stopping plugin may finish what it does.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
+/// How long open calls may end before a plugin is told to stop.
+pub const STOP_DRAIN: Duration = Duration::from_secs(2);
+
+/// How long an old version may finish its open calls after an upgrade; no call that a request's deadline allows is cut off.
+pub const UPGRADE_DRAIN: Duration = REQUEST_DEADLINE;
+
+/// How long open calls may end before the old version is told to stop because the new one asked for its state; they may go on until
+/// [`UPGRADE_DRAIN`]. Together with [`STOP_DEADLINE`] less than [`LOAD_DEADLINE`], within which the new one waits.
+pub const HAND_OVER_DRAIN: Duration = Duration::from_secs(4);
+
+/// After the end of its link: how long a process may take to end by itself, and after TERM, before KILL.
+pub const TERM_GRACE: Duration = Duration::from_millis(500);
+
+/// A call that is older makes the node ask whether the runner still reads.
+pub const SLOW_CALL: Duration = Duration::from_secs(1);
+
+/// How long a runner may take to say that it still reads.
+pub const PING_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Largest state that a process may leave to the next one.
+pub const MAX_STATE: usize = 1024 * 1024;
+
+/// Most bytes of a state in one call: far below a frame.
+pub const MAX_STATE_CHUNK: usize = 256 * 1024;
+
 /// Longest line of plugin output kept as one log line; the rest of the line is cut and said to be cut.
 pub const MAX_LOG_LINE: usize = 4096;
 

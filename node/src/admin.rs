@@ -4,9 +4,12 @@
 use crate::events::Emitter;
 use crate::network::Network;
 use crate::plugins::handle::{Handle, Status};
+use crate::plugins::lifecycle::{Desired, State};
 use crate::plugins::logs::Line;
+use crate::plugins::registry::Source;
 use crate::plugins::terms::Terms;
 use crate::plugins::watchdog::{describe, Limits};
+use crate::plugins::why;
 use crate::plugins::Registry;
 use interprocess::local_socket::tokio::{prelude::*, Listener, Stream};
 use interprocess::local_socket::{prelude::*, GenericFilePath, ListenerOptions, Stream as BlockingStream};
@@ -81,6 +84,49 @@ pub enum Question {
     },
     /// Start a plugin again, and wait until it is Ready or has failed.
     PluginRestart {
+        /// Which.
+        name: String,
+    },
+    /// Take what lies in the plugin directory now, while calls go on.
+    PluginReload {
+        /// Which.
+        name: String,
+        /// It may be given more than the one that runs.
+        #[serde(default)]
+        accept: bool,
+    },
+    /// Take this file, while calls go on.
+    PluginUpgrade {
+        /// Which.
+        name: String,
+        /// Absolute path of a library, or of a directory with one.
+        file: PathBuf,
+        /// It may be given more than the one that runs.
+        #[serde(default)]
+        accept: bool,
+    },
+    /// Take the version before this one, while calls go on.
+    PluginRollback {
+        /// Which.
+        name: String,
+    },
+    /// It is wanted, now and after the node's next start.
+    PluginEnable {
+        /// Which.
+        name: String,
+    },
+    /// It is not wanted, now and after the node's next start.
+    PluginDisable {
+        /// Which.
+        name: String,
+    },
+    /// Forget its deaths, and start it if it was given up.
+    PluginReset {
+        /// Which.
+        name: String,
+    },
+    /// Why it is in the state that it is in.
+    PluginWhy {
         /// Which.
         name: String,
     },
@@ -186,29 +232,92 @@ impl View {
                 Ok(value)
             }
             Question::PluginSandbox { name } => Ok(sandbox(self.plugin(&name)?)),
-            Question::PluginPermissions { name } => Ok(permissions(&self.plugin(&name)?.terms)),
+            Question::PluginPermissions { name } => Ok(permissions(&self.plugin(&name)?.terms())),
             Question::PluginRestart { name } => {
                 let plugin = self.plugin(&name)?;
                 let before = plugin.with_status(|status| status.starts);
+                if plugin.with_status(|status| status.desired == Desired::Disabled) {
+                    let text =
+                        format!("plugin {name} is disabled; `thenodes plugin enable {name}` starts it");
+                    return Err(HostError::new(Code::Conflict, text));
+                }
                 self.events.plugin(LogLevel::Info, &name, "restart_asked", format!("by {who}"));
                 plugin.restart().await;
-                let settled = |status: &Status| {
-                    status.starts > before
-                        && !matches!(status.state.word(), "Loading" | "Initializing" | "Stopping")
-                };
-                let waited = timeout(Duration::from_secs(30), plugin.wait(settled)).await;
-                if waited.is_err() {
-                    return Err(HostError::new(
-                        Code::Timeout,
-                        format!("plugin {name} did not come up within 30 s"),
-                    ));
-                }
-                Ok(json!({ "version": 1, "plugin": detailed(plugin) }))
+                self.settled(plugin, |status| status.starts > before).await
             }
+            Question::PluginReload { name, accept } => {
+                self.bring(&name, Source::Directory, accept, "reload_asked", who).await
+            }
+            Question::PluginUpgrade { name, file, accept } => {
+                if !file.is_absolute() {
+                    let text = format!("{}: name the file with an absolute path", file.display());
+                    return Err(HostError::new(Code::InvalidInput, text));
+                }
+                self.bring(&name, Source::File(file), accept, "upgrade_asked", who).await
+            }
+            Question::PluginRollback { name } => {
+                self.bring(&name, Source::Before, false, "rollback_asked", who).await
+            }
+            Question::PluginEnable { name } => {
+                let plugin = self.plugin(&name)?;
+                self.events.plugin(LogLevel::Info, &name, "enable_asked", format!("by {who}"));
+                self.plugins.want(&name, Desired::Enabled).await?;
+                self.settled(plugin, |status| status.desired == Desired::Enabled).await
+            }
+            Question::PluginDisable { name } => {
+                let plugin = self.plugin(&name)?;
+                self.events.plugin(LogLevel::Info, &name, "disable_asked", format!("by {who}"));
+                self.plugins.want(&name, Desired::Disabled).await?;
+                self.settled(plugin, |status| status.desired == Desired::Disabled).await
+            }
+            Question::PluginReset { name } => {
+                let plugin = self.plugin(&name)?;
+                let before = plugin.status();
+                self.events.plugin(LogLevel::Info, &name, "reset_asked", format!("by {who}"));
+                plugin.reset().await;
+                let starts = matches!(before.state, State::Backoff { .. } | State::Failed { .. })
+                    && before.desired == Desired::Enabled;
+                self.settled(plugin, |status| !starts || status.starts > before.starts).await
+            }
+            Question::PluginWhy { name } => Ok(why::page(self.plugin(&name)?)),
             Question::Prompt { prefix, line } => {
                 Ok(json!({ "version": 1, "output": self.prompt(&prefix, &line).await? }))
             }
         }
+    }
+}
+
+impl View {
+    /// Waits until an order has had its effect, and shows the plugin.
+    async fn settled(
+        &self,
+        plugin: &Handle,
+        mut done: impl FnMut(&Status) -> bool,
+    ) -> Result<Value, HostError> {
+        let settled = |status: &Status| {
+            done(status) && !status.state.starts() && !matches!(status.state, State::Stopping { .. })
+        };
+        if timeout(Duration::from_secs(30), plugin.wait(settled)).await.is_err() {
+            let name = &plugin.name;
+            let text = format!("plugin {name} did not settle within 30 s; `thenodes plugin why {name}`");
+            return Err(HostError::new(Code::Timeout, text));
+        }
+        Ok(json!({ "version": 1, "plugin": detailed(plugin) }))
+    }
+
+    async fn bring(
+        &self,
+        name: &str,
+        source: Source,
+        accept: bool,
+        asked: &str,
+        who: &str,
+    ) -> Result<Value, HostError> {
+        let plugin = self.plugin(name)?;
+        let from = plugin.with_status(|status| status.version.label());
+        self.events.plugin(LogLevel::Info, name, asked, format!("by {who}"));
+        let running = self.plugins.bring(name, source, accept).await?;
+        Ok(json!({ "version": 1, "from": from, "running": running, "plugin": detailed(plugin) }))
     }
 }
 
@@ -217,6 +326,8 @@ fn brief(plugin: &Handle) -> Value {
     json!({
         "name": plugin.name,
         "state": status.state.word(),
+        "desired": status.desired.word(),
+        "plugin_version": status.version.label(),
         "level": status.level.as_ref().map(thenodes_ipc::launch::Level::word),
         "missing": status.level.as_ref().map(|level| level.missing().to_vec()).unwrap_or_default(),
         "pid": status.pid,
@@ -229,7 +340,8 @@ fn brief(plugin: &Handle) -> Value {
 }
 
 fn sandbox(plugin: &Handle) -> Value {
-    let (status, own) = (plugin.status(), &plugin.terms.sandbox);
+    let (status, terms) = (plugin.status(), plugin.terms());
+    let own = &terms.sandbox;
     json!({
         "version": 1,
         "name": plugin.name.as_str(),
@@ -259,19 +371,20 @@ fn detailed(plugin: &Handle) -> Value {
     let status = plugin.status();
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let counters = &plugin.counters;
-    value["path"] = json!(plugin.image.path);
-    value["sha256"] = json!(plugin.image.sha256);
-    value["needed"] = json!(plugin.image.needed.iter().map(|(soname, _)| soname).collect::<Vec<_>>());
+    let (image, terms) = (plugin.image(), plugin.terms());
+    value["path"] = json!(image.path);
+    value["sha256"] = json!(image.sha256);
+    value["needed"] = json!(image.needed.iter().map(|(soname, _)| soname).collect::<Vec<_>>());
     value["limits"] = json!({
-        "memory_mb": plugin.terms.process.memory / (1024 * 1024),
-        "threads": plugin.terms.process.threads,
-        "fds": plugin.terms.process.descriptors,
+        "memory_mb": terms.process.memory / (1024 * 1024),
+        "threads": terms.process.threads,
+        "fds": terms.process.descriptors,
     });
     value["layers"] = json!(status.layers);
     value["denials"] = json!({ "total": plugin.denials.total(), "last": plugin.denials.all().last.last().map(ToString::to_string) });
     let rlimits = status.layers.iter().any(|layer| layer.layer == Layer::Rlimits && layer.in_force);
     let (held, problems) = plugin.record.enforcement();
-    let limits = Limits { process: plugin.terms.process, budget: plugin.terms.budget };
+    let limits = Limits { process: terms.process, budget: terms.budget };
     value["enforcement"] = describe(held, rlimits, &limits);
     value["enforcement_problems"] = json!(problems);
     value["usage"] = json!(plugin.record.usage().map(|sample| sample.to_json()));

@@ -51,7 +51,7 @@ enum Command {
     Status,
     /// List connected peers of the running node.
     Peers,
-    /// Look at plugins of the running node and restart them.
+    /// Look at plugins of the running node; start, stop, upgrade them.
     #[command(subcommand)]
     Plugin(PluginCommand),
     /// Make and look at certificates.
@@ -109,6 +109,50 @@ enum PluginCommand {
     },
     /// Start a plugin again and wait until it is up. Nothing else of the node is touched.
     Restart {
+        /// Name of the plugin.
+        name: String,
+    },
+    /// Take what lies in the plugin directory now, library and manifest, while calls go on. The old one goes on if the new one does not
+    /// come up.
+    Reload {
+        /// Name of the plugin.
+        name: String,
+        /// Agree if it may do more than the one that runs.
+        #[arg(long)]
+        accept_permissions: bool,
+    },
+    /// Put another version in a plugin's place while calls go on; it is kept, and holds after the node's next start.
+    Upgrade {
+        /// Name of the plugin.
+        name: String,
+        /// The library, with its manifest beside it if it has one; or a directory with both.
+        file: PathBuf,
+        /// Agree if it may do more than the one that runs.
+        #[arg(long)]
+        accept_permissions: bool,
+    },
+    /// Go back to the version before the one that runs, while calls go on.
+    Rollback {
+        /// Name of the plugin.
+        name: String,
+    },
+    /// Let a plugin run, now and after the node's next start.
+    Enable {
+        /// Name of the plugin.
+        name: String,
+    },
+    /// Stop a plugin, and keep it stopped after the node's next start.
+    Disable {
+        /// Name of the plugin.
+        name: String,
+    },
+    /// Forget a plugin's deaths, and start it if it was given up.
+    Reset {
+        /// Name of the plugin.
+        name: String,
+    },
+    /// One page: state and since when, what was wanted, the last deaths with their causes, the last lines, what to do.
+    Why {
         /// Name of the plugin.
         name: String,
     },
@@ -288,6 +332,31 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             PluginCommand::Sandbox { name, explain } => sandbox(&cli, name, *explain),
             PluginCommand::Restart { name } => {
                 show(&cli, &Question::PluginRestart { name: name.clone() }, |value| details(&value["plugin"]))
+            }
+            PluginCommand::Reload { name, accept_permissions: accept } => {
+                let question = Question::PluginReload { name: name.clone(), accept: *accept };
+                show(&cli, &question, brought)
+            }
+            PluginCommand::Upgrade { name, file, accept_permissions: accept } => {
+                // The node has another working directory.
+                let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+                let question = Question::PluginUpgrade { name: name.clone(), file, accept: *accept };
+                show(&cli, &question, brought)
+            }
+            PluginCommand::Rollback { name } => {
+                show(&cli, &Question::PluginRollback { name: name.clone() }, brought)
+            }
+            PluginCommand::Enable { name } => {
+                show(&cli, &Question::PluginEnable { name: name.clone() }, |value| details(&value["plugin"]))
+            }
+            PluginCommand::Disable { name } => {
+                show(&cli, &Question::PluginDisable { name: name.clone() }, |value| details(&value["plugin"]))
+            }
+            PluginCommand::Reset { name } => {
+                show(&cli, &Question::PluginReset { name: name.clone() }, |value| details(&value["plugin"]))
+            }
+            PluginCommand::Why { name } => {
+                show(&cli, &Question::PluginWhy { name: name.clone() }, crate::plugins::why::render)
             }
             PluginCommand::Prompt { prefix, line } => {
                 let question = Question::Prompt { prefix: prefix.clone(), line: line.join(" ") };
@@ -469,7 +538,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         };
         say(&format!("🟢 {} is running. {}", printable(&node.config.app_name, 64), node.summary()));
         for plugin in node.plugins.all() {
-            say(&format!("🔌 Loaded plugin: {}", plugin.image.path.display()));
+            say(&format!("🔌 Loaded plugin: {}", plugin.image().path.display()));
         }
         tell_manager(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
         let watchdog = tokio::spawn(watchdog());
@@ -522,6 +591,11 @@ fn show(cli: &Cli, question: &Question, people: impl FnOnce(&Value) -> String) -
     let value = ask_node(cli, question)?;
     print(cli.json, &value, || people(&value));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What an upgrade came to.
+fn brought(value: &Value) -> String {
+    format!("from {} to {}\n{}", text(&value["from"]), text(&value["running"]), details(&value["plugin"]))
 }
 
 fn denials(value: &Value) -> String {

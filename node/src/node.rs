@@ -11,6 +11,8 @@ use crate::network::peers::PeerTable;
 use crate::network::{dialer, listener, Local, Network, INBOUND_QUEUE, INBOUND_WEIGHT};
 use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
+use crate::plugins::registry::Hosts;
+use crate::plugins::shelf::Shelf;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
 use crate::plugins::terms::Terms;
 use crate::plugins::uids::{Claims, Uids, CLAIMS};
@@ -34,7 +36,7 @@ use tokio::task::JoinSet;
 /// How long the start waits for plugins to register, and then to be Ready, before it goes on without the slow ones.
 const PLUGIN_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a shutdown waits for plugins.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
+const STOP_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -133,26 +135,32 @@ impl Node {
         } else {
             Uids::for_this_run()
         };
-        let plugins = Registry::start(&early.plugins, &policy, &mut uids, |terms, slot| {
-            report_terms(&terms, &events);
-            let (network, emitter, forwarder) = (network_later.clone(), events.clone(), forwarder.clone());
+        let (network, to, sinks) = (network_later.clone(), events.clone(), forwarder.clone());
+        let hosts: Hosts = Arc::new(move |terms: &Arc<Terms>| {
+            let (network, emitter, forwarder) = (network.clone(), to.clone(), sinks.clone());
+            report_terms(terms, &emitter);
             let scopes = scopes::of(&terms.grants);
             let (grants, witness) = (terms.grants.clone(), witness.clone());
             let connections = usize::try_from(terms.budget.connections).unwrap_or(usize::MAX);
             let told = witness.clone();
             let host = NodeHost::new(grants.clone(), network, emitter, forwarder, scopes, told, connections);
-            Surroundings {
-                policy: policy.clone(),
-                terms,
-                host: Arc::new(move || {
-                    let own = Arc::new(host.for_process());
-                    Arc::new(Granted::new(grants.clone(), own, witness.clone()))
-                }),
-                observer: observer.clone(),
-                info: info.clone(),
-                slot,
-            }
+            Arc::new(move || {
+                let own = Arc::new(host.for_process());
+                Arc::new(Granted::new(grants.clone(), own, witness.clone()))
+            })
         });
+        let shelf = Arc::new(Shelf::new(&early.node.state_dir));
+        let plugins = Registry::start(
+            &early.plugins,
+            &policy,
+            &mut uids,
+            shelf,
+            hosts,
+            |terms, host, slot, keeping| {
+                let (policy, observer, info) = (policy.clone(), observer.clone(), info.clone());
+                Surroundings { policy, terms, host, observer, info, slot, keeping }
+            },
+        );
         let plugins =
             plugins.map_err(|e| StartError::Plugins(format!("{}: {e}", early.plugins.dir.display())))?;
         let plugins = Arc::new(plugins);
@@ -278,7 +286,7 @@ impl Node {
 
     /// One line about what is up, for the service manager and for people.
     pub fn summary(&self) -> String {
-        let ready = self.plugins.all().filter(|p| p.with_status(|s| s.state.word() == "Ready")).count();
+        let ready = self.plugins.all().filter(|p| p.with_status(|s| s.state.serves())).count();
         let all = self.plugins.all().count();
         format!(
             "node {} listens on {}, {ready} of {all} plugins ready, {} files rejected",
@@ -328,7 +336,8 @@ fn take_suggestions(raw: &mut Raw, plugins: &Registry, events: &Emitter) {
             continue;
         }
         let name = plugin.name.as_str();
-        let grants = &plugin.terms.grants;
+        let terms = plugin.terms();
+        let grants = &terms.grants;
         if !grants.allows(Permission::ConfigDefaults, Subject::Whole) {
             let remedy = grants.remedy(Permission::ConfigDefaults, Subject::Whole);
             let detail = format!("permission=config.defaults; to allow it, {remedy}");
@@ -376,7 +385,7 @@ fn report_prompts(plugins: &Registry, events: &Emitter) {
     for plugin in plugins.all() {
         let name = plugin.name.to_string();
         for prompt in plugin.refused_prompts() {
-            let remedy = plugin.terms.grants.remedy(Permission::CommandRegister, Subject::Prompt(&prompt));
+            let remedy = plugin.terms().grants.remedy(Permission::CommandRegister, Subject::Prompt(&prompt));
             let detail = format!("permission=command.register prompt={prompt:?}; to allow it, {remedy}");
             events.plugin(LogLevel::Warn, &name, "permission_denied", detail);
         }
@@ -397,7 +406,7 @@ struct PluginEvents(Emitter, Arc<Forwarder>);
 
 impl Observer for PluginEvents {
     fn changed(&self, change: Change) {
-        if !matches!(change.action, "ready" | "denied" | "violation") {
+        if matches!(change.action, "died" | "failed" | "stopped") {
             self.1.unsubscribe(&change.plugin); // the next process asks anew, if it wants events
         }
         let level = if change.bad { LogLevel::Error } else { LogLevel::Info };

@@ -209,6 +209,11 @@ requests! {
     NetShutdown("net.shutdown") { stream: u64 },
     /// Close a stream.
     NetClose("net.close") { stream: u64 },
+    /// In `on_stop`: a piece of what the next process shall have. Pieces come in order, each at most
+    /// [`thenodes_ipc::limits::MAX_STATE_CHUNK`]; the last makes the whole count.
+    StateLeave("state.leave") { offset: u64, bytes: Bytes, last: bool },
+    /// In `on_load`: what the process before left, from there on, at most [`thenodes_ipc::limits::MAX_STATE_CHUNK`]. None at all is the end.
+    StateLeft("state.left") { offset: u64 },
 }
 
 impl Request {
@@ -337,11 +342,13 @@ mod tests {
             Request::NetRead { stream: 1, max: 65_536 },
             Request::NetShutdown { stream: 1 },
             Request::NetClose { stream: u64::MAX },
+            Request::StateLeave { offset: 7, bytes: Bytes(vec![1]), last: true },
+            Request::StateLeft { offset: 0 },
         ] {
             let body = request.encode().expect("encodes");
             assert_eq!(Request::decode(request.method(), &body), Ok(request));
         }
-        assert_eq!(Request::METHODS.len(), 20);
+        assert_eq!(Request::METHODS.len(), 22);
     }
 
     #[test]

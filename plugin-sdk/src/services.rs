@@ -6,6 +6,7 @@ use crate::net::Net;
 use crate::network::peer_manager::unexpected;
 use std::fmt;
 use std::sync::Arc;
+use thenodes_ipc::limits;
 
 /// The node's services. Cheap to clone; [`crate::plugin_host::PluginContext`] has a method for each.
 #[derive(Clone)]
@@ -47,6 +48,36 @@ impl Services {
             Response::Bytes(Bytes(bytes)) if bytes.len() == count => Ok(bytes),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Leaves a state for the next process, piece by piece: one whole would not fit a frame. The last piece makes it count.
+    pub async fn leave_state(&self, bytes: &[u8]) -> Result<(), HostError> {
+        let mut offset = 0;
+        loop {
+            let end = bytes.len().min(offset + limits::MAX_STATE_CHUNK);
+            let last = end == bytes.len();
+            let piece = Bytes(bytes[offset..end].to_vec());
+            match self.host.call(Request::StateLeave { offset: offset as u64, bytes: piece, last }).await? {
+                Response::Done(_) if last => return Ok(()),
+                Response::Done(_) => offset = end,
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// Fetches what the process before left, piece by piece until one is empty.
+    pub async fn left_state(&self) -> Result<Option<Vec<u8>>, HostError> {
+        let mut state = Vec::new();
+        loop {
+            match self.host.call(Request::StateLeft { offset: state.len() as u64 }).await? {
+                Response::Bytes(Bytes(piece)) if piece.is_empty() => break,
+                Response::Bytes(Bytes(piece)) if state.len() + piece.len() <= limits::MAX_STATE => {
+                    state.extend(piece);
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Ok((!state.is_empty()).then_some(state))
     }
 
     /// What the node says of itself now.

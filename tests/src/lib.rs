@@ -232,7 +232,24 @@ pub fn hostile(switch: &str) -> Vec<u8> {
     bytes
 }
 
+/// Another version of a plugin: the same code, another content.
+pub fn another(name: &str) -> Vec<u8> {
+    let mut bytes = fs::read(plugin(name)).unwrap_or_else(|e| panic!("{}: {e}", plugin(name).display()));
+    bytes.extend_from_slice(b"another version"); // behind all that an ELF file speaks of
+    bytes
+}
+
 impl TestNode {
+    /// Ends the node orderly and starts another one in its directory.
+    #[track_caller]
+    pub fn again(mut self, spec: &Spec) -> TestNode {
+        self.signal(Signal::SIGTERM);
+        assert!(self.wait().success());
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        let dir = std::mem::replace(&mut self.dir, elsewhere);
+        spec.start_in(dir)
+    }
+
     /// Pid of the node.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -129,7 +129,7 @@ fn five_deaths_open_the_breaker_and_an_operator_can_close_it() {
     let _ = node.prompt("hostile", "segv");
     let failed = node.expect("name=hostile action=failed");
     assert!(
-        failed.contains("5 deaths in 60 s") && failed.contains("thenodes plugin restart hostile"),
+        failed.contains("5 deaths in 60 s") && failed.contains("thenodes plugin reset hostile"),
         "{failed}"
     );
     let error = node.prompt("hostile", "good").expect_err("it is down");
@@ -195,7 +195,7 @@ fn a_runner_that_reads_nothing_is_replaced_and_does_not_hold_the_nodes_end_up() 
     stop_runner(&a);
     assert_eq!(b.prompt("hostile", "say hello").as_deref(), Ok("1"));
     let died = a.expect("name=echo action=died");
-    assert!(died.contains("cause=hang"), "{died}");
+    assert!(died.contains("cause=wedged"), "{died}");
     a.expect("name=echo action=ready detail=Some(\"generation=2");
     stop_runner(&a);
     let pids = a.descendants();

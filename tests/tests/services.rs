@@ -23,7 +23,7 @@ use thenodes_node::plugins::grants::{Grants, Witness};
 use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
-use thenodes_node::plugins::supervisor::{supervise, Change, Observer, Policy, Surroundings};
+use thenodes_node::plugins::supervisor::{supervise, Change, Keeping, Observer, Policy, Surroundings};
 use thenodes_node::plugins::terms::Terms;
 use thenodes_node::plugins::watchdog::Watchdog;
 use thenodes_node::services::{env::EnvPolicy, net::NetPolicy, Scopes};
@@ -107,6 +107,7 @@ async fn fetch(scopes: Scopes, watcher: &Arc<Watcher>) -> Handle {
         watchdog: Watchdog::start(plugins.budget.sample),
         required: Required::Full,
         uid_base: plugins.uid_base,
+        transport: Default::default(),
     });
     let name = PluginName::new("fetch").expect("a name");
     let terms = Terms::agree(name, None, &plugins.giving, plugins.limits, plugins.budget);
@@ -127,6 +128,7 @@ async fn fetch(scopes: Scopes, watcher: &Arc<Watcher>) -> Handle {
         observer: watcher.clone(),
         info: watch::channel(Some(Arc::new(info))).1,
         slot: 0,
+        keeping: Keeping::default(),
     };
     let plugin = supervise(Arc::new(image), around);
     ready(&plugin, 1).await;

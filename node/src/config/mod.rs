@@ -8,6 +8,7 @@ mod limits;
 mod policy;
 pub(crate) mod raw;
 pub mod scope;
+mod supervision;
 
 pub use budget::{Budget, OnViolation};
 pub use error::ConfigError;
@@ -17,6 +18,7 @@ pub(crate) use limits::RawLimits;
 pub use policy::{BadRule, Permission, Required, Rule};
 pub(crate) use raw::is_node_id;
 pub use raw::Raw;
+pub use supervision::{HealthPolicy, Supervision};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -173,6 +175,8 @@ pub struct Plugins {
     pub required: Required,
     /// First uid under a root node.
     pub uid_base: u32,
+    /// How they are watched over.
+    pub supervision: Supervision,
 }
 
 /// A configuration whose values are possible.

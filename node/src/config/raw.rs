@@ -4,6 +4,7 @@
 use super::error::Origin;
 use super::giving::{Calls, RawForPlugin, RawPluginPolicy};
 use super::limits::RawLimits;
+use super::supervision::RawSupervision;
 use super::Transport;
 use super::{
     Budget, Config, ConfigError, Encryption, Identity, Logging, ManifestLimits, OnViolation, Plugins,
@@ -175,6 +176,7 @@ pub(super) struct RawPlugins {
     pub(super) limits: Option<RawLimits>,
     watchdog: Option<RawWatchdog>,
     sandbox: Option<RawSandbox>,
+    supervision: Option<RawSupervision>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -613,6 +615,7 @@ impl Raw {
             giving: self.giving(plugins, maxima)?,
             required,
             uid_base,
+            supervision: plugins.supervision.clone().unwrap_or_default().check(&self.origin)?,
         })
     }
 

@@ -268,6 +268,11 @@ impl Host for NodeHost {
             Request::NetRead { stream, max } => self.streams.read(stream, max).await,
             Request::NetShutdown { stream } => self.streams.shut_down(stream),
             Request::NetClose { stream } => self.streams.close(stream),
+            // Served where the process is known, see `plugins::supervisor::left`; an in-process handler has no next process.
+            Request::StateLeave { .. } | Request::StateLeft { .. } => Err(HostError::new(
+                Code::NotImplemented,
+                "only a plugin with a process of its own leaves a state",
+            )),
         }
     }
 

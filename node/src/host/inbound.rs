@@ -39,7 +39,7 @@ pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, plugins: Arc<Regis
         let detail = format!("node_id={} {detail}", peer.node_id);
         events.network(LogLevel::Debug, action, Some(peer.addr.to_string()), detail);
         let may = |plugin: &&Handle| {
-            plugin.terms.grants.allows(Permission::MessageReceive, Subject::Peer(&peer.node_id))
+            plugin.terms().grants.allows(Permission::MessageReceive, Subject::Peer(&peer.node_id))
         };
         let mut wanting = plugins
             .all()

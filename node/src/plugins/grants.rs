@@ -170,9 +170,11 @@ pub enum Verdict {
     Denied(Permission),
 }
 
-/// What a request needs.
-fn needs(request: &Request) -> (Permission, Subject<'_>) {
-    match request {
+/// What a request needs; `None` is nothing.
+fn needs(request: &Request) -> Option<(Permission, Subject<'_>)> {
+    Some(match request {
+        // A plugin's own state; its supervisor serves it, before the node is asked.
+        Request::StateLeave { .. } | Request::StateLeft { .. } => return None,
         Request::Broadcast { .. } | Request::SendToAddr { .. } => (Permission::MessageSend, Subject::Whole),
         Request::SendToNode { node_id, .. } => (Permission::MessageSend, Subject::Peer(node_id)),
         Request::ListPeers {}
@@ -192,7 +194,7 @@ fn needs(request: &Request) -> (Permission, Subject<'_>) {
         | Request::NetRead { .. }
         | Request::NetShutdown { .. }
         | Request::NetClose { .. } => (Permission::NetConnect, Subject::Opened),
-    }
+    })
 }
 
 /// What a notice needs. A log line needs nothing.
@@ -230,8 +232,7 @@ impl Grants {
 
     /// Judges a request.
     pub fn judge(&self, request: &Request) -> Verdict {
-        let (permission, subject) = needs(request);
-        self.holds(permission, subject)
+        needs(request).map_or(Verdict::Granted, |(permission, subject)| self.holds(permission, subject))
     }
 
     /// Judges a notice.
@@ -281,6 +282,29 @@ impl Grants {
         paths.into_values().collect()
     }
 
+    /// What these give and the others do not, a line for each permission.
+    pub fn beyond(&self, other: &Grants) -> Vec<String> {
+        let nothing = Reach::default();
+        let mut more = Vec::new();
+        for (permission, reach) in &self.given {
+            // What is denied is the operator's, and the same for both; it only takes away.
+            let had = other.given.get(permission).unwrap_or(&nothing);
+            if had.contains(reach) {
+                continue;
+            }
+            let new: Vec<String> = match reach {
+                Reach::All => vec!["everything".into()],
+                Reach::Scopes(scopes) => scopes
+                    .iter()
+                    .filter(|scope| !had.contains(&Reach::Scopes(vec![(*scope).clone()])))
+                    .map(ToString::to_string)
+                    .collect(),
+            };
+            more.push(format!("+ {permission}: {}", new.join(" ")));
+        }
+        more
+    }
+
     /// Whose they are.
     pub fn plugin(&self) -> &PluginName {
         &self.plugin
@@ -288,8 +312,7 @@ impl Grants {
 
     /// The line that would allow this request.
     pub fn remedy_for(&self, request: &Request) -> String {
-        let (permission, subject) = needs(request);
-        self.remedy(permission, subject)
+        needs(request).map_or_else(String::new, |(permission, subject)| self.remedy(permission, subject))
     }
 
     /// The line that would allow it.
@@ -424,7 +447,10 @@ impl Host for Granted {
         };
         match self.grants.judge(&request) {
             Verdict::Granted => self.inner.call(request).await,
-            Verdict::Denied(permission) => Err(self.denied(permission, needs(&request).1, &wish)),
+            Verdict::Denied(permission) => {
+                let subject = needs(&request).map_or(Subject::Whole, |(_, subject)| subject);
+                Err(self.denied(permission, subject, &wish))
+            }
         }
     }
 

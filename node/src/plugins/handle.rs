@@ -4,26 +4,51 @@
 use super::denials::DenialBook;
 use super::grants::Subject;
 use super::image::Image;
-use super::lifecycle::{Cause, State};
-use super::link::{Caller, Counters};
+use super::lifecycle::{Cause, Desired, Life, State};
+use super::link::{Counters, Failed};
 use super::logs::LogBook;
 use super::queue::{Delivery, Queue};
+use super::supervisor::Answer;
 use super::terms::Terms;
+use super::version::Version;
 use super::watchdog::Record;
+use super::way::{Door, Inside};
+use super::why;
 use crate::config::Permission;
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use thenodes::host::HostError;
 use thenodes_ipc::launch::{LayerReport, Level, Registration};
 use thenodes_ipc::{Code, Generation, PluginName};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{timeout_at, Instant};
+
+/// A death, for people.
+#[derive(Debug, Clone)]
+pub struct Death {
+    /// When.
+    pub at: SystemTime,
+    /// Which process.
+    pub generation: Generation,
+    /// Of which version.
+    pub version: String,
+    /// Why.
+    pub cause: Cause,
+}
 
 /// What a plugin is doing, for status lists.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Status {
     /// State.
     pub state: State,
+    /// Since when.
+    pub since: SystemTime,
+    /// What the operator wants.
+    pub desired: Desired,
+    /// What runs, or will be started.
+    pub version: Arc<Version>,
     /// Which process.
     pub generation: Generation,
     /// Pid of the runner's process tree in the node's namespace.
@@ -36,6 +61,12 @@ pub struct Status {
     pub registration: Option<Registration>,
     /// Why the last process ended.
     pub last_death: Option<Cause>,
+    /// The last deaths, oldest first.
+    pub deaths: VecDeque<Death>,
+    /// Deaths that counted in the breaker's window at the last change.
+    pub recent_deaths: usize,
+    /// Why it missed its last health probe, if it did.
+    pub missed: Option<String>,
     /// Milliseconds from the last death being seen to Ready again.
     pub last_recovery: Option<Duration>,
     /// Milliseconds from start to Ready.
@@ -44,15 +75,34 @@ pub struct Status {
     pub starts: u32,
 }
 
+impl Status {
+    pub(super) fn new(life: &Life, version: Arc<Version>) -> Status {
+        Status {
+            state: life.state.clone(),
+            since: SystemTime::now(),
+            desired: life.desired,
+            version,
+            generation: Generation(1),
+            pid: None,
+            level: None,
+            layers: Vec::new(),
+            registration: None,
+            last_death: None,
+            deaths: VecDeque::new(),
+            recent_deaths: 0,
+            missed: None,
+            last_recovery: None,
+            last_start: None,
+            starts: life.starts,
+        }
+    }
+}
+
 /// What others may do with a plugin. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     /// Name.
     pub name: PluginName,
-    /// The checked file.
-    pub image: Arc<Image>,
-    /// What it is given and held to.
-    pub terms: Arc<Terms>,
     /// Its log.
     pub logs: Arc<LogBook>,
     /// Its counters.
@@ -65,15 +115,23 @@ pub struct Handle {
     pub queue: Arc<Queue>,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) status: watch::Receiver<Status>,
-    pub(super) caller: watch::Receiver<Option<Caller>>,
+    pub(super) door: watch::Receiver<Door>,
 }
 
 /// An order to the supervisor.
 pub enum Command {
     /// Start it again.
     Restart,
-    /// End it.
+    /// End it: the node ends.
     Stop,
+    /// It is wanted from now on.
+    Enable,
+    /// It is not wanted any more.
+    Disable,
+    /// Forget its deaths, and start it if it was given up.
+    Reset,
+    /// Put this version in the place of the one that runs.
+    Replace(Arc<Version>, Answer),
     /// This process went beyond its limits: end it for that reason.
     Exceeded(Generation, Cause),
 }
@@ -87,34 +145,81 @@ impl Handle {
 
     /// Tells the plugin something without waiting.
     pub fn notify(&self, method: &str, body: Bytes) {
-        if let Some(caller) = self.caller.borrow().as_ref() {
-            if !caller.notify(method, body) {
+        if let Door::Open(way) = &*self.door.borrow() {
+            if !way.caller().notify(method, body) {
                 Counters::count(&self.counters.dropped);
             }
         }
     }
 
-    /// Calls the plugin. `UNAVAILABLE` with the state if it is not Ready.
+    /// Calls the plugin. `UNAVAILABLE` with the state if it takes no calls.
     pub async fn call(
         &self,
         method: &str,
         body: impl Into<Bytes>,
         deadline: Duration,
     ) -> Result<Bytes, HostError> {
-        let caller = self.caller.borrow().clone();
-        match caller {
-            Some(caller) => {
-                caller.call(method, body, deadline).await.map_err(|failed| failed.into_error(method))
+        let until = Instant::now() + deadline;
+        let Some(inside) = self.enter(until).await else {
+            return Err(self.unavailable());
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let failed = match inside.caller().call(method, body, left).await {
+            Ok(answer) => return Ok(answer),
+            Err(failed) => failed,
+        };
+        match (&failed, inside.verdict()) {
+            (Failed::Late, _) => inside.was_late(method),
+            (Failed::Gone(_), Some(cause)) => {
+                let text = format!("{method}: the plugin's process is replaced: {cause}");
+                return Err(HostError::new(
+                    Code::Unavailable,
+                    format!("{text}; {}", self.unavailable().message),
+                ));
             }
-            None => {
-                let status = self.status.borrow();
-                let mut text = format!("plugin {} is {}", self.name, status.state.word());
-                if let Some(cause) = &status.last_death {
-                    text.push_str(&format!("; last: {cause}"));
+            (Failed::Gone(_) | Failed::Answered(_), _) => {}
+        }
+        Err(failed.into_error(method))
+    }
+
+    /// Goes in by the door as it stands; waits at one that is held.
+    async fn enter(&self, until: Instant) -> Option<Inside> {
+        // While the door is borrowed nobody closes it: who is inside was counted before.
+        let now = |door: &Door| match door {
+            Door::Open(way) => Some(Some(way.enter())),
+            Door::Closed => Some(None),
+            Door::Held => None,
+        };
+        if let Some(found) = now(&self.door.borrow()) {
+            return found;
+        }
+        let mut door = self.door.clone();
+        loop {
+            let changed = timeout_at(until, door.wait_for(|door| !matches!(door, Door::Held))).await;
+            match changed {
+                Ok(Ok(door)) => {
+                    if let Some(found) = now(&door) {
+                        return found;
+                    }
                 }
-                Err(HostError::new(Code::Unavailable, text))
+                Ok(Err(_)) | Err(_) => return None,
             }
         }
+    }
+
+    fn unavailable(&self) -> HostError {
+        let status = self.status.borrow();
+        HostError::new(Code::Unavailable, why::unavailable(&self.name, &status, &self.logs))
+    }
+
+    /// The checked file of the version that runs.
+    pub fn image(&self) -> Arc<Image> {
+        self.status.borrow().version.image.clone()
+    }
+
+    /// What the version that runs is given and held to.
+    pub fn terms(&self) -> Arc<Terms> {
+        self.status.borrow().version.terms.clone()
     }
 
     /// What it is doing.
@@ -133,9 +238,10 @@ impl Handle {
     }
 
     fn split_prompts(&self) -> (Vec<String>, Vec<String>) {
+        let terms = self.terms();
         let registered = self.with_status(|status| status.registration.as_ref().map(|r| r.prompts.clone()));
         let may = |prompt: &String| {
-            self.terms.grants.allows(Permission::CommandRegister, Subject::Prompt(prompt.as_str()))
+            terms.grants.allows(Permission::CommandRegister, Subject::Prompt(prompt.as_str()))
         };
         registered.unwrap_or_default().into_iter().partition(may)
     }
@@ -160,5 +266,30 @@ impl Handle {
     /// Ends it, orderly if it can.
     pub async fn stop(&self) {
         let _ = self.commands.send(Command::Stop).await;
+    }
+
+    /// It is wanted, and starts if it does not run.
+    pub async fn enable(&self) {
+        let _ = self.commands.send(Command::Enable).await;
+    }
+
+    /// It is not wanted, and ends orderly.
+    pub async fn disable(&self) {
+        let _ = self.commands.send(Command::Disable).await;
+    }
+
+    /// Forgets its deaths, and starts it if it was given up.
+    pub async fn reset(&self) {
+        let _ = self.commands.send(Command::Reset).await;
+    }
+
+    /// Puts a version in the place of the one that runs, while calls go on. Says which version runs then.
+    ///
+    /// # Errors
+    /// If the new version did not come up, in which case the old one goes on; or if something else is under way.
+    pub async fn replace(&self, version: Arc<Version>) -> Result<String, HostError> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.commands.send(Command::Replace(version, answer)).await;
+        answered.await.unwrap_or_else(|_| Err(self.unavailable()))
     }
 }

@@ -18,11 +18,15 @@ pub mod queue;
 pub mod rate;
 pub mod registry;
 mod scan;
+pub mod shelf;
 pub mod supervisor;
 pub mod terms;
 pub mod uids;
 pub mod usage;
+pub mod version;
 pub mod watchdog;
+mod way;
+pub mod why;
 
 pub use crate::config::scope;
 pub use registry::Registry;

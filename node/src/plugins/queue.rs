@@ -60,6 +60,8 @@ struct State {
     bytes: usize,
     /// The process that is fed now.
     fed: Option<(Caller, Generation)>,
+    /// The one that is fed when that one leaves.
+    next: Option<(Caller, Generation)>,
     /// Messages that are with it.
     with_plugin: usize,
 }
@@ -168,21 +170,32 @@ impl Queue {
         }
     }
 
-    /// A process takes messages from now on.
+    /// A process takes messages from now on, or as soon as the one that does now has left.
     pub(super) fn attach(&self, caller: Caller) {
         let mut state = self.lock();
         let generation = caller.generation();
-        state.fed = Some((caller, generation));
-        state.with_plugin = 0;
-        self.feed(&mut state);
+        state.next = Some((caller, generation));
+        self.take_turns(&mut state);
     }
 
     /// This process takes none any more.
     pub(super) fn detach(&self, generation: Generation) {
         let mut state = self.lock();
-        if state.fed.as_ref().is_some_and(|(_, fed)| *fed == generation) {
+        let is = |one: &Option<(Caller, Generation)>| one.as_ref().is_some_and(|(_, of)| *of == generation);
+        if is(&state.next) {
+            state.next = None;
+        }
+        if is(&state.fed) {
             state.fed = None;
+            self.take_turns(&mut state);
+        }
+    }
+
+    fn take_turns(&self, state: &mut State) {
+        if state.fed.is_none() && state.next.is_some() {
+            state.fed = state.next.take();
             state.with_plugin = 0;
+            self.feed(state);
         }
     }
 

@@ -80,6 +80,30 @@ pub(super) fn scan(dir: &Path) -> io::Result<Vec<Result<Found, Rejected>>> {
     Ok(out)
 }
 
+/// The plugin that an operator names: a library, with its manifest beside it if there is one, or a directory with both.
+pub(super) fn named(path: &Path) -> Result<Found, Rejected> {
+    if path.is_dir() {
+        let nothing = || Err(Rejected::new(path, "no plugin.toml and no library in it"));
+        return subdirectory(path).unwrap_or_else(nothing);
+    }
+    let own = path.with_extension(MANIFEST);
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let shared = dir.join(MANIFEST);
+    let manifest = if own.is_file() {
+        Some(own)
+    } else if shared.is_file() {
+        let entries = sorted(dir).map_err(|error| Rejected::new(dir, error))?;
+        if entries.iter().filter(|path| is_library(path)).count() > 1 {
+            let reason = "it could belong to any library there; name it like the library, or name a directory with one";
+            return Err(Rejected::new(&shared, reason));
+        }
+        Some(shared)
+    } else {
+        None
+    };
+    Ok(Found { library: path.into(), manifest })
+}
+
 /// A directory with a plugin in it; `None` if it has nothing to do with plugins.
 fn subdirectory(dir: &Path) -> Option<Result<Found, Rejected>> {
     let entries = match sorted(dir) {

@@ -68,19 +68,20 @@ pub trait Plugin: Send + Sync + 'static {
         Err(HostError::new(thenodes_ipc::Code::Unhandled, format!("no request {name:?}")))
     }
 
-    /// Asked now and then whether all is well; an error is shown to the operator and makes the plugin Degraded. Deadline 5 s.
-    async fn on_health(&self, ctx: &PluginContext) -> Result<(), String> {
-        let _ = ctx;
-        Ok(())
-    }
-
     /// Called once before the first message. An error stops the plugin with this text as the reason. Deadline 10 s.
     async fn on_load(&self, ctx: &PluginContext) -> Result<(), String> {
         let _ = ctx;
         Ok(())
     }
 
-    /// Called before an orderly stop. Deadline 2 s.
+    /// Asked now and then (every 10 s unless the operator says otherwise): are you well? An error, or no answer within 5 s, is a
+    /// miss; three in a row make the plugin Degraded, six have its process replaced. Runs beside messages.
+    async fn on_health(&self, ctx: &PluginContext) -> Result<(), String> {
+        let _ = ctx;
+        Ok(())
+    }
+
+    /// Called before an orderly stop; may leave a state for the next process with [`PluginContext::leave_state`]. Deadline 2 s.
     async fn on_stop(&self, ctx: &PluginContext) {
         let _ = ctx;
     }
@@ -150,6 +151,23 @@ impl PluginContext {
     /// A variable of the node's environment; `None` if there is no such variable. Needs the permission `env.read`.
     pub async fn env(&self, name: &str) -> Result<Option<String>, HostError> {
         self.services.env(name).await
+    }
+
+    /// Leaves bytes for the next process's `on_load`, also across an upgrade. Only in `on_stop`, once, at most 1 MiB.
+    ///
+    /// # Errors
+    /// `CONFLICT` outside `on_stop` or the second time, `RESOURCE_EXHAUSTED` if it is longer.
+    pub async fn leave_state(&self, bytes: &[u8]) -> Result<(), HostError> {
+        self.services.leave_state(bytes).await
+    }
+
+    /// What the process before this one left in its `on_stop`; `None` if it left nothing, or crashed. Only in `on_load`. In an
+    /// upgrade the question is what stops the old process, so that nothing changes there any more; callers wait meanwhile.
+    ///
+    /// # Errors
+    /// `CONFLICT` outside `on_load`.
+    pub async fn left_state(&self) -> Result<Option<Vec<u8>>, HostError> {
+        self.services.left_state().await
     }
 
     /// Random bytes, at most 64 KiB at once. Needs the permission `random`.

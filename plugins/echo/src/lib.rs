@@ -1,10 +1,15 @@
-//! Answers what it is told: a prompt line comes back, a TEXT message is answered to its sender as EXTENSION `echo`.
+//! Answers what it is told: a prompt line comes back, a TEXT message is answered to its sender as EXTENSION `echo`. Its last
+//! line says how many prompt lines it answered.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use thenodes::network::message::{Message, MessageType, Payload};
 use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
 
 /// The plugin.
-pub struct Echo;
+#[derive(Default)]
+pub struct Echo {
+    answered: AtomicU64,
+}
 
 #[async_trait::async_trait]
 impl Plugin for Echo {
@@ -27,7 +32,12 @@ impl Plugin for Echo {
     }
 
     async fn on_prompt(&self, input: &str, _ctx: &PluginContext) -> Option<String> {
+        self.answered.fetch_add(1, Ordering::Relaxed);
         Some(input.to_owned())
+    }
+
+    async fn on_stop(&self, _ctx: &PluginContext) {
+        println!("answered {}", self.answered.load(Ordering::Relaxed));
     }
 
     fn prompt_prefix(&self) -> Option<&str> {
@@ -45,7 +55,8 @@ impl Plugin for Echo {
 /// Called by the runner with a registrar that lives for the call.
 #[no_mangle]
 pub unsafe extern "C" fn register_plugin(api: *const PluginRegistrarApi) {
-    let registered = PluginRegistrarApi::from_raw(api).and_then(|api| api.register_plugin(Box::new(Echo)));
+    let registered =
+        PluginRegistrarApi::from_raw(api).and_then(|api| api.register_plugin(Box::new(Echo::default())));
     if let Err(error) = registered {
         eprintln!("echo: {error}");
     }

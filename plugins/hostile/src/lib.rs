@@ -12,6 +12,7 @@ pub mod probes;
 pub mod sins;
 
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use thenodes::config::{ConfigDefaults, EncryptionConfig, LoggingConfig};
 use thenodes::events::{dispatcher, LogEvent, LogLevel, LogSink, SystemEvent};
@@ -60,6 +61,9 @@ static CONSTRUCTOR: extern "C" fn() = constructor;
 
 struct Hostile;
 
+/// It says that it is not well.
+static SICK: AtomicBool = AtomicBool::new(false);
+
 /// A sink of the plugin's own: says what it hears of other plugins.
 struct Listener;
 
@@ -74,14 +78,43 @@ impl LogSink for Listener {
 
 #[async_trait::async_trait]
 impl Plugin for Hostile {
-    async fn on_load(&self, _ctx: &PluginContext) -> Result<(), String> {
+    async fn on_load(&self, ctx: &PluginContext) -> Result<(), String> {
         sin_in("load");
+        // Bytes to leave, and what to do with what was left.
+        if let Some(choice) = chosen("state") {
+            match ctx.left_state().await {
+                Ok(None) => println!("was left nothing"),
+                Ok(Some(_)) if choice.ends_with(" die") => std::process::abort(),
+                Ok(Some(state)) => {
+                    let whole = state.iter().enumerate().all(|(at, byte)| *byte == at as u8);
+                    println!("was left {} bytes, whole: {whole}", state.len());
+                }
+                Err(error) => println!("was refused its state: {error}"),
+            }
+            println!("too early: {}", ctx.leave_state(b"x").await.is_err());
+        }
         if chosen("thread").is_some() {
             std::thread::spawn(|| sin_in("thread"));
         }
         match chosen("refuse") {
             Some(why) => Err(why),
             None => Ok(()),
+        }
+    }
+
+    async fn on_stop(&self, ctx: &PluginContext) {
+        if let Some(count) =
+            chosen("state").and_then(|choice| choice.split(' ').next()?.parse::<usize>().ok())
+        {
+            let state: Vec<u8> = (0..count).map(|at| at as u8).collect();
+            println!("leaving {count} bytes: {:?}", ctx.leave_state(&state).await);
+        }
+    }
+
+    async fn on_health(&self, _ctx: &PluginContext) -> Result<(), String> {
+        match SICK.load(Ordering::Relaxed) {
+            true => Err("a fever on purpose".into()),
+            false => Ok(()),
         }
     }
 
@@ -125,6 +158,10 @@ impl Plugin for Hostile {
             "sink" => {
                 ctx.events().register_sink(Arc::new(Listener));
                 Some("registered".into())
+            }
+            "sick" | "well" => {
+                SICK.store(input == "sick", Ordering::Relaxed);
+                Some(input.into())
             }
             "sleep" => {
                 std::future::pending::<()>().await;

@@ -1,8 +1,8 @@
-//! The key-value plugin of the authoring guide: `put KEY VALUE`, `get KEY` and `list` at the prompt `kv`.
+//! The key-value plugin of the authoring guide: `put KEY VALUE`, `get KEY`, `incr KEY` and `list` at the prompt `kv`.
 //!
 //! A put is kept and broadcast to every peer as EXTENSION `kvstore.put`; a put that arrives is kept too. The last writer
-//! wins; there is no history and nothing is on disk. Keys and values come from peers and are hostile input: sizes and the
-//! number of keys are bounded.
+//! wins; there is no history and nothing is on disk: what is kept is left to the next process at an orderly stop, as far as it fits
+//! into a state. Keys and values come from peers and are hostile input: sizes and the number of keys are bounded.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -38,6 +38,18 @@ impl KvStore {
         Ok(())
     }
 
+    /// Adds one to a number, which begins at zero.
+    fn incr(&self, key: &str) -> Result<u64, String> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if key.len() > MAX_KEY || (entries.len() >= MAX_KEYS && !entries.contains_key(key)) {
+            return Err("the key is too long, or the store is full".into());
+        }
+        let value = entries.entry(key.into()).or_insert_with(|| "0".into());
+        let next = value.parse::<u64>().map_err(|_| format!("{key} is no number"))?.saturating_add(1);
+        *value = next.to_string();
+        Ok(next)
+    }
+
     fn get(&self, key: &str) -> Option<String> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
@@ -49,6 +61,27 @@ impl KvStore {
 
 #[async_trait::async_trait]
 impl Plugin for KvStore {
+    async fn on_load(&self, ctx: &PluginContext) -> Result<(), String> {
+        let Some(state) = ctx.left_state().await.map_err(|error| error.to_string())? else { return Ok(()) };
+        let entries =
+            serde_json::from_slice(&state).map_err(|error| format!("the state that was left: {error}"))?;
+        *self.entries.lock().unwrap_or_else(PoisonError::into_inner) = entries;
+        Ok(())
+    }
+
+    async fn on_stop(&self, ctx: &PluginContext) {
+        let state = {
+            let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+            if entries.is_empty() {
+                return;
+            }
+            serde_json::to_vec(&*entries).unwrap_or_default()
+        };
+        if let Err(error) = ctx.leave_state(&state).await {
+            log::warn!("{} bytes are not left to the next process: {error}", state.len());
+        }
+    }
+
     fn on_message(&self, message: &Message, _ctx: &PluginContext) {
         let MessageType::Extension { kind } = &message.msg_type else { return };
         let Some(Payload::Json(body)) = &message.payload else { return };
@@ -85,8 +118,9 @@ impl Plugin for KvStore {
                 }
             }
             ("get", Some(key), None) => Some(self.get(key).unwrap_or_else(|| "(no such key)".into())),
+            ("incr", Some(key), None) => Some(self.incr(key).map_or_else(|why| why, |next| next.to_string())),
             ("list", None, None) => Some(self.keys().join("\n")),
-            ("help", ..) => Some("put KEY VALUE | get KEY | list".into()),
+            ("help", ..) => Some("put KEY VALUE | get KEY | incr KEY | list".into()),
             _ => None,
         }
     }

@@ -18,7 +18,7 @@ use thenodes_node::config::{Budget, Raw, Required};
 use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
-use thenodes_node::plugins::supervisor::{supervise, Change, Observer, Policy, Surroundings};
+use thenodes_node::plugins::supervisor::{supervise, Change, Keeping, Observer, Policy, Surroundings};
 use thenodes_node::plugins::terms::Terms;
 use thenodes_node::plugins::watchdog::Watchdog;
 use thenodes_tests::bench::{grpc, pin, private_kib, Row};
@@ -80,6 +80,7 @@ fn surroundings(policy: &Arc<Policy>) -> Surroundings {
         observer: Arc::new(Quiet),
         info,
         slot: 0,
+        keeping: Keeping::default(),
     }
 }
 

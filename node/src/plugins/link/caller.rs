@@ -6,6 +6,7 @@ use super::pending::{Stalled, Waiter};
 use super::{Answer, Counters, Ended, Shared};
 use crate::plugins::process::spin_us;
 use bytes::Bytes;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 use thenodes::host::HostError;
@@ -89,7 +90,7 @@ impl Caller {
         let permit = shared.open.acquire().await.map_err(|_| self.gone())?;
         permit.forget(); // given back when the call leaves `pending`
         let (tell, answer) = oneshot::channel();
-        let id = shared.pending.enter(Waiter::Call(tell));
+        let id = shared.pending.enter(method, Waiter::Call(tell));
         let sent = Sent { caller: self.clone(), id, answer, early: None };
         // The link may have ended between the permit and the entry; then nobody would answer.
         if shared.ended.get().is_some() {
@@ -115,7 +116,7 @@ impl Caller {
         let shared = &self.shared;
         let Ok(permit) = shared.open.try_acquire() else { return Tried::Full(ack) };
         permit.forget();
-        let id = shared.pending.enter(Waiter::Message(ack));
+        let id = shared.pending.enter("message", Waiter::Message(ack));
         let deadline_ms = limits::CALL_DEADLINE.as_millis() as u32;
         let frame = Frame::Call { id, cause: None, method: "message", deadline_ms, body };
         let put = shared.outbox.put(&shared.stream, &frame, body);
@@ -146,13 +147,22 @@ impl Caller {
         self.shared.pending.stalled(std::time::Instant::now())
     }
 
-    /// Waits until a call is made to a plugin that had none open for a while. Together with [`Caller::stalled`] this is how a
-    /// supervisor watches a busy plugin without waking for an idle one.
-    pub async fn becomes_busy(&self) {
-        self.shared.watched.store(false, std::sync::atomic::Ordering::Release);
-        if self.stalled().is_none() {
-            self.shared.work.notified().await;
-        }
+    /// Waits until a call is made after [`Caller::rests`] said that nothing was open. So a supervisor watches a busy plugin without
+    /// waking for an idle one.
+    pub async fn stirred(&self) {
+        self.shared.work.notified().await;
+    }
+
+    /// True if nothing is open, and from now on the next call wakes whoever waits in [`Caller::stirred`].
+    pub fn rests(&self) -> bool {
+        self.shared.watched.store(false, Ordering::SeqCst);
+        // A call may have come before the line above and not have woken anybody.
+        self.stalled().is_none() || self.shared.watched.swap(true, Ordering::SeqCst)
+    }
+
+    /// Waits until no message is open.
+    pub(in crate::plugins) async fn without_messages(&self) {
+        self.shared.pending.without_messages().await;
     }
 
     /// Which process it calls.

@@ -167,7 +167,7 @@ impl Shared {
 
     /// A call was made: wakes the supervisor if it is not looking already.
     fn busy(&self) {
-        if !self.watched.load(Ordering::Relaxed) && !self.watched.swap(true, Ordering::AcqRel) {
+        if !self.watched.load(Ordering::SeqCst) && !self.watched.swap(true, Ordering::SeqCst) {
             self.work.notify_one();
         }
     }
@@ -208,7 +208,7 @@ impl Link {
             counters,
             ended: OnceLock::new(),
             queue: OnceLock::new(),
-            watched: AtomicBool::new(true),
+            watched: AtomicBool::new(false),
             work: Notify::new(),
             left: Notify::new(),
         });

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use thenodes_ipc::{CallId, Generation};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, Notify};
 
 /// Who waits for the answer to a call.
 pub(super) enum Waiter {
@@ -19,6 +19,29 @@ pub(super) enum Waiter {
 struct Open {
     waiter: Waiter,
     since: Instant,
+    method: Word,
+}
+
+/// The beginning of a method's name, without an allocation.
+#[derive(Clone, Copy)]
+struct Word {
+    bytes: [u8; 23],
+    length: u8,
+}
+
+impl Word {
+    fn new(text: &str) -> Self {
+        let mut word = Self { bytes: [0; 23], length: text.len().min(23) as u8 };
+        let length = usize::from(word.length);
+        word.bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+        word
+    }
+}
+
+impl std::fmt::Display for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.bytes[..usize::from(self.length)]))
+    }
 }
 
 #[derive(Default)]
@@ -45,11 +68,13 @@ impl Table {
 pub(super) struct Pending {
     generation: Generation,
     table: Mutex<Table>,
+    /// The last open message was answered.
+    without_messages: Notify,
 }
 
 impl Pending {
     pub(super) fn new(generation: Generation) -> Self {
-        Self { generation, table: Mutex::default() }
+        Self { generation, table: Mutex::default(), without_messages: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -57,7 +82,7 @@ impl Pending {
     }
 
     /// Enters a call and gives it a number.
-    pub(super) fn enter(&self, waiter: Waiter) -> CallId {
+    pub(super) fn enter(&self, method: &str, waiter: Waiter) -> CallId {
         let now = Instant::now();
         let mut table = self.lock();
         table.next += 1;
@@ -68,7 +93,7 @@ impl Pending {
             }
             table.messages += 1;
         }
-        table.open.insert(id.0, Open { waiter, since: now });
+        table.open.insert(id.0, Open { waiter, since: now, method: Word::new(method) });
         id
     }
 
@@ -86,37 +111,57 @@ impl Pending {
         let waiter = table.remove(id);
         if matches!(waiter, Some(Waiter::Message(_))) {
             table.progress = Some(Instant::now());
+            if table.messages == 0 {
+                self.without_messages.notify_waiters();
+            }
         }
         Ok(waiter)
+    }
+
+    /// Waits until no message is open.
+    pub(super) async fn without_messages(&self) {
+        loop {
+            let mut last = std::pin::pin!(self.without_messages.notified());
+            last.as_mut().enable(); // before looking: an end in between is not missed
+            if self.lock().messages == 0 {
+                return;
+            }
+            last.await;
+        }
     }
 
     /// Takes all out, in no order.
     pub(super) fn drain(&self) -> Vec<Waiter> {
         let mut table = self.lock();
         table.messages = 0;
+        self.without_messages.notify_waiters();
         table.open.drain().map(|(_, open)| open.waiter).collect()
     }
 
     /// What is open and how long; `None` if nothing is.
     pub(super) fn stalled(&self, now: Instant) -> Option<Stalled> {
         let table = self.lock();
-        let oldest = table.open.values().map(|open| open.since).min()?;
+        let first = table.open.values().min_by_key(|open| open.since)?;
+        let oldest = first.since;
         let progress = table.progress.filter(|_| table.messages > 0).unwrap_or(now);
         Some(Stalled {
             messages: now.saturating_duration_since(progress),
             oldest: now.saturating_duration_since(oldest),
+            method: first.method.to_string(),
         })
     }
 }
 
 /// What is open and how long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stalled {
     /// Time since a message was answered, if one is open; zero if none is. Messages are handled one after the other, so one may
     /// be old without anything being wrong; that none is answered is.
     pub messages: std::time::Duration,
     /// Age of the oldest open call.
     pub oldest: std::time::Duration,
+    /// Its method, or the beginning of it.
+    pub method: String,
 }
 
 #[cfg(test)]
@@ -126,7 +171,7 @@ mod tests {
     #[test]
     fn an_answer_finds_its_call_once_and_a_call_that_was_never_made_is_a_violation() {
         let pending = Pending::new(Generation(3));
-        let id = pending.enter(Waiter::Message(None));
+        let id = pending.enter("message", Waiter::Message(None));
         assert!(matches!(pending.answered(id), Ok(Some(Waiter::Message(None)))));
         assert!(matches!(pending.answered(id), Ok(None)), "late or double: ignored");
         for wrong in
@@ -140,8 +185,8 @@ mod tests {
     fn silence_about_messages_is_counted_from_the_last_answer_and_only_while_one_is_open() {
         let pending = Pending::new(Generation(1));
         assert_eq!(pending.stalled(Instant::now()), None);
-        let first = pending.enter(Waiter::Message(None));
-        let second = pending.enter(Waiter::Message(None));
+        let first = pending.enter("message", Waiter::Message(None));
+        let second = pending.enter("message", Waiter::Message(None));
         let late = Instant::now() + std::time::Duration::from_secs(60);
         let stalled = pending.stalled(late).expect("two are open");
         assert!(stalled.messages.as_secs() >= 59 && stalled.oldest.as_secs() >= 59);
@@ -149,7 +194,7 @@ mod tests {
         assert!(pending.stalled(late).is_some_and(|stalled| stalled.messages <= stalled.oldest));
         pending.answered(second).expect("it was made");
         let (tell, _answer) = oneshot::channel();
-        pending.enter(Waiter::Call(tell));
+        pending.enter("message", Waiter::Call(tell));
         let stalled = pending.stalled(late).expect("a call is open");
         assert!(stalled.messages.is_zero() && stalled.oldest.as_secs() >= 59);
     }

@@ -227,8 +227,13 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Reads a file; its size is looked at before anything else.
+    /// Reads a file.
     pub fn read(path: &Path) -> Result<Manifest, ManifestError> {
+        Manifest::parse(path, &Manifest::text(path)?)
+    }
+
+    /// The text of a file; its size is looked at before anything else.
+    pub fn text(path: &Path) -> Result<String, ManifestError> {
         let failed = |source| ManifestError::Read { path: path.into(), source };
         // Without blocking: a FIFO in the directory must not hold the node up.
         let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
@@ -243,7 +248,7 @@ impl Manifest {
         let mut text = String::new();
         // Bounded even if the file grows while it is read; one byte more than allowed is refused by the parser.
         Read::by_ref(&mut file).take(MAX_MANIFEST as u64 + 1).read_to_string(&mut text).map_err(failed)?;
-        Manifest::parse(path, &text)
+        Ok(text)
     }
 
     /// Reads a text. `path` is for errors.

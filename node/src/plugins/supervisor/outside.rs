@@ -1,0 +1,91 @@
+//! What stands around one process while it lives, beside its link: its control group, the watchdog's look at it, and the records of what
+//! its walls refused.
+
+use super::process::ProcessLife;
+use crate::plugins::cgroup::Leaf;
+use crate::plugins::denials;
+use crate::plugins::watchdog::{Limits, Subject, Ticket};
+use std::future::Future;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::unix::pipe::Receiver;
+
+/// Events about refusals that one plugin may cause in a second; its log and its book have them all.
+const DENIALS_SHOWN: u32 = 5;
+
+/// So many a second, and no more.
+struct Throttle {
+    most: u32,
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Throttle {
+    fn may(&mut self) -> bool {
+        if self.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
+            (self.since, self.count) = (Some(Instant::now()), 0);
+        }
+        self.count = self.count.saturating_add(1);
+        self.count <= self.most
+    }
+}
+
+impl ProcessLife {
+    /// Carries the warden's records into the book, the log and, not too often, the events.
+    pub(super) fn follow_denials(&self, report: Receiver) -> impl Future<Output = ()> + 'static {
+        let (shared, generation, loading) = (self.shared.clone(), self.generation, self.loading.clone());
+        async move {
+            let mut shown = Throttle { most: DENIALS_SHOWN, since: None, count: 0 };
+            let loading = || loading.load(Ordering::Relaxed);
+            let tell = |entry: &denials::Entry| {
+                shared.logs.add_own(generation.0, "warn", &format!("denied: {entry}"));
+                // The record of an end is told with the end.
+                if !entry.killed && shown.may() {
+                    shared.change("denied", format!("generation={generation} {entry}"), false);
+                }
+            };
+            denials::follow(report, generation, &shared.denials, loading, tell).await;
+        }
+    }
+
+    /// A control group for the process, as far as there are any.
+    pub(super) async fn leaf(&self) -> Leaf {
+        let policy = &self.shared.policy;
+        let (cgroups, runner) = (policy.watchdog.cgroups().clone(), policy.runner.clone());
+        let kept = tokio::task::spawn_blocking(move || cgroups.keep_clean(&runner)).await;
+        if let Ok(Err(why)) = kept {
+            let detail = format!("{why}; control groups of a killed node stay until the next node starts");
+            self.shared.change("no_janitor", detail, true);
+        }
+        let image = &self.version.image;
+        let needed = image.needed.iter().map(|(_, file)| file.size).sum::<u64>();
+        let files = image.library.size + needed;
+        let terms = &self.version.terms;
+        policy.watchdog.cgroups().leaf(&self.shared.name, &terms.process, terms.budget.cpu_percent, files)
+    }
+
+    /// Has the process looked at until the ticket is dropped.
+    pub(super) fn watch(&self, warden: Option<u32>, leaf: &Arc<Leaf>) -> Option<Ticket> {
+        let shared = &self.shared;
+        for problem in leaf.problems() {
+            let text = format!("control group: {problem}; rlimits and the watchdog hold that limit");
+            shared.logs.add_own(self.generation.0, "warn", &text);
+        }
+        let terms = &self.version.terms;
+        let writes = terms.sandbox.paths.iter().filter(|path| path.write);
+        Some(shared.policy.watchdog.watch(Subject {
+            plugin: shared.name.clone(),
+            generation: self.generation,
+            warden: warden?,
+            places: writes.map(|path| path.path.clone().into()).collect(),
+            limits: Limits { process: terms.process, budget: terms.budget },
+            leaf: leaf.clone(),
+            record: shared.record.clone(),
+            logs: shared.logs.clone(),
+            counters: shared.counters.clone(),
+            observer: shared.observer.clone(),
+            commands: shared.orders.clone(),
+        }))
+    }
+}
