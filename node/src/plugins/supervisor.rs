@@ -343,7 +343,7 @@ impl Supervisor {
     /// A control group for the next process, as far as there are any.
     async fn leaf(&self, policy: &Policy) -> Leaf {
         let (cgroups, runner) = (policy.watchdog.cgroups().clone(), policy.runner.clone());
-        let kept = tokio::task::spawn_blocking(move || cgroups.keep_clean(&runner)).await;
+        let kept = process::aside(move || cgroups.keep_clean(&runner)).await;
         if let Ok(Err(why)) = kept {
             let detail = format!("{why}; control groups of a killed node stay until the next node starts");
             self.change("no_janitor", detail, true);
