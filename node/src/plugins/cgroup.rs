@@ -479,4 +479,39 @@ mod tests {
         let killed = child.wait().await.expect("a child");
         assert!(!killed.success());
     }
+
+    #[test]
+    fn a_process_is_born_inside_and_the_group_for_killing_is_filled_later_with_it_and_nobody_else() {
+        let here = Cgroups::here();
+        let limits =
+            ProcessLimits { memory: 32 << 20, threads: 4, descriptors: 16, cpu_seconds: None, file_size: 0 };
+        let mut leaf = here.leaf(&PluginName::new("unit-test").expect("a name"), &limits, 50, 0);
+        let inside = |dir: &Path| -> BTreeSet<u32> {
+            let text = read(&dir.join("cgroup.procs")).expect("readable");
+            text.lines().filter_map(|line| line.parse().ok()).collect()
+        };
+        leaf.enter();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
+        leaf.leave();
+        assert!(
+            leaf.entered.iter().all(|dir| inside(dir) == BTreeSet::from([child.id()])),
+            "born there, alone"
+        );
+        let late = leaf.attach(child.id());
+        assert!(leaf.problems().is_empty(), "{:?}", leaf.problems());
+        let by_kind = [&leaf.memory, &leaf.threads, &leaf.cpu];
+        let v1 = by_kind.into_iter().flatten().any(|tree| tree.version == Version::V1);
+        let v2 = by_kind.into_iter().flatten().any(|tree| tree.version == Version::V2);
+        assert_eq!(late.is_some(), v1 && !v2 && leaf.kill.is_some(), "only where the limits hold already");
+        if let Some(late) = late {
+            let group = late.group.clone();
+            late.fill();
+            assert_eq!(inside(&group), BTreeSet::from([child.id()]));
+            assert!(leaf.enforcement().kill);
+            leaf.kill_all();
+        } else {
+            child.kill().expect("killed");
+        }
+        assert!(!child.wait().expect("a child").success());
+    }
 }

@@ -696,6 +696,7 @@ fn cause_of(status: ExitStatus) -> Cause {
 
 async fn sleep_until(at: Option<Instant>) {
     match at {
+        Some(at) if at <= Instant::now() => {} // "at once" is not the runtime's next millisecond
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }

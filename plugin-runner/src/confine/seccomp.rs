@@ -23,6 +23,10 @@ const RETURN: u16 = 0x06;
 const LOAD_WORD: u16 = 0x20;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const JUMP: u16 = 0x05;
+/// `BPF_JMP | BPF_JGE | BPF_K`.
+const JUMP_IF_AT_LEAST: u16 = 0x35;
+/// Numbers that are compared one after the other; a jump goes 255 instructions far.
+const GROUP: usize = 12;
 /// `SECCOMP_RET_TRACE` with that mark, `SECCOMP_RET_KILL_PROCESS`, `SECCOMP_RET_USER_NOTIF`.
 const MARKED: u32 = 0x7ff0_0a5b;
 const KILL: u32 = 0x8000_0000;
@@ -121,28 +125,40 @@ fn allow_list<'a>(
     for number in &always {
         rules.remove(number); // no condition at all: the widest entry counts
     }
+    let ruled: Vec<i64> = rules.keys().copied().collect();
     let program = asking(SeccompFilter::new(rules, ASK, SeccompAction::Allow, arch()?)?)?;
-    Ok(with_always(program, &always))
+    Ok(with_directory(program, &always, &ruled))
 }
 
-/// Lets these numbers pass before any rule is looked at, with one instruction for each. The compiler takes five, and the kernel
-/// translates a filter, and runs it for every number there is, when it is installed: at each start of a plugin.
-fn with_always(mut program: BpfProgram, always: &[libc::c_long]) -> BpfProgram {
+/// Sorts numbers before any rule is looked at: what always passes, what is on no list, and what has rules and goes on to them. The
+/// compiler's program asks for one number after the other, and the kernel runs it for every number there is when it is
+/// installed, which is at each start of a plugin.
+fn with_directory(mut program: BpfProgram, always: &[libc::c_long], ruled: &[i64]) -> BpfProgram {
     let instruction = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    let numbers = always.iter().map(|number| (*number as u32, true));
+    let mut listed: Vec<(u32, bool)> = numbers.chain(ruled.iter().map(|n| (*n as u32, false))).collect();
+    listed.sort_unstable();
+    // From the last group to the first: each has to know how far it is to the rules, which stand behind the last.
+    let mut directory = Vec::new();
+    for (index, group) in listed.chunks(GROUP).enumerate().rev() {
+        let compare = |(i, (number, always)): (usize, &(u32, bool))| {
+            let answer = if *always { 1 } else { 2 };
+            instruction(JUMP_IF_EQUAL, (group.len() - 1 - i) as u8 + answer, 0, *number)
+        };
+        let mut body: Vec<sock_filter> = group.iter().enumerate().map(compare).collect();
+        body.push(instruction(RETURN, 0, 0, TELL));
+        body.push(instruction(RETURN, 0, 0, ALLOW));
+        body.push(instruction(JUMP, 0, 0, directory.len() as u32));
+        if let Some((next, _)) = listed.get((index + 1) * GROUP) {
+            body.insert(0, instruction(JUMP_IF_AT_LEAST, body.len() as u8, 0, *next));
+        }
+        body.append(&mut directory);
+        directory = body;
+    }
     // Behind the check of the architecture, where the number is loaded.
     let loads_number = |i: &sock_filter| i.code == LOAD_WORD && i.k == 0;
     let at = program.iter().position(loads_number).map_or(program.len(), |at| at + 1);
-    // A jump goes 255 instructions far.
-    for part in always.chunks(usize::from(u8::MAX)).rev() {
-        let count = part.len();
-        let compare = |(i, number): (usize, &libc::c_long)| {
-            // To the answer, which stands behind the one that steps over it.
-            instruction(JUMP_IF_EQUAL, (count - i) as u8, 0, *number as u32)
-        };
-        let ends = [instruction(JUMP, 0, 0, 1), instruction(RETURN, 0, 0, ALLOW)];
-        let list: Vec<sock_filter> = part.iter().enumerate().map(compare).chain(ends).collect();
-        program.splice(at..at, list);
-    }
+    program.splice(at..at, directory);
     program
 }
 
@@ -301,7 +317,7 @@ mod tests {
                 JUMP => at += i.k as usize,
                 JUMP_IF_EQUAL => at += jump(value == i.k),
                 0x25 => at += jump(value > i.k),
-                0x35 => at += jump(value >= i.k),
+                JUMP_IF_AT_LEAST => at += jump(value >= i.k),
                 0x54 => value &= i.k,
                 RETURN => return i.k,
                 other => panic!("an instruction {other:#x} that this test does not know"),

@@ -28,6 +28,11 @@ impl Row {
         self.ratios.push(ratio);
     }
 
+    /// True if nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.ratios.is_empty()
+    }
+
     /// Adds an absolute value, for the few rows where one means something.
     pub fn value(&mut self, value: f64) {
         self.values.push(value);
