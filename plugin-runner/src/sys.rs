@@ -354,6 +354,10 @@ pub(crate) fn install_on_all_threads(program: &Program) -> nix::Result<()> {
     }
 }
 
+/// How often the message is tried, and the pause between: a second and a half, well within the node's patience.
+const HANDOVER_TRIES: u32 = 500;
+const HANDOVER_PAUSE: std::time::Duration = std::time::Duration::from_millis(3);
+
 /// One message with one descriptor, whose address is known before it is sent: the allow-list lets exactly this one pass.
 pub(crate) struct Handover {
     socket: RawFd,
@@ -386,8 +390,19 @@ impl Handover {
         std::ptr::from_ref::<libc::msghdr>(self.message) as u64
     }
 
-    /// Sends the descriptor.
-    pub(crate) fn send(self, fd: BorrowedFd<'_>) -> nix::Result<()> {
+    /// Sends the descriptor. The kernel counts those on their way for each user, over all processes, and refuses more than this
+    /// process may have: while many plugins start at once it may be others' turn first.
+    pub(crate) fn send(mut self, fd: BorrowedFd<'_>) -> nix::Result<()> {
+        for _ in 0..HANDOVER_TRIES {
+            match self.try_send(fd) {
+                Err(Errno::ETOOMANYREFS) => std::thread::sleep(HANDOVER_PAUSE),
+                done => return done,
+            }
+        }
+        Err(Errno::ETOOMANYREFS)
+    }
+
+    fn try_send(&mut self, fd: BorrowedFd<'_>) -> nix::Result<()> {
         let size = size_of::<RawFd>() as libc::c_uint;
         // SAFETY: CMSG_LEN and CMSG_SPACE only compute; the buffer of 32 bytes, aligned for a header, holds one header of 16
         // bytes and one descriptor; the message and all it points to are leaked.

@@ -102,12 +102,16 @@ pub struct Sandbox {
     pub without: Option<Without>,
 }
 
+/// Runners that have not taken their `hello` yet. The kernel counts descriptors on their way for each user, over all processes, and
+/// refuses more than a process may have: a crowd of them would keep other runners from handing over theirs.
+static GREETING: Semaphore = Semaphore::const_new(8);
 /// Starts that hold a thread at the same time, and groups that are being filled.
 static MAKING: Semaphore = Semaphore::const_new(4);
 static FILLING: Semaphore = Semaphore::const_new(1);
 
 /// Starts a runner inside its control group, or moves it there, and only then sends it `hello`: until then it does nothing.
 pub async fn start(order: &Order<'_>, leaf: Leaf) -> io::Result<(Started, Leaf)> {
+    let _turn = GREETING.acquire().await;
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new(order.runner);
     command
@@ -125,7 +129,10 @@ pub async fn start(order: &Order<'_>, leaf: Leaf) -> io::Result<(Started, Leaf)>
     send_hello(&ours, tells, order)?;
     let report = Receiver::from_owned_fd(told)?;
     ours.set_nonblocking(true)?;
-    let stream = Stream::try_from(OwnedFd::from(ours))?;
+    let ours = tokio::net::UnixStream::from_std(ours)?;
+    // It answers as soon as it has `hello`, or it ends; which of them is for whoever reads.
+    let _ = tokio::time::timeout(limits::CONFINE_DEADLINE, ours.readable()).await;
+    let stream = Stream::try_from(OwnedFd::from(ours.into_std()?))?;
     Ok((Started { child, stream, stdout, stderr, report }, leaf))
 }
 
