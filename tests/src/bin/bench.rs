@@ -252,10 +252,10 @@ fn run(rounds: usize) {
             times.sort_unstable();
             times
         });
-        let (mut bytes_in, mut bytes_out) = ([1; PAYLOAD], [0; PAYLOAD]);
+        let (bytes_in, mut bytes_out) = ([1; PAYLOAD], [0; PAYLOAD]);
         let begun = Instant::now();
         for _ in 0..CALLS * 100 {
-            black_box((table.echo)(black_box(&mut bytes_in), &mut bytes_out));
+            black_box((table.echo)(black_box(&bytes_in), &mut bytes_out));
         }
         let table_call = nanos(begun) as f64 / (CALLS * 100) as f64;
         let rpc = runtime.block_on(client.calls(input.as_bytes(), CALLS / 4));

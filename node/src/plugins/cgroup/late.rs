@@ -22,7 +22,7 @@ pub struct Late {
 }
 
 impl Late {
-    /// Moves every process of the tree. It blocks like [`Leaf::attach`].
+    /// Moves every process of the tree. It blocks like [`Leaf::attach`](super::Leaf::attach).
     pub fn fill(self) {
         let list = |dir: &Path| -> BTreeSet<u32> {
             let text = read(&dir.join("cgroup.procs")).unwrap_or_default();
