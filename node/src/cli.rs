@@ -522,6 +522,8 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let raw = raw(cli)?;
+    // Best effort: a node of few plugins needs no more than it has.
+    let _ = crate::plugins::process::make_room();
     runtime()?.block_on(async {
         // From the first moment on: a signal during the start must not be lost.
         let signals =

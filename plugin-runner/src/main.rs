@@ -10,6 +10,10 @@
 //! single-threaded until the library is open: Landlock and most prctls bind only the calling thread.
 //! Warden and stub never map the library. The runner counts as hostile from the moment it does, our code in it included.
 
+// The runtime's start before `main` reads the list of mappings and sets signal handlers that a runner takes away again; `sys` has the
+// entry of the program.
+#![cfg_attr(not(test), no_main)]
+
 mod broker;
 mod confine;
 mod explain;
@@ -35,7 +39,8 @@ const EXIT_USAGE: u8 = 64;
 /// A step before the library failed; the reason went over the link.
 const EXIT_REFUSED: u8 = 70;
 
-fn main() -> ExitCode {
+#[cfg_attr(test, allow(dead_code))]
+fn begin() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("--version") => {
             println!("thenodes-runner {}", env!("CARGO_PKG_VERSION"));

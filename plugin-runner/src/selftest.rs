@@ -11,7 +11,8 @@ use std::fs::File;
 use std::net::UdpSocket;
 use thenodes_ipc::launch::{Layer, NodeHello};
 
-/// Highest descriptor that is looked at; `RLIMIT_NOFILE` forbids higher ones anyway.
+/// Most descriptors that are tried one by one. All were listed by [`state::clean`]; since then `RLIMIT_NOFILE` has been set, and what
+/// was opened after it has a number below it.
 const DESCRIPTORS: i32 = 4096;
 
 /// Who the process is outside, to be asked before it has a user namespace: inside it is the same number for everybody. An error
@@ -72,7 +73,8 @@ pub(crate) fn before_the_filter(hello: &NodeHello, own_count: bool, walls: &mut 
 
 /// What proves the filter itself: a call that any process may make now fails.
 pub(crate) fn behind_the_filter(hello: &NodeHello, walls: &mut Walls) {
-    let open = (0..DESCRIPTORS).filter(|fd| sys::is_open(*fd)).collect::<Vec<_>>();
+    let most = i32::try_from(hello.limits.descriptors).unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
+    let open = (0..most).filter(|fd| sys::is_open(*fd)).collect::<Vec<_>>();
     let as_expected = open == (0..=state::LINK_FD).collect::<Vec<_>>();
     walls.test(Layer::CleanState, "descriptors 0 to 3 are open and no others", as_expected);
     if hello.without.is_none() {
@@ -99,21 +101,31 @@ fn namespaces(walls: &mut Walls) {
     let reaches = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.connect("192.0.2.1:9"));
     let unreachable = matches!(reaches, Err(e) if e.raw_os_error() == Some(libc::ENETUNREACH));
     walls.test(Layer::Namespaces, "no network is reachable", unreachable);
-    // In a child: if it works, the child has all capabilities in its new namespace, and they must not be ours.
-    let refused = sys::in_a_child(|| nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).is_err());
+    let refused = sys::refuses_a_user_namespace();
     walls.test(Layer::Namespaces, "no further user namespace can be made", refused);
 }
 
 fn root(hello: &NodeHello, walls: &mut Walls) {
-    let host_paths =
-        ["/etc/passwd", "/etc", "/proc", "/proc/self/status", "/dev/null", "/sys", "/usr", "/home", "/tmp"];
-    for path in host_paths {
+    // Directories of every host, and something in them: where a directory is missing, so is all that was in it.
+    let of_hosts = [
+        ("/etc", "/etc/passwd"),
+        ("/proc", "/proc/self/status"),
+        ("/dev", "/dev/null"),
+        ("/sys", "/sys/kernel"),
+        ("/usr", "/usr/bin"),
+        ("/home", "/home"),
+        ("/tmp", "/tmp"),
+    ];
+    let granted = |path: &str| {
         // A directory on the way to a granted path is there, and empty but for that path.
         let below =
             |grant: &str| grant == path || grant.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
         let above = |grant: &str| path.strip_prefix(grant).is_some_and(|rest| rest.starts_with('/'));
-        let granted = hello.all_paths().iter().any(|grant| below(&grant.path) || above(&grant.path));
-        if !granted && std::fs::symlink_metadata(path).is_ok() {
+        hello.all_paths().iter().any(|grant| below(&grant.path) || above(&grant.path))
+    };
+    for (directory, inside) in of_hosts {
+        let path = if granted(directory) { inside } else { directory };
+        if !granted(path) && std::fs::symlink_metadata(path).is_ok() {
             walls.hole(Layer::Root, format!("{path} exists inside"));
         }
     }

@@ -8,6 +8,17 @@ use nix::unistd::{ForkResult, Pid};
 use seccompiler::{sock_filter, BpfProgram};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+/// Where the program begins.
+#[cfg(not(test))]
+#[no_mangle]
+extern "C" fn main() -> libc::c_int {
+    // As the runtime would: a peer that has gone is an error of a write, not an end.
+    // SAFETY: ignoring a signal runs no function of ours.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn) };
+    let code = crate::begin();
+    std::process::exit(i32::from(if code == std::process::ExitCode::SUCCESS { 0 } else { crate::EXIT_USAGE }))
+}
+
 /// Takes over a descriptor that this process was started with.
 ///
 /// Returns `None` for a descriptor that is not open.
@@ -24,15 +35,22 @@ pub(crate) fn fork() -> nix::Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
-/// Runs a test in a child process and returns its answer; false if it could not be run.
-pub(crate) fn in_a_child(test: impl FnOnce() -> bool) -> bool {
-    match fork() {
-        Ok(ForkResult::Child) => exit_now(i32::from(!test())),
-        Ok(ForkResult::Parent { child }) => {
-            matches!(nix::sys::wait::waitpid(child, None), Ok(nix::sys::wait::WaitStatus::Exited(_, 0)))
-        }
-        Err(_) => false,
+/// True if no process can be made in a new user namespace. Tried by making one, which must fail: a child that is made all the
+/// same has all capabilities over there, and does nothing but end.
+pub(crate) fn refuses_a_user_namespace() -> bool {
+    extern "C" fn end(_: *mut libc::c_void) -> libc::c_int {
+        0
     }
+    let mut stack = vec![0_u128; 1024];
+    // It shares our memory and we wait for its end: nothing is copied for a child that there should not be.
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the stack is aligned, ours, and lives until the child has ended (CLONE_VFORK); the child returns at once, which for
+    // a child of `clone` is its end.
+    let child = unsafe { libc::clone(end, stack.as_mut_ptr_range().end.cast(), flags, std::ptr::null_mut()) };
+    if child > 0 {
+        let _ = nix::sys::wait::waitpid(Pid::from_raw(child), None);
+    }
+    child == -1 && matches!(Errno::last(), Errno::ENOSPC | Errno::EPERM | Errno::EUSERS)
 }
 
 /// A descriptor that becomes readable when the process ends.
@@ -336,6 +354,10 @@ pub(crate) fn install_on_all_threads(program: &Program) -> nix::Result<()> {
     }
 }
 
+/// How often the message is tried, and the pause between: a second and a half, well within the node's patience.
+const HANDOVER_TRIES: u32 = 500;
+const HANDOVER_PAUSE: std::time::Duration = std::time::Duration::from_millis(3);
+
 /// One message with one descriptor, whose address is known before it is sent: the allow-list lets exactly this one pass.
 pub(crate) struct Handover {
     socket: RawFd,
@@ -368,8 +390,19 @@ impl Handover {
         std::ptr::from_ref::<libc::msghdr>(self.message) as u64
     }
 
-    /// Sends the descriptor.
-    pub(crate) fn send(self, fd: BorrowedFd<'_>) -> nix::Result<()> {
+    /// Sends the descriptor. The kernel counts those on their way for each user, over all processes, and refuses more than this
+    /// process may have: while many plugins start at once it may be others' turn first.
+    pub(crate) fn send(mut self, fd: BorrowedFd<'_>) -> nix::Result<()> {
+        for _ in 0..HANDOVER_TRIES {
+            match self.try_send(fd) {
+                Err(Errno::ETOOMANYREFS) => std::thread::sleep(HANDOVER_PAUSE),
+                done => return done,
+            }
+        }
+        Err(Errno::ETOOMANYREFS)
+    }
+
+    fn try_send(&mut self, fd: BorrowedFd<'_>) -> nix::Result<()> {
         let size = size_of::<RawFd>() as libc::c_uint;
         // SAFETY: CMSG_LEN and CMSG_SPACE only compute; the buffer of 32 bytes, aligned for a header, holds one header of 16
         // bytes and one descriptor; the message and all it points to are leaked.
@@ -395,6 +428,17 @@ pub(crate) struct Question {
     pub(crate) number: i64,
     pub(crate) address: u64,
     pub(crate) args: [u64; 6],
+}
+
+/// `SECCOMP_IOCTL_NOTIF_SET_FLAGS` and its flag (Linux 6.6).
+const SET_FLAGS: libc::c_ulong = 0x4008_2104;
+const SYNC_WAKE_UP: u64 = 1;
+
+/// Asks the kernel to run asker and answerer on one processor, as one waits while the other works: waking an idle processor
+/// for each question takes longer than the answer. Older kernels go on without.
+pub(crate) fn answer_where_asked(listener: BorrowedFd<'_>) {
+    // SAFETY: the kernel takes one number.
+    unsafe { libc::ioctl(listener.as_raw_fd(), SET_FLAGS as _, SYNC_WAKE_UP) };
 }
 
 /// Takes the next question; `None` if its asker has died meanwhile, or there is none.

@@ -172,6 +172,7 @@ impl Watch {
                         self.broker.look_into(memory);
                     }
                     Some(Confided::Listener(fd)) => {
+                        sys::answer_where_asked(fd.as_fd());
                         listener = Some(fd);
                         let _ = write(self.confidence.as_fd(), &[1]);
                     }

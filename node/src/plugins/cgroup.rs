@@ -2,9 +2,13 @@
 //! them. What can be done is found out by doing it, limit by limit, never by a version; what cannot is left to rlimits
 //! and the [`watchdog`](super::watchdog), and said so.
 //!
-//! Each process of a plugin gets a leaf of its own. The warden is moved there before it is sent `hello`: until then it waits
-//! on its socket, has forked nothing and entered no namespace, so stub and runner are born in the leaf and nothing of the
-//! plugin ever runs outside. (Moving three processes before `proceed` would be safe as well, but it has to find them first.)
+//! Each process of a plugin gets a leaf of its own. To move another process the kernel first waits until no processor is in the
+//! middle of a fork (10 to 30 ms); a thread that moves itself waits for nothing, but only version 1 knows threads. So where version 1
+//! holds the limits, the thread that starts a warden is in the leaf for that moment and the warden is born there; it is moved into a
+//! group of version 2 that only serves to kill the tree while it starts. Where version 2 holds a limit, the warden is moved
+//! before it is sent `hello`: until then it waits on its socket, has forked nothing and entered no namespace. Either way stub and
+//! runner are born under the limits and nothing of the plugin ever runs outside. (An administrator who mounts version 2 with
+//! `favordynmods` spares its users the wait.)
 //!
 //! A leaf is removed after the death of its processes. A node that is killed cannot do that, and its wardens cannot either
 //! (a process cannot remove the group it is in, and they have no right to): its `janitor` does, and should that be gone too,
@@ -13,16 +17,18 @@
 mod files;
 mod find;
 mod janitor;
+mod late;
 
 use files::{count, cpu_lift, cpu_writes, memory_writes, read, set, write};
 use find::{delegate, own_group, own_prefix};
 use janitor::Janitor;
+pub use late::Late;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thenodes_ipc::janitor::Cleanup;
@@ -245,22 +251,66 @@ pub struct Leaf {
     threads: Option<Tree>,
     cpu: Option<Tree>,
     kill: Option<PathBuf>,
+    /// Groups that the starting thread is in; the warden is born there.
+    entered: Vec<PathBuf>,
+    /// Set if the group for killing could not be filled.
+    lost: Arc<AtomicBool>,
     problems: Vec<String>,
 }
 
 impl Leaf {
-    /// Moves a process that has no children yet. It takes the kernel 10 to 30 ms: call it where blocking is allowed.
-    pub fn attach(&mut self, pid: u32) {
-        for dir in self.dirs.clone() {
-            if let Err(error) = write(&dir, "cgroup.procs", &pid.to_string()) {
-                self.problems.push(format!("{}/cgroup.procs: {error}", dir.display()));
-                let here = |tree: &mut Option<Tree>| drop(tree.take_if(|tree| tree.dir == dir));
-                here(&mut self.memory);
-                here(&mut self.threads);
-                here(&mut self.cpu);
-                self.kill.take_if(|kill| *kill == dir);
+    /// Moves the calling thread into the groups that take threads, until [`Leaf::leave`]: what it starts meanwhile is born there.
+    pub fn enter(&mut self) {
+        let trees = [&self.memory, &self.threads, &self.cpu].into_iter().flatten();
+        let of_threads = trees.filter(|tree| tree.version == Version::V1).map(|tree| tree.dir.clone());
+        for dir in of_threads.collect::<BTreeSet<_>>() {
+            match write(&dir, "tasks", "0") {
+                Ok(()) => self.entered.push(dir),
+                Err(error) => self.failed(&dir, &format!("tasks: {error}")),
             }
         }
+    }
+
+    /// Takes the calling thread out again. A thread that cannot leave keeps the group from being removed until it ends.
+    pub fn leave(&mut self) {
+        for dir in &self.entered {
+            // The leaf was made below the node's own group.
+            if let Err(error) = dir.parent().map_or(Ok(()), |own| write(own, "tasks", "0")) {
+                self.problems.push(format!("{}: taking a thread of the node out: {error}", dir.display()));
+            }
+        }
+    }
+
+    /// Moves a process that has no children yet into the groups that it was not born in. It takes the kernel 10 to 30 ms: call
+    /// it where blocking is allowed. A group that holds no limit is left to the returned [`Late`] if the limits hold already.
+    pub fn attach(&mut self, pid: u32) -> Option<Late> {
+        let killing = self.kill.clone().filter(|kill| self.only_kills(kill));
+        let late = self.entered.first().cloned().zip(killing);
+        let late = late.map(|(born_in, group)| Late { group, born_in, lost: self.lost.clone() });
+        let now = |dir: &&PathBuf| {
+            !self.entered.contains(dir) && late.as_ref().is_none_or(|late| late.group != **dir)
+        };
+        for dir in self.dirs.iter().filter(now).cloned().collect::<Vec<_>>() {
+            if let Err(error) = write(&dir, "cgroup.procs", &pid.to_string()) {
+                self.failed(&dir, &format!("cgroup.procs: {error}"));
+            }
+        }
+        late
+    }
+
+    /// True for a group that holds no limit.
+    fn only_kills(&self, dir: &Path) -> bool {
+        [&self.memory, &self.threads, &self.cpu].into_iter().flatten().all(|tree| tree.dir != dir)
+    }
+
+    /// What the group was for is not held.
+    fn failed(&mut self, dir: &Path, what: &str) {
+        self.problems.push(format!("{}/{what}", dir.display()));
+        let here = |tree: &mut Option<Tree>| drop(tree.take_if(|tree| tree.dir == dir));
+        here(&mut self.memory);
+        here(&mut self.threads);
+        here(&mut self.cpu);
+        self.kill.take_if(|kill| *kill == dir);
     }
 
     /// True if there is no group at all.
@@ -280,7 +330,7 @@ impl Leaf {
             memory: version(&self.memory),
             threads: version(&self.threads),
             cpu: version(&self.cpu),
-            kill: self.kill.is_some(),
+            kill: self.kill.is_some() && !self.lost.load(Ordering::Relaxed),
         }
     }
 
@@ -324,7 +374,8 @@ impl Leaf {
         let until = tokio::time::Instant::now() + EMPTY_PATIENCE;
         let mut pause = Duration::from_millis(1);
         while !self.remove() && tokio::time::Instant::now() < until {
-            // The dead are being buried; there is no descriptor to wait on that both versions have.
+            self.kill_all(); // the group may just have been filled
+                             // The dead are being buried; there is no descriptor to wait on that both versions have.
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));
         }
@@ -373,7 +424,7 @@ mod tests {
         assert!(leaf.problems().is_empty(), "{:?}", leaf.problems());
         assert_eq!(leaf.enforcement(), here.enforcement(), "what the trial could, a leaf can");
         let mut child = tokio::process::Command::new("sleep").arg("1000").spawn().expect("a process");
-        leaf.attach(child.id().expect("a pid"));
+        assert!(leaf.attach(child.id().expect("a pid")).is_none(), "nothing is left for later");
         assert!(leaf.problems().is_empty(), "{:?}", leaf.problems());
         let dirs = leaf.dirs.clone();
         for dir in &dirs {
@@ -389,5 +440,40 @@ mod tests {
         assert!(!dirs.iter().any(|dir| dir.exists()), "{dirs:?}");
         let killed = child.wait().await.expect("a child");
         assert!(!killed.success());
+    }
+
+    #[test]
+    fn a_process_is_born_inside_and_the_group_for_killing_is_filled_later_with_it_and_nobody_else() {
+        let here = Cgroups::here();
+        let limits =
+            ProcessLimits { memory: 32 << 20, threads: 4, descriptors: 16, cpu_seconds: None, file_size: 0 };
+        let mut leaf = here.leaf(&PluginName::new("unit-test").expect("a name"), &limits, 50, 0);
+        let inside = |dir: &Path| -> BTreeSet<u32> {
+            let text = read(&dir.join("cgroup.procs")).expect("readable");
+            text.lines().filter_map(|line| line.parse().ok()).collect()
+        };
+        leaf.enter();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
+        leaf.leave();
+        assert!(
+            leaf.entered.iter().all(|dir| inside(dir) == BTreeSet::from([child.id()])),
+            "born there, alone"
+        );
+        let late = leaf.attach(child.id());
+        assert!(leaf.problems().is_empty(), "{:?}", leaf.problems());
+        let by_kind = [&leaf.memory, &leaf.threads, &leaf.cpu];
+        let v1 = by_kind.into_iter().flatten().any(|tree| tree.version == Version::V1);
+        let v2 = by_kind.into_iter().flatten().any(|tree| tree.version == Version::V2);
+        assert_eq!(late.is_some(), v1 && !v2 && leaf.kill.is_some(), "only where the limits hold already");
+        if let Some(late) = late {
+            let group = late.group.clone();
+            late.fill();
+            assert_eq!(inside(&group), BTreeSet::from([child.id()]));
+            assert!(leaf.enforcement().kill);
+            leaf.kill_all();
+        } else {
+            child.kill().expect("killed");
+        }
+        assert!(!child.wait().expect("a child").success());
     }
 }

@@ -18,6 +18,7 @@ use thenodes_ipc::ring::Region;
 use thenodes_ipc::{limits, pack, Frame, Generation, PluginName};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::sync::Semaphore;
 
 /// A runner that was just started; it has `hello` and nothing else.
 pub struct Started {
@@ -63,6 +64,14 @@ pub fn find_runner(configured: Option<&Path>) -> Result<PathBuf, String> {
             places.join(", ")
         )
     })
+}
+
+/// Raises the number of descriptors that this process may have to what its administrator allows: each plugin takes some, and
+/// the usual soft limit is made for programs that use `select`, which this one does not. Runners set their own.
+pub fn make_room() -> io::Result<()> {
+    use nix::sys::resource::{getrlimit, setrlimit, Resource};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
 /// What a start needs.
@@ -116,28 +125,29 @@ pub struct Sandbox {
     pub without: Option<Without>,
 }
 
-/// Starts a runner, moves it into its control group, and only then sends it `hello`: until then it does nothing.
-pub async fn start(order: &Order<'_>, mut leaf: Leaf) -> io::Result<(Started, Leaf)> {
+/// Runners that have not taken their `hello` yet. The kernel counts descriptors on their way for each user, over all processes, and
+/// refuses more than a process may have: a crowd of them would keep other runners from handing over theirs.
+static GREETING: Semaphore = Semaphore::const_new(8);
+/// Starts that hold a thread at the same time, and groups that are being filled.
+static MAKING: Semaphore = Semaphore::const_new(4);
+static FILLING: Semaphore = Semaphore::const_new(1);
+
+/// Starts a runner inside its control group, or moves it there, and only then sends it `hello`: until then it does nothing.
+pub async fn start(order: &Order<'_>, leaf: Leaf) -> io::Result<(Started, Leaf)> {
+    let _turn = GREETING.acquire().await;
     let (ours, theirs) = UnixStream::pair()?;
-    let mut child = Command::new(order.runner)
+    let mut command = Command::new(order.runner);
+    command
         .arg0("thenodes-runner") // not the path, which is the host's business
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
+        .kill_on_drop(true);
+    let (mut child, leaf) = spawn(command, leaf).await?;
     let pipes = child.stdout.take().zip(child.stderr.take());
     let (stdout, stderr) = pipes.ok_or_else(|| io::Error::other("the runner has no log pipes"))?;
-    if let Some(pid) = child.id().filter(|_| !leaf.is_nothing()) {
-        // The kernel lets this wait for all its processors: not on a worker of the runtime.
-        let attach = move || {
-            leaf.attach(pid);
-            leaf
-        };
-        leaf = tokio::task::spawn_blocking(attach).await.map_err(io::Error::other)?;
-    }
     let (told, tells) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // Without shared memory the socket does all the work.
     let ring = match order.transport {
@@ -148,8 +158,40 @@ pub async fn start(order: &Order<'_>, mut leaf: Leaf) -> io::Result<(Started, Le
     send_hello(&ours, tells, shared, order)?;
     let report = Receiver::from_owned_fd(told)?;
     ours.set_nonblocking(true)?;
-    let stream = Stream::try_from(OwnedFd::from(ours))?;
+    let ours = tokio::net::UnixStream::from_std(ours)?;
+    // It answers as soon as it has `hello`, or it ends; which of them is for whoever reads.
+    let _ = tokio::time::timeout(limits::CONFINE_DEADLINE, ours.readable()).await;
+    let stream = Stream::try_from(OwnedFd::from(ours.into_std()?))?;
     Ok((Started { child, stream, ring, stdout, stderr, report }, leaf))
+}
+
+/// Does what may block on a thread of its own, in turns: five hundred starts at once must not make five hundred threads.
+pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let _turn = MAKING.acquire().await;
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+}
+
+/// Makes the process. Not on a worker of the runtime where there are groups: the thread is one of the plugin's for that moment, and
+/// moving a process waits for all processors.
+async fn spawn(mut command: Command, mut leaf: Leaf) -> io::Result<(Child, Leaf)> {
+    if leaf.is_nothing() {
+        return Ok((command.spawn()?, leaf));
+    }
+    let inside = move || {
+        leaf.enter();
+        let child = command.spawn();
+        leaf.leave();
+        let late = child.as_ref().ok().and_then(Child::id).and_then(|pid| leaf.attach(pid));
+        child.map(|child| (child, leaf, late))
+    };
+    let (child, leaf, late) = aside(inside).await??;
+    if let Some(late) = late {
+        tokio::spawn(async move {
+            let _turn = FILLING.acquire().await;
+            let _ = tokio::task::spawn_blocking(move || late.fill()).await;
+        });
+    }
+    Ok((child, leaf))
 }
 
 /// Largest first frame: it must fit into an empty socket buffer, because nobody waits for room.

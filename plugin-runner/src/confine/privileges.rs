@@ -18,7 +18,9 @@ pub(crate) fn drop_all(plugin: &PluginName, walls: &mut Walls) {
     // Best effort, like the next step: outside a user namespace it needs CAP_SETPCAP, and a process that holds no capability
     // and cannot gain one by exec (no_new_privs, below) has no use for a bounding set.
     for capability in 0..=LAST_CAPABILITY {
-        let _ = sys::prctl(libc::PR_CAPBSET_DROP, [capability, 0, 0, 0]);
+        if sys::prctl(libc::PR_CAPBSET_DROP, [capability, 0, 0, 0]) == Err(nix::errno::Errno::EINVAL) {
+            break; // the end of the kernel's list
+        }
     }
     let _ = sys::prctl(libc::PR_SET_SECUREBITS, [LOCKED_SECUREBITS, 0, 0, 0]);
     let ambient = sys::prctl(libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0, 0, 0]);

@@ -6,7 +6,7 @@
 use super::syscalls::{self, Allowed, Args};
 use crate::sys::{self, Handover, Program};
 use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
+    sock_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
     SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch,
 };
 use std::collections::BTreeMap;
@@ -19,10 +19,19 @@ type Rules = BTreeMap<i64, Vec<Rule>>;
 const ASK: SeccompAction = SeccompAction::Trace(0x0a5b);
 /// `BPF_RET | BPF_K`.
 const RETURN: u16 = 0x06;
+/// `BPF_LD | BPF_W | BPF_ABS`, `BPF_JMP | BPF_JEQ | BPF_K`, `BPF_JMP | BPF_JA`.
+const LOAD_WORD: u16 = 0x20;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP: u16 = 0x05;
+/// `BPF_JMP | BPF_JGE | BPF_K`.
+const JUMP_IF_AT_LEAST: u16 = 0x35;
+/// Numbers that are compared one after the other; a jump goes 255 instructions far.
+const GROUP: usize = 12;
 /// `SECCOMP_RET_TRACE` with that mark, `SECCOMP_RET_KILL_PROCESS`, `SECCOMP_RET_USER_NOTIF`.
 const MARKED: u32 = 0x7ff0_0a5b;
 const KILL: u32 = 0x8000_0000;
 const TELL: u32 = 0x7fc0_0000;
+const ALLOW: u32 = 0x7fff_0000;
 
 /// The filters of one runner, compiled before the first is installed: what installs the last must have an address by then.
 pub(crate) struct Filters {
@@ -113,10 +122,44 @@ fn allow_list<'a>(
         }
         rules.entry(entry.number).or_default().extend(alternatives);
     }
-    for number in always {
-        rules.insert(number, vec![]); // no condition at all: the widest entry counts
+    for number in &always {
+        rules.remove(number); // no condition at all: the widest entry counts
     }
-    asking(SeccompFilter::new(rules, ASK, SeccompAction::Allow, arch()?)?)
+    let ruled: Vec<i64> = rules.keys().copied().collect();
+    let program = asking(SeccompFilter::new(rules, ASK, SeccompAction::Allow, arch()?)?)?;
+    Ok(with_directory(program, &always, &ruled))
+}
+
+/// Sorts numbers before any rule is looked at: what always passes, what is on no list, and what has rules and goes on to them. The
+/// compiler's program asks for one number after the other, and the kernel runs it for every number there is when it is
+/// installed, which is at each start of a plugin.
+fn with_directory(mut program: BpfProgram, always: &[libc::c_long], ruled: &[i64]) -> BpfProgram {
+    let instruction = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    let numbers = always.iter().map(|number| (*number as u32, true));
+    let mut listed: Vec<(u32, bool)> = numbers.chain(ruled.iter().map(|n| (*n as u32, false))).collect();
+    listed.sort_unstable();
+    // From the last group to the first: each has to know how far it is to the rules, which stand behind the last.
+    let mut directory = Vec::new();
+    for (index, group) in listed.chunks(GROUP).enumerate().rev() {
+        let compare = |(i, (number, always)): (usize, &(u32, bool))| {
+            let answer = if *always { 1 } else { 2 };
+            instruction(JUMP_IF_EQUAL, (group.len() - 1 - i) as u8 + answer, 0, *number)
+        };
+        let mut body: Vec<sock_filter> = group.iter().enumerate().map(compare).collect();
+        body.push(instruction(RETURN, 0, 0, TELL));
+        body.push(instruction(RETURN, 0, 0, ALLOW));
+        body.push(instruction(JUMP, 0, 0, directory.len() as u32));
+        if let Some((next, _)) = listed.get((index + 1) * GROUP) {
+            body.insert(0, instruction(JUMP_IF_AT_LEAST, body.len() as u8, 0, *next));
+        }
+        body.append(&mut directory);
+        directory = body;
+    }
+    // Behind the check of the architecture, where the number is loaded.
+    let loads_number = |i: &sock_filter| i.code == LOAD_WORD && i.k == 0;
+    let at = program.iter().position(loads_number).map_or(program.len(), |at| at + 1);
+    program.splice(at..at, directory);
+    program
 }
 
 /// No wall at all, for tests of the others: the broker still hands out the library, and hears of phases.
@@ -253,9 +296,51 @@ mod tests {
             let program = allow_list(entries.into_iter(), &[], &special).expect("compiles");
             assert!(program.len() < 4096, "{} instructions", program.len());
             let answers = program.iter().filter(|i| i.code == RETURN).map(|i| i.k);
-            assert!(answers.clone().all(|k| matches!(k, TELL | 0x7fff_0000)), "allow or tell, nothing else");
+            assert!(answers.clone().all(|k| matches!(k, TELL | ALLOW)), "allow or tell, nothing else");
             assert!(answers.clone().any(|k| k == TELL));
         }
         assert!(second_program(&special).expect("compiles").len() < 4096);
+    }
+
+    /// What the program answers to a call with these arguments: the few instructions that the compiler and we use.
+    fn answer(program: &[sock_filter], number: i64, args: [u64; 6]) -> u32 {
+        let mut data =
+            vec![number as u32, if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 }, 0, 0];
+        data.extend(args.iter().flat_map(|arg| [*arg as u32, (*arg >> 32) as u32]));
+        let (mut at, mut value) = (0, 0_u32);
+        loop {
+            let i = &program[at];
+            at += 1;
+            let jump = |taken| usize::from(if taken { i.jt } else { i.jf });
+            match i.code {
+                LOAD_WORD => value = data[i.k as usize / 4],
+                JUMP => at += i.k as usize,
+                JUMP_IF_EQUAL => at += jump(value == i.k),
+                0x25 => at += jump(value > i.k),
+                JUMP_IF_AT_LEAST => at += jump(value >= i.k),
+                0x54 => value &= i.k,
+                RETURN => return i.k,
+                other => panic!("an instruction {other:#x} that this test does not know"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_passes_always_or_by_its_rule_and_no_other_does() {
+        let handover = Handover::prepare(4);
+        let special = Special { second: 1, sealing: 2, handover: &handover };
+        for mode in SeccompMode::ALL {
+            let entries = syscalls::entries(mode, &[]);
+            let program = allow_list(entries.iter().copied(), &[], &special).expect("compiles");
+            for number in 0..1024 {
+                let any = entries.iter().any(|e| e.number == number && matches!(e.args, Args::Any));
+                let listed = entries.iter().any(|e| e.number == number);
+                let told = answer(&program, number, [u64::MAX; 6]);
+                assert!(!any || told == ALLOW, "{mode:?} {number} passes always");
+                assert!(listed || told == TELL, "{mode:?} {number} is not on the list");
+            }
+            assert_eq!(answer(&program, libc::SYS_mmap, [0, 4096, 7, 0x22, u64::MAX, 0]), TELL, "{mode:?}");
+            assert_eq!(answer(&program, libc::SYS_mmap, [0, 4096, 3, 0x22, u64::MAX, 0]), ALLOW, "{mode:?}");
+        }
     }
 }

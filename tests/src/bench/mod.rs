@@ -1,6 +1,8 @@
-//! What the benchmark needs beside its subjects: rows, pinning, memory, and a gRPC peer to compare with.
+//! What the benchmark needs beside its subjects: rows, pinning, memory, and a gRPC peer to compare with; and the rows about
+//! starts, memory and many plugins.
 
 pub mod grpc;
+pub mod start;
 
 use serde_json::{json, Value};
 use std::fs;
@@ -24,6 +26,11 @@ impl Row {
     /// Adds the ratio of one round.
     pub fn add(&mut self, ratio: f64) {
         self.ratios.push(ratio);
+    }
+
+    /// True if nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.ratios.is_empty()
     }
 
     /// Adds an absolute value, for the few rows where one means something.
@@ -64,9 +71,27 @@ pub fn pin(core: usize) -> nix::Result<()> {
 
 /// Private memory of a process, KiB: what would be free without it.
 pub fn private_kib(pid: u32) -> u64 {
+    of_process(pid, "Private_")
+}
+
+/// Sum of all lines of a process's memory that begin like this, KiB.
+pub fn of_process(pid: u32, line: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     text.lines()
-        .filter(|line| line.starts_with("Private_"))
-        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .filter(|of| of.starts_with(line))
+        .filter_map(|of| of.split_whitespace().nth(1)?.parse::<u64>().ok())
         .sum()
+}
+
+/// Processor time of a process so far, in ticks of the kernel's clock.
+pub fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything; user and system time are the twelfth and thirteenth word after its end.
+    let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    after.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum()
+}
+
+/// How many of them there are in a second.
+pub fn ticks_per_second() -> f64 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64
 }

@@ -21,7 +21,7 @@ use thenodes_node::plugins::lifecycle::State;
 use thenodes_node::plugins::supervisor::{supervise, Change, Keeping, Observer, Policy, Surroundings};
 use thenodes_node::plugins::terms::Terms;
 use thenodes_node::plugins::watchdog::Watchdog;
-use thenodes_tests::bench::{grpc, pin, private_kib, Row};
+use thenodes_tests::bench::{grpc, pin, start, Row};
 use thenodes_tests::bin_dir;
 use tokio::sync::watch;
 
@@ -29,8 +29,6 @@ use tokio::sync::watch;
 const PAYLOAD: usize = 256;
 /// Calls per round and subject.
 const CALLS: usize = 2000;
-/// Starts per round.
-const STARTS: usize = 5;
 
 struct NoHost;
 
@@ -84,7 +82,7 @@ fn surroundings(policy: &Arc<Policy>) -> Surroundings {
     }
 }
 
-async fn start(image: &Arc<Image>, policy: &Arc<Policy>) -> Handle {
+async fn start_echo(image: &Arc<Image>, policy: &Arc<Policy>) -> Handle {
     let plugin = supervise(image.clone(), surroundings(policy));
     let status = plugin.wait(|status| matches!(status.state, State::Ready | State::Failed { .. })).await;
     assert!(status.is_some_and(|status| status.state == State::Ready), "the plugin is Ready");
@@ -164,9 +162,17 @@ fn main() {
             raw_echo(there.parse().expect("bytes"), back.parse().expect("bytes"))
         }
         [_, "--grpc-echo", path] => grpc::serve(Path::new(path)),
+        [_, "--start", rounds] => start_only(rounds.parse().expect("a number of rounds")),
         [_, rounds] => run(rounds.parse().expect("a number of rounds")),
         _ => eprintln!("run by `cargo xtask bench`"),
     }
+}
+
+/// Only the rows about starts and memory.
+fn start_only(rounds: usize) {
+    pin(0).expect("one core of this machine is ours");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    start::run(&runtime.expect("a runtime"), rounds);
 }
 
 fn run(rounds: usize) {
@@ -209,7 +215,7 @@ fn run(rounds: usize) {
 
     let dir = tempfile::tempdir().expect("a directory");
     let mut raw = RawPeer::start(call.len(), reply.len());
-    let plugin = runtime.block_on(start(&image, &policy));
+    let plugin = runtime.block_on(start_echo(&image, &policy));
     let mut client = runtime.block_on(grpc::Client::start(&dir.path().join("grpc.sock")));
     let table = black_box(Table { echo });
 
@@ -225,7 +231,6 @@ fn run(rounds: usize) {
         Row::new("tonic_unary_256B_p50", "ratio", "raw blocking Unix-socket ping-pong, same bytes");
     let mut against_tonic =
         Row::new("proxied_call_256B_p50_against_tonic", "ratio", "tonic unary call over a Unix socket");
-    let mut spawn = Row::new("spawn_to_ready", "ratio", "spawn and wait of /bin/true");
     for round in 0..=rounds {
         let measured = |mut one: Box<dyn FnMut() + '_>, count: usize| -> Vec<u64> {
             let mut times = Vec::with_capacity(count);
@@ -250,27 +255,13 @@ fn run(rounds: usize) {
             times.sort_unstable();
             times
         });
-        let (mut bytes_in, mut bytes_out) = ([1; PAYLOAD], [0; PAYLOAD]);
+        let (bytes_in, mut bytes_out) = ([1; PAYLOAD], [0; PAYLOAD]);
         let begun = Instant::now();
         for _ in 0..CALLS * 100 {
-            black_box((table.echo)(black_box(&mut bytes_in), &mut bytes_out));
+            black_box((table.echo)(black_box(&bytes_in), &mut bytes_out));
         }
         let table_call = nanos(begun) as f64 / (CALLS * 100) as f64;
         let rpc = runtime.block_on(client.calls(input.as_bytes(), CALLS / 4));
-        let starts = runtime.block_on(async {
-            let mut times = Vec::new();
-            for _ in 0..STARTS {
-                let begun = Instant::now();
-                let plugin = start(&image, &policy).await;
-                times.push(nanos(begun));
-                stop(plugin).await;
-            }
-            times
-        });
-        let trues = measured(
-            Box::new(|| assert!(Command::new("/bin/true").status().is_ok_and(|s| s.success()))),
-            STARTS * 4,
-        );
         if round == 0 {
             continue; // warm-up
         }
@@ -281,38 +272,12 @@ fn run(rounds: usize) {
         in_process.add(table_call / p50);
         tonic.add(median(rpc.clone()) / p50);
         against_tonic.add(median(ours) / median(rpc));
-        spawn.add(median(starts) / median(trues));
     }
     runtime.block_on(stop(plugin));
 
-    // Memory with twenty of them, because pages that all share belong to none.
-    let mut memory =
-        Row::new("idle_runner_private_memory_of_20", "KiB", "private memory of an idle /bin/cat");
-    let plugins: Vec<Handle> = runtime.block_on(async {
-        let mut list = Vec::new();
-        for _ in 0..20 {
-            list.push(start(&image, &policy).await);
-        }
-        list
-    });
-    let mut cat = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
-    std::thread::park_timeout(Duration::from_millis(500)); // let allocators and runtimes come to rest
-    let of_cat = private_kib(cat.id()).max(1) as f64;
-    for plugin in &plugins {
-        let warden = plugin.status().pid.expect("it runs");
-        let all: u64 =
-            std::iter::once(warden).chain(thenodes_tests::descendants(warden)).map(private_kib).sum();
-        memory.add(all as f64 / of_cat);
-        memory.value(all as f64);
-    }
-    let _ = cat.kill();
-    let _ = cat.wait();
-    runtime.block_on(async {
-        for plugin in plugins {
-            stop(plugin).await;
-        }
-    });
-    for row in [proxied, proxied99, in_process, tonic, against_tonic, spawn, memory] {
+    for row in [proxied, proxied99, in_process, tonic, against_tonic] {
         println!("{}", row.json());
     }
+    drop((raw, client));
+    start::run(&runtime, rounds);
 }

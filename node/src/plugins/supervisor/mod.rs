@@ -352,6 +352,7 @@ pub fn run_as(base: u32, slot: u32) -> Option<u32> {
 
 async fn sleep_until(at: Option<Instant>) {
     match at {
+        Some(at) if at <= Instant::now() => {} // "at once" is not the runtime's next millisecond
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }

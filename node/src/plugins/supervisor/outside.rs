@@ -4,6 +4,7 @@
 use super::process::ProcessLife;
 use crate::plugins::cgroup::Leaf;
 use crate::plugins::denials;
+use crate::plugins::process;
 use crate::plugins::watchdog::{Limits, Subject, Ticket};
 use std::future::Future;
 use std::sync::atomic::Ordering;
@@ -53,7 +54,7 @@ impl ProcessLife {
     pub(super) async fn leaf(&self) -> Leaf {
         let policy = &self.shared.policy;
         let (cgroups, runner) = (policy.watchdog.cgroups().clone(), policy.runner.clone());
-        let kept = tokio::task::spawn_blocking(move || cgroups.keep_clean(&runner)).await;
+        let kept = process::aside(move || cgroups.keep_clean(&runner)).await;
         if let Ok(Err(why)) = kept {
             let detail = format!("{why}; control groups of a killed node stay until the next node starts");
             self.shared.change("no_janitor", detail, true);

@@ -203,7 +203,8 @@ impl ProcessLife {
             Ok(link) => self.serve(link).await,
             Err(ended) => ended,
         };
-        // The link is closed now; an honest runner ends by itself, and the kernel ends the others.
+        // The link is closed now; an honest runner ends by itself, and the kernel ends the others. Both take processor time.
+        leaf.lift_cpu();
         let cause = end_process(child, ended).await;
         drop(ticket);
         let seen = Seen::of(&leaf, &shared.record);
