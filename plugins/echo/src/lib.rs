@@ -1,7 +1,8 @@
-//! Answers what it is told: a prompt line comes back, a TEXT message is answered to its sender as EXTENSION `echo`. Its last
-//! line says how many prompt lines it answered.
+//! Answers what it is told: a prompt line or a request `echo` comes back, a TEXT message is answered to its sender as EXTENSION
+//! `echo`, EXTENSION `count` is counted. Its last line says how many prompt lines it answered.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use thenodes::host::{Code, HostError};
 use thenodes::network::message::{Message, MessageType, Payload};
 use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
 
@@ -9,12 +10,20 @@ use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
 #[derive(Default)]
 pub struct Echo {
     answered: AtomicU64,
+    counted: AtomicU64,
 }
 
 #[async_trait::async_trait]
 impl Plugin for Echo {
     fn on_message(&self, message: &Message, ctx: &PluginContext) {
-        let MessageType::Text(text) = &message.msg_type else { return };
+        let text = match &message.msg_type {
+            MessageType::Text(text) => text,
+            MessageType::Extension { kind } if kind == "count" => {
+                self.counted.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            _ => return,
+        };
         let answer = Message::new(
             ctx.node_id(),
             &message.from,
@@ -34,6 +43,16 @@ impl Plugin for Echo {
     async fn on_prompt(&self, input: &str, _ctx: &PluginContext) -> Option<String> {
         self.answered.fetch_add(1, Ordering::Relaxed);
         Some(input.to_owned())
+    }
+
+    async fn on_request(&self, name: &str, body: &[u8], ctx: &PluginContext) -> Result<Vec<u8>, HostError> {
+        match name {
+            "echo" => Ok(body.to_vec()),
+            // Asks the node before it answers.
+            "ask" => ctx.peer_manager.peers().await.map(|_| body.to_vec()),
+            "counted" => Ok(self.counted.load(Ordering::Relaxed).to_le_bytes().to_vec()),
+            _ => Err(HostError::new(Code::Unhandled, format!("echo has no request {name:?}"))),
+        }
     }
 
     async fn on_stop(&self, _ctx: &PluginContext) {

@@ -1,6 +1,7 @@
 //! What the benchmark needs beside its subjects: rows, pinning, memory, and a gRPC peer to compare with; and the rows about
 //! starts, memory and many plugins.
 
+pub mod call;
 pub mod grpc;
 pub mod start;
 
