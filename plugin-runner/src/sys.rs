@@ -189,6 +189,10 @@ pub(crate) fn limit_malloc_arenas() {
     // SAFETY: a number for the allocator; no allocation is in progress, since there is one thread.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
+        // A body of the largest frame is not worth a mapping of its own: each would be paid for with a fault for every page.
+        // What is not used is kept up to four megabytes, and counts toward the plugin's memory.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 2 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 4 << 20);
     }
 }
 

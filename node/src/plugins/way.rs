@@ -23,12 +23,11 @@ pub(super) enum Door {
 /// A way in. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Way {
-    caller: Caller,
     book: Arc<Book>,
 }
 
-#[derive(Default)]
 struct Book {
+    caller: Caller,
     inside: AtomicUsize,
     ended: Notify,
     /// A call that met its deadline.
@@ -39,7 +38,14 @@ struct Book {
 
 impl Way {
     pub(super) fn new(caller: Caller) -> Self {
-        Self { caller, book: Arc::default() }
+        let book = Book {
+            caller,
+            inside: AtomicUsize::new(0),
+            ended: Notify::new(),
+            late: Mutex::default(),
+            verdict: OnceLock::new(),
+        };
+        Self { book: Arc::new(book) }
     }
 
     /// Goes in, for one call. Entering through a [`Door`] while it is borrowed from its channel makes sure that nobody enters after
@@ -51,7 +57,7 @@ impl Way {
 
     /// For the node's own questions, which are not counted.
     pub(super) fn caller(&self) -> &Caller {
-        &self.caller
+        &self.book.caller
     }
 
     /// Waits until nobody is inside and no message is open.
@@ -65,7 +71,7 @@ impl Way {
             }
             ended.await;
         }
-        self.caller.without_messages().await;
+        self.book.caller.without_messages().await;
     }
 
     /// A call that met its deadline since the last time this was asked.
@@ -86,7 +92,7 @@ pub(super) struct Inside {
 
 impl Inside {
     pub(super) fn caller(&self) -> &Caller {
-        &self.way.caller
+        &self.way.book.caller
     }
 
     /// The call met its deadline: whether the plugin still answers anything is to be found out.

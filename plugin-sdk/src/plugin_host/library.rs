@@ -200,8 +200,16 @@ impl Library {
                 }
                 self.run_what_came();
             }
-            // Somebody else reads now; what is in order goes on here.
-            self.run_lane();
+            // Somebody else reads now; what is in order goes on here. A message that came just before the other could know that
+            // we are free again was left for us.
+            loop {
+                self.run_lane();
+                self.readers.enlist();
+                if !self.lane_waits() {
+                    break;
+                }
+                self.readers.delist();
+            }
             self.readers.follow();
         }
     }
@@ -319,6 +327,12 @@ impl Library {
                 }
             }
         }
+    }
+
+    /// True if work of the lane waits and nobody is at it.
+    fn lane_waits(&self) -> bool {
+        let lane = self.lane();
+        !lane.taken && !lane.waiting.is_empty()
     }
 
     /// Runs the lane if nobody is at it.

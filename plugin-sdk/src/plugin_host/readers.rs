@@ -124,6 +124,12 @@ impl Readers {
         }
     }
 
+    /// Takes that back: this thread has something else to do.
+    pub(super) fn delist(&self) {
+        let this = std::thread::current().id();
+        self.spare().retain(|thread| thread.id() != this);
+    }
+
     /// Sleeps until this thread leads.
     pub(super) fn follow(&self) {
         let Some(me) = NUMBER.get() else { return };
@@ -154,8 +160,7 @@ impl Readers {
         let reading = me << LEADER | (stuck & ((1 << LEADER) - 1) & !WORKING);
         let taken = self.state.compare_exchange(stuck, reading, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if taken {
-            let this = std::thread::current().id();
-            self.spare().retain(|thread| thread.id() != this);
+            self.delist();
             // Whoever watches next is woken by the new leader's first handler.
             self.watching.store(false, Ordering::SeqCst);
         }

@@ -54,8 +54,7 @@ extern "C" fn echo(input: &[u8; PAYLOAD], output: &mut [u8; PAYLOAD]) -> i32 {
 /// Other ways to call something, against our own in the same rounds.
 fn others(rounds: usize) {
     pin(0).expect("one core of this machine is ours");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let _inside = runtime.enter();
     let dir = tempfile::tempdir().expect("a directory");
     let ours = call::Subject::start(&runtime);

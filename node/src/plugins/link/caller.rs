@@ -203,12 +203,10 @@ impl Sent {
         if most.is_zero() {
             return;
         }
-        let shared = self.caller.shared.clone();
+        let Sent { caller: Caller { shared }, answer, early, .. } = self;
         // Whoever holds it reads already.
         let Ok(mut intake) = shared.intake.try_lock() else { return };
-        let answer = &mut self.answer;
-        let early = &mut self.early;
-        let left = intake.look(&shared, most, || match answer.try_recv() {
+        let left = intake.look(shared, most, || match answer.try_recv() {
             Ok(found) => {
                 *early = Some(found);
                 true

@@ -2,7 +2,6 @@
 //! is matched only to a call that was made, of this generation, and only once.
 
 use super::Answer;
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use thenodes_ipc::{CallId, Generation};
@@ -17,6 +16,7 @@ pub(super) enum Waiter {
 }
 
 struct Open {
+    id: CallId,
     waiter: Waiter,
     since: Instant,
     method: Word,
@@ -47,7 +47,8 @@ impl std::fmt::Display for Word {
 #[derive(Default)]
 struct Table {
     next: u64,
-    open: HashMap<u64, Open>,
+    /// In no order; few enough ([`thenodes_ipc::limits::MAX_CALLS_TO_PLUGIN`] and a ping) that looking through them is the fastest way.
+    open: Vec<Open>,
     /// Messages among them.
     messages: usize,
     /// When a message was answered last, or one was sent while none was open.
@@ -56,7 +57,8 @@ struct Table {
 
 impl Table {
     fn remove(&mut self, id: CallId) -> Option<Waiter> {
-        let waiter = self.open.remove(&id.0)?.waiter;
+        let at = self.open.iter().position(|open| open.id == id)?;
+        let waiter = self.open.swap_remove(at).waiter;
         if matches!(waiter, Waiter::Message(_)) {
             self.messages = self.messages.saturating_sub(1);
         }
@@ -93,7 +95,7 @@ impl Pending {
             }
             table.messages += 1;
         }
-        table.open.insert(id.0, Open { waiter, since: now, method: Word::new(method) });
+        table.open.push(Open { id, waiter, since: now, method: Word::new(method) });
         id
     }
 
@@ -135,13 +137,13 @@ impl Pending {
         let mut table = self.lock();
         table.messages = 0;
         self.without_messages.notify_waiters();
-        table.open.drain().map(|(_, open)| open.waiter).collect()
+        table.open.drain(..).map(|open| open.waiter).collect()
     }
 
     /// What is open and how long; `None` if nothing is.
     pub(super) fn stalled(&self, now: Instant) -> Option<Stalled> {
         let table = self.lock();
-        let first = table.open.values().min_by_key(|open| open.since)?;
+        let first = table.open.iter().min_by_key(|open| open.since)?;
         let oldest = first.since;
         let progress = table.progress.filter(|_| table.messages > 0).unwrap_or(now);
         Some(Stalled {
