@@ -258,8 +258,7 @@ pub(crate) struct Program {
 
 /// Room for the longest program that a filter may have, and its header: whole pages, however large they are.
 const PROGRAM_ROOM: usize = 64 * 1024;
-const _: () =
-    assert!(PROGRAM_ROOM >= 4096 * size_of::<libc::sock_filter>() + size_of::<libc::sock_fprog>());
+const _: () = assert!(PROGRAM_ROOM >= 4096 * size_of::<libc::sock_filter>() + size_of::<libc::sock_fprog>());
 /// The allow-list and the two stacked on it.
 const PROGRAMS: usize = 3;
 

@@ -100,8 +100,18 @@ const PRCTL: &[(u64, &str)] = words![
     PR_GET_DUMPABLE
 ];
 const IOCTLS: &[(u64, &str)] = words![TIOCSTI, TIOCLINUX, TCGETS, TIOCGWINSZ, FIONREAD, FIOCLEX];
-const FCNTLS: &[(u64, &str)] =
-    words![F_DUPFD, F_DUPFD_CLOEXEC, F_SETOWN, F_NOTIFY, F_ADD_SEALS, F_SETLEASE, F_SETPIPE_SZ, F_GETLK, F_SETLK, F_OFD_SETLK];
+const FCNTLS: &[(u64, &str)] = words![
+    F_DUPFD,
+    F_DUPFD_CLOEXEC,
+    F_SETOWN,
+    F_NOTIFY,
+    F_ADD_SEALS,
+    F_SETLEASE,
+    F_SETPIPE_SZ,
+    F_GETLK,
+    F_SETLK,
+    F_OFD_SETLK
+];
 
 /// The arguments of a call, as many as are worth showing.
 fn kinds(number: i64) -> &'static [Kind] {

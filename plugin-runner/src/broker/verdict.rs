@@ -174,7 +174,11 @@ mod tests {
         // Whatever its length, a place that is not the plugin's is refused as such.
         let fixed = private | libc::MAP_FIXED as u64;
         assert_eq!(map(0, 1 << 40, none, fixed), Answer::Fail(libc::EPERM));
-        assert_eq!(map(LOWEST_ADDRESS, 4096, none, fixed), Answer::Fail(libc::EPERM), "the filters' programs");
+        assert_eq!(
+            map(LOWEST_ADDRESS, 4096, none, fixed),
+            Answer::Fail(libc::EPERM),
+            "the filters' programs"
+        );
         let protect = |length, protection| {
             judge(&asked(libc::SYS_mprotect, [0, length, protection, 0, 0, 0]), &strict())
         };

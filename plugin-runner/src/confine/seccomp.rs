@@ -11,8 +11,8 @@ use seccompiler::{
     SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch,
 };
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use thenodes_ipc::launch::{Layer, NodeHello, ProcessLimits};
 
 type Rules = BTreeMap<i64, Vec<Rule>>;
@@ -225,8 +225,9 @@ fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendErr
     let (write, run) = (libc::PROT_WRITE, libc::PROT_EXEC);
     let Special { programs, bounds, .. } = special;
     // Argument 0 is an address below the programs, or above: a call that begins in them is the broker's to refuse.
-    let beside =
-        || -> Result<_, BackendError> { Ok([whole(0, Op::Lt, programs.start)?, whole(0, Op::Ge, programs.end)?]) };
+    let beside = || -> Result<_, BackendError> {
+        Ok([whole(0, Op::Lt, programs.start)?, whole(0, Op::Ge, programs.end)?])
+    };
     Ok(match args {
         Args::Any => vec![],
         Args::OneOf { .. } | Args::Equals { .. } | Args::Not { .. } | Args::Without { .. } => {
@@ -274,8 +275,10 @@ fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendErr
             vec![one(Condition::new(arg, Len::Dword, Op::Lt, bounds.descriptors)?)?]
         }
         Args::Descriptors { commands, copies } => {
-            let mut rules: Vec<Rule> =
-                simple(Args::OneOf { arg: 1, values: commands })?.into_iter().map(one).collect::<Result<_, _>>()?;
+            let mut rules: Vec<Rule> = simple(Args::OneOf { arg: 1, values: commands })?
+                .into_iter()
+                .map(one)
+                .collect::<Result<_, _>>()?;
             for command in simple(Args::OneOf { arg: 1, values: copies })? {
                 let target = Condition::new(2, Len::Dword, Op::Lt, bounds.descriptors)?;
                 rules.push(Rule::new(vec![command, target])?);

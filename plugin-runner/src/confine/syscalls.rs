@@ -129,8 +129,8 @@ macro_rules! allowed {
 }
 
 use Args::{
-    All, Any, CountedWriteXorExecute, Descriptors, Equals, Handover, Heap, Not, OneOf, OwnPid, Protect, SecondFilter, Unmap,
-    WithinTable, Without,
+    All, Any, CountedWriteXorExecute, Descriptors, Equals, Handover, Heap, Not, OneOf, OwnPid, Protect,
+    SecondFilter, Unmap, WithinTable, Without,
 };
 
 /// Allowed from the opening of the library on.
