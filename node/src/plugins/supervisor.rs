@@ -380,6 +380,7 @@ impl Supervisor {
                 limits: Limits { process: terms.process, budget: terms.budget },
                 leaf: leaf.clone(),
                 record: self.record.clone(),
+                denials: self.denials.clone(),
                 logs: self.logs.clone(),
                 counters: self.counters.clone(),
                 observer: self.around.observer.clone(),

@@ -149,6 +149,8 @@ fn kinds(number: i64) -> &'static [Kind] {
         libc::SYS_munmap => &[Hex, Length],
         libc::SYS_brk => &[Hex],
         libc::SYS_mremap => &[Hex, Length, Length, Hex],
+        libc::SYS_eventfd2 => &[Length, Hex],
+        libc::SYS_epoll_create1 => &[Hex],
         libc::SYS_dup3 => &[Signed, Signed, Flags(OPEN)],
         libc::SYS_clone | libc::SYS_unshare => &[Flags(NEW)],
         libc::SYS_setns => &[Signed, Flags(NEW)],

@@ -1,5 +1,5 @@
 //! Answers every system call that is not on the allow-list. It lives in the warden, outside the plugin's process, and trusts
-//! nothing it is asked: it hands out the library's own files, opens granted paths behind the same walls that hold the plugin,
+//! nothing it is asked: it hands out the library's own files, makes the descriptors that it alone may make, opens granted paths behind the same walls that hold the plugin,
 //! fails what honest code may try, ends the process for the rest, and writes a record of each refusal. There is no answer that
 //! lets a call run, and where the broker itself fails the kernel fails the call.
 
@@ -16,6 +16,8 @@ use crate::confine::syscalls::THREAD_FLAGS;
 use crate::sys::{self, Question};
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, openat2, FcntlArg, OFlag, OpenHow, ResolveFlag};
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::{fstat, Mode, SFlag};
 use std::fs::File;
 use std::io::Seek;
@@ -88,6 +90,12 @@ impl Broker {
         }
         match verdict::judge(question, &self.rules) {
             Answer::Open { path, flags, mode } => self.open(listener, question, path, flags, mode),
+            Answer::Counter { initial, flags } => {
+                self.hand_over(listener, question, flags & libc::EFD_CLOEXEC, event_counter(initial, flags))
+            }
+            Answer::Waiting { flags } => {
+                self.hand_over(listener, question, flags & libc::EPOLL_CLOEXEC, waiting_set(flags))
+            }
             Answer::Fail(error) => self.refuse(listener, question, error, "seccomp"),
             Answer::Limit(error) => self.refuse(listener, question, error, "rlimits"),
             Answer::NoHeap => {
@@ -187,6 +195,21 @@ impl Broker {
         }
     }
 
+    /// Answers with a descriptor that was made for the plugin, or with why there is none.
+    fn hand_over(
+        &mut self,
+        listener: BorrowedFd<'_>,
+        question: &Question,
+        close: i32,
+        made: Result<OwnedFd, Errno>,
+    ) -> Then {
+        match made.and_then(|fd| sys::answer_with_file(listener, question.id, fd.as_fd(), close as u32)) {
+            Ok(()) => Then::GoOn,
+            Err(error @ Errno::EINVAL) => self.refuse(listener, question, error as i32, "seccomp"),
+            Err(error) => self.refuse(listener, question, error as i32, "rlimits"),
+        }
+    }
+
     fn refuse(&mut self, listener: BorrowedFd<'_>, question: &Question, error: i32, layer: &str) -> Then {
         self.note(question, error, layer);
         sys::answer(listener, question.id, Err(error));
@@ -238,6 +261,16 @@ impl Broker {
             count: 1,
         }
     }
+}
+
+fn event_counter(initial: u32, flags: i32) -> Result<OwnedFd, Errno> {
+    let flags = EfdFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
+    Ok(EventFd::from_value_and_flags(initial, flags)?.into())
+}
+
+fn waiting_set(flags: i32) -> Result<OwnedFd, Errno> {
+    let flags = EpollCreateFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
+    Ok(Epoll::new(flags)?.0)
 }
 
 /// Flags that a plugin may open a granted path with.

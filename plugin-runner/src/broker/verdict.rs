@@ -20,6 +20,10 @@ pub(crate) enum Answer {
         flags: u64,
         mode: u64,
     },
+    /// Hand over a new event counter.
+    Counter { initial: u32, flags: i32 },
+    /// Hand over a new set of descriptors to wait for.
+    Waiting { flags: i32 },
     /// Fail with this error number.
     Fail(i32),
     /// Fail with this error number, because no limit of this plugin's leaves room for it.
@@ -100,6 +104,8 @@ pub(crate) fn judge(question: &Question, rules: &Rules) -> Answer {
         // What is left of these two is the memory of the filters' programs.
         libc::SYS_mprotect | libc::SYS_munmap => Answer::Fail(libc::EPERM),
         libc::SYS_brk => Answer::NoHeap,
+        libc::SYS_eventfd2 => Answer::Counter { initial: args[0] as u32, flags: args[1] as i32 },
+        libc::SYS_epoll_create1 => Answer::Waiting { flags: args[0] as i32 },
         libc::SYS_fcntl if COPIES.contains(&(args[1] as u32)) => Answer::Limit(libc::EINVAL),
         libc::SYS_dup3 if rules.listed.contains(&libc::SYS_dup3) => Answer::Limit(libc::EBADF),
         #[cfg(target_arch = "x86_64")]
@@ -149,6 +155,7 @@ pub(crate) fn rule_text(args: Args) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::confine::syscalls::MADE;
     use thenodes_ipc::launch::SeccompMode;
 
     fn asked(number: libc::c_long, args: [u64; 6]) -> Question {
@@ -207,6 +214,9 @@ mod tests {
                 Answer::Kill => assert!(!fails, "{number}"),
                 Answer::Fail(error) | Answer::Limit(error) => {
                     assert!(error > 0 && (fails || partly.contains(&number)), "{number}");
+                }
+                Answer::Counter { .. } | Answer::Waiting { .. } => {
+                    assert!(MADE.iter().any(|(made, _)| *made == number), "{number}");
                 }
                 Answer::NoHeap => assert!(partly.contains(&number), "{number}"),
                 Answer::Open { .. } => assert!(fails, "{number}"),
