@@ -105,10 +105,10 @@ fn suite(results: &Path) -> Result<String, String> {
         ("attempts", "attempts in a runner (every probe in four phases)"),
         ("killed", ".. ended by a wall"),
         ("refused", ".. told no"),
+        ("no_refusal", ".. of these refused nothing, because what they look for is not there"),
         ("ended", ".. that ended otherwise, without success"),
         ("through", ".. that got through"),
         ("silent", ".. of which nothing is known"),
-        ("no_refusal", ".. of these refused nothing, because what they look for is not there"),
         ("without_record", ".. that were refused something and left no record"),
         ("disturbances", "targets touched"),
     ];
