@@ -2,7 +2,7 @@
 //! operator's eyes: `thenodes-runner --explain MODE [--json] [--read] [--write] [CALL...]`.
 
 use crate::broker::rule_text;
-use crate::confine::syscalls::{added, entries, name_of, FAILING, NEVER};
+use crate::confine::syscalls::{added, entries, name_of, FAILING, MADE, NEVER};
 use serde_json::json;
 use std::io::Write;
 use thenodes_ipc::launch::{PathGrant, SeccompMode};
@@ -39,6 +39,7 @@ pub(crate) fn print(arguments: impl Iterator<Item = String>) -> Result<(), Strin
         .collect();
     let failing: Vec<_> =
         FAILING.iter().map(|(number, error, why)| (name_of(*number).unwrap_or("?"), *error, *why)).collect();
+    let made: Vec<_> = MADE.iter().map(|(number, why)| (name_of(*number).unwrap_or("?"), *why)).collect();
     let never: Vec<_> = NEVER.iter().filter_map(|number| name_of(*number)).collect();
     let mut out = std::io::stdout().lock();
     let written = if as_json {
@@ -46,13 +47,14 @@ pub(crate) fn print(arguments: impl Iterator<Item = String>) -> Result<(), Strin
             "version": 1,
             "mode": mode.word(),
             "allowed": allowed.iter().map(|(name, rule, from, why)| json!({ "call": name, "arguments": rule, "from": from, "why": why })).collect::<Vec<_>>(),
+            "made": made.iter().map(|(name, why)| json!({ "call": name, "why": why })).collect::<Vec<_>>(),
             "failing": failing.iter().map(|(name, error, why)| json!({ "call": name, "errno": error, "why": why })).collect::<Vec<_>>(),
             "never": never,
             "default": "the process is ended and a record is written",
         });
         writeln!(out, "{value}")
     } else {
-        print_table(&mut out, mode, &allowed, &failing, &never)
+        print_table(&mut out, mode, &allowed, &made, &failing, &never)
     };
     written.map_err(|e| format!("writing the list: {e}"))
 }
@@ -63,12 +65,17 @@ fn print_table(
     out: &mut impl Write,
     mode: SeccompMode,
     allowed: &[AllowedLine<'_>],
+    made: &[(&str, &str)],
     failing: &[(&str, i32, &str)],
     never: &[&str],
 ) -> std::io::Result<()> {
     writeln!(out, "seccomp mode {}: {} system calls may be made", mode.word(), allowed.len())?;
     for (name, rule, from, why) in allowed {
         writeln!(out, "  {name:<20} {from:<11} {rule}: {why}")?;
+    }
+    writeln!(out, "\n{} are made by the broker in the plugin's place:", made.len())?;
+    for (name, why) in made {
+        writeln!(out, "  {name:<20} {why}")?;
     }
     writeln!(out, "\n{} fail with an error, each with a record:", failing.len())?;
     for (name, error, why) in failing {

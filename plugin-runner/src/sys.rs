@@ -278,20 +278,30 @@ pub(crate) struct Program {
     size: usize,
 }
 
-/// Room for the longest program that a filter may have, and its header.
-const PROGRAM_ROOM: usize = 4096 * size_of::<libc::sock_filter>() + 4096;
+/// Room for the longest program that a filter may have, and its header: whole pages, however large they are.
+const PROGRAM_ROOM: usize = 64 * 1024;
+const _: () = assert!(PROGRAM_ROOM >= 4096 * size_of::<libc::sock_filter>() + size_of::<libc::sock_fprog>());
+/// The allow-list and the two stacked on it.
+const PROGRAMS: usize = 3;
 
 impl Program {
-    /// An empty program with an address.
-    pub(crate) fn reserve() -> nix::Result<Program> {
+    /// Empty programs with addresses, one behind the other: a rule can then name all their memory as one range.
+    pub(crate) fn reserve() -> nix::Result<[Program; PROGRAMS]> {
         let (protection, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: new memory at an address of the kernel's choice touches no memory of ours.
-        let memory = unsafe { libc::mmap(std::ptr::null_mut(), PROGRAM_ROOM, protection, flags, -1, 0) };
+        let memory =
+            unsafe { libc::mmap(std::ptr::null_mut(), PROGRAMS * PROGRAM_ROOM, protection, flags, -1, 0) };
         if memory == libc::MAP_FAILED {
             return Err(Errno::last());
         }
-        Ok(Program { memory, size: PROGRAM_ROOM })
+        let at = |n| Program { memory: memory.wrapping_byte_add(n * PROGRAM_ROOM), size: PROGRAM_ROOM };
+        Ok(std::array::from_fn(at))
+    }
+
+    /// Where all of them lie.
+    pub(crate) fn extent(all: &[Program; PROGRAMS]) -> std::ops::Range<u64> {
+        all[0].address()..all[PROGRAMS - 1].address() + PROGRAM_ROOM as u64
     }
 
     /// Where the kernel is told to look.
@@ -320,6 +330,12 @@ impl Program {
         }
         Ok(())
     }
+}
+
+/// Where the heap ends now.
+pub(crate) fn heap_end() -> u64 {
+    // SAFETY: an end of 0 cannot be had; the kernel answers with the one there is.
+    (unsafe { libc::syscall(libc::SYS_brk, 0) }) as u64
 }
 
 /// `mseal`, the same number on every architecture.

@@ -83,6 +83,13 @@ fn each_limit_ends_its_own_plugin_and_is_reported_as_what_it_was() {
         let violations = node.json(&["plugin", "violations", name]);
         assert!(violations["counts"][*word].as_u64() >= Some(1), "{name}: {violations}");
     }
+    if descriptors_are_counted() {
+        // The kernel tells only the plugin that there is no descriptor left; the watchdog tells everybody else.
+        let told = node.json(&["plugin", "denials", "h-fds"]);
+        let first = &told["first"][0];
+        assert_eq!((&first["syscall"], &first["layer"]), (&"fds".into(), &"rlimits".into()), "{told}");
+        assert_eq!(told["by_syscall"]["fds"], 1, "once for as long as there is no room: {told}");
+    }
     assert!(node.logs("h-log").iter().any(|line| line.contains("log lines dropped: more than 20 a second")));
     let echo = node.status("echo");
     assert_eq!((&echo["state"], echo["starts"].as_u64()), (&Value::from("Ready"), Some(1)), "{echo}");

@@ -5,7 +5,8 @@ use std::fs;
 use std::os::unix::fs::{symlink, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
-use thenodes_tests::{plugin, Spec, TestNode};
+use thenodes_tests::fuse::Served;
+use thenodes_tests::{plugin, skip, Spec, TestNode};
 
 /// A directory of the host with something to read in it and something that must not be read beside it. Everybody may use it by
 /// its mode: what refuses must be the sandbox.
@@ -236,4 +237,37 @@ fn all_files_together_end_at_their_limit_and_a_plugin_within_it_goes_on() {
         assert!(begun.elapsed() < thenodes_tests::PATIENCE, "nobody looked");
     }
     assert_eq!(within.status("hostile")["starts"], 1);
+}
+
+#[test]
+fn a_path_on_a_file_system_that_somebody_serves_is_not_granted() {
+    let name = "a_path_on_a_file_system_that_somebody_serves_is_not_granted";
+    let host = Host::new();
+    let served = match Served::on(&host.at("data")) {
+        Ok(served) => served,
+        Err(error) => return skip(name, &format!("no file system can be served here: {error}")),
+    };
+    assert!(fs::metadata(host.at("data")).is_ok_and(|about| about.is_dir()), "the control: it answers");
+    let data = host.data();
+    let manifest = format!(
+        "schema = 1\nname = \"hostile\"\nversion = \"1.0.0\"\n[[permission]]\nname = \"fs.read\"\nscope = [\"{data}\"]\n"
+    );
+    let spec = Spec::new("served")
+        .with("echo")
+        .with_file("libhostile.plugin.toml", manifest.into_bytes())
+        .with_file("libhostile.so", fs::read(plugin("hostile")).expect("built"))
+        .more(&format!("[plugins.for.hostile]\nallow = [\"fs.read:{data}\"]"));
+    let mut node = spec.spawn(spec.lay_out());
+    node.seen("name=hostile action=failed");
+    node.seen("name=echo action=ready");
+    let status = node.status("hostile");
+    let why = status["layers"].to_string();
+    assert!(why.contains(&data) && why.contains("FUSE"), "{status}");
+    assert_eq!(status["state"], "Failed", "{status}");
+    assert_eq!(node.prompt("echo", "x").as_deref(), Ok("x"));
+    drop(node);
+    drop(served);
+    // The control: the same path, now that nobody serves it.
+    let with = self::node(&host, &["fs.read"], "", "");
+    assert_eq!(files(&with, "read", &host.at("data/given")), "given");
 }

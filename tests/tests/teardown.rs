@@ -347,6 +347,17 @@ fn wardens(node: &TestNode) -> Vec<(u32, Vec<u32>)> {
     trees.filter(|(_, below)| below.len() == 2).collect()
 }
 
+/// The trees of three plugins. A runner that still tries its walls has a child of its own for a moment: then it is none yet.
+fn three(node: &TestNode) -> Vec<(u32, Vec<u32>)> {
+    let mut trees = Vec::new();
+    let begun = Instant::now();
+    while trees.len() != 3 {
+        assert!(begun.elapsed() < PATIENCE, "three plugins: {trees:?}");
+        trees = wardens(node);
+    }
+    trees
+}
+
 fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid as i32), signal).expect("it lives and is ours");
 }
@@ -354,8 +365,7 @@ fn send(pid: u32, signal: Signal) {
 #[test]
 fn a_killed_warden_takes_stub_and_plugin_with_it() {
     let (node, _) = started(&stubborn());
-    let trees = wardens(&node);
-    assert_eq!(trees.len(), 3, "{trees:?}");
+    let trees = three(&node);
     for (warden, below) in trees {
         send(warden, Signal::SIGKILL);
         assert!(all_gone(&below, Duration::from_secs(1)), "survivors of {below:?} under {warden}");
@@ -366,8 +376,7 @@ fn a_killed_warden_takes_stub_and_plugin_with_it() {
 fn node_and_wardens_killed_in_either_order_leave_nothing() {
     for node_first in [true, false] {
         let (mut node, pids) = started(&stubborn());
-        let trees = wardens(&node);
-        assert_eq!(trees.len(), 3, "{trees:?}");
+        let trees = three(&node);
         if node_first {
             node.signal(Signal::SIGKILL);
         }
@@ -386,8 +395,7 @@ fn node_and_wardens_killed_in_either_order_leave_nothing() {
 #[test]
 fn plugins_of_a_killed_node_end_even_if_their_wardens_do_not_look_up() {
     let (mut node, _) = started(&stubborn());
-    let trees = wardens(&node);
-    assert_eq!(trees.len(), 3, "{trees:?}");
+    let trees = three(&node);
     // Nobody else ends them either: not the janitor, where the kernel kills by groups.
     janitors(&node).into_iter().for_each(|janitor| send(janitor, Signal::SIGKILL));
     // As one that waits for a file system which does not answer.
@@ -400,6 +408,59 @@ fn plugins_of_a_killed_node_end_even_if_their_wardens_do_not_look_up() {
     }
     assert!(gone, "survivors of {below:?}");
     let _ = node.wait();
+}
+
+/// A process that no signal ends until this is dropped, as one that waits for a device: a freezer of version 1 keeps even SIGKILL
+/// from it. `None` where there is no such freezer.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn of(pid: u32) -> Option<Frozen> {
+        let group = PathBuf::from(format!("/sys/fs/cgroup/freezer/thenodes-test-{}", std::process::id()));
+        fs::create_dir(&group).ok()?;
+        let frozen = Frozen(group);
+        fs::write(frozen.0.join("cgroup.procs"), pid.to_string()).ok()?;
+        fs::write(frozen.0.join("freezer.state"), "FROZEN").ok()?;
+        settles("the freezer", Some("FROZEN".to_owned()), || {
+            fs::read_to_string(frozen.0.join("freezer.state")).ok().map(|state| state.trim().to_owned())
+        });
+        Some(frozen)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
+        // Empty as soon as the process is gone.
+        let begun = Instant::now();
+        while fs::remove_dir(&self.0).is_err() && begun.elapsed() < PATIENCE {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn a_process_that_the_kernel_cannot_end_now_holds_nobody_up() {
+    let name = "a_process_that_the_kernel_cannot_end_now_holds_nobody_up";
+    let mut node = Spec::new("frozen").with("echo").with("hostile").start();
+    let trees = wardens(&node);
+    let (warden, below) = trees.iter().find(|(warden, _)| is(*warden, "hostile")).expect("its warden");
+    let Some(frozen) = Frozen::of(*warden) else {
+        return skip(name, "only root, with a freezer of version 1, can make such a process");
+    };
+    let begun = Instant::now();
+    let done = node.command(&["plugin", "restart", "hostile"]);
+    assert!(done.status.success(), "{done:?}");
+    node.expect_where("its next life", |line| line.contains("name=hostile action=ready"));
+    // Grace, patience with the kill, a start; each has a bound of its own, far below this.
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    let state = fs::read_to_string(format!("/proc/{warden}/stat")).expect("the control: it is still there");
+    assert!(!state.contains(") Z "), "{state}");
+    assert_eq!(node.prompt("hostile", "good").as_deref(), Ok("42 0"), "the next life works");
+    assert_eq!(node.prompt("echo", "x").as_deref(), Ok("x"));
+    drop(frozen);
+    let old: Vec<u32> = below.iter().copied().chain([*warden]).collect();
+    assert!(all_gone(&old, Duration::from_secs(5)), "it ends as soon as it can: {old:?}");
 }
 
 #[test]

@@ -1,10 +1,13 @@
-//! What the walls of one plugin refused, as its wardens told it. Wardens are ours, but texts in a record may be the plugin's
+//! What the walls of one plugin refused, as its wardens told it, and the one limit that the watchdog sees reached. Wardens are ours, but texts in a record may be the plugin's
 //! (a path it asked for), so they are escaped and cut like every other text of a plugin, and everything here is bounded.
 
+use super::usage::Sample;
 use crate::text::printable;
+use nix::errno::Errno;
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
+use thenodes_ipc::launch::ProcessLimits;
 use thenodes_ipc::report::{Denial, Phase, Verdict, MAX_ARGUMENTS, MAX_RECORD};
 use thenodes_ipc::{pack, Frame, FrameDecoder, Generation};
 use tokio::io::AsyncReadExt;
@@ -24,9 +27,9 @@ const READ: usize = 4096;
 pub struct Entry {
     /// Which process.
     pub generation: u32,
-    /// `constructor`, `register`, `load`, `serve`.
+    /// `constructor`, `register`, `load`, `serve`; `outside` for what the watchdog saw, who does not know.
     pub phase: String,
-    /// `seccomp`, `root`, `grant`, `second-filter`.
+    /// `seccomp`, `root`, `grant`, `rlimits`, `second-filter`.
     pub layer: String,
     /// The call.
     pub syscall: String,
@@ -113,6 +116,25 @@ impl DenialBook {
             book.last.pop_front();
         }
         book.last.push_back(entry);
+    }
+
+    /// Notes that a plugin has as many descriptors as it may. Whatever would give it another one fails then, by a limit that the
+    /// kernel holds and of which it tells only the caller: so it is noted from outside. False if there is room.
+    pub fn note_full_table(&self, generation: Generation, sample: &Sample, limits: &ProcessLimits) -> bool {
+        let Some(fds) = sample.fds.filter(|fds| *fds >= limits.descriptors) else { return false };
+        self.add(Entry {
+            generation: generation.0,
+            phase: "outside".into(),
+            layer: "rlimits".into(),
+            syscall: "fds".into(),
+            arguments: format!("{fds} of {} open", limits.descriptors),
+            at: String::new(),
+            thread: 0,
+            killed: false,
+            errno: Some(Errno::EMFILE as i32),
+            count: 1,
+        });
+        true
     }
 
     /// What ended the process of this generation, if a wall did.
@@ -223,5 +245,30 @@ mod tests {
         assert!(book.kill_of(Generation(2)).is_some() && book.kill_of(Generation(3)).is_none());
         assert_eq!(all.last[0].phase, "load");
         assert!(!all.last[0].arguments.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_full_table_of_descriptors_is_a_record_and_one_with_room_is_none() {
+        let limits =
+            ProcessLimits { memory: 1 << 20, threads: 1, descriptors: 64, cpu_seconds: None, file_size: 0 };
+        let sample = |fds| Sample {
+            at: std::time::Instant::now(),
+            memory: 0,
+            cpu: std::time::Duration::ZERO,
+            threads: 1,
+            fds,
+            throttled: 0,
+            refused: 0,
+            lines_dropped: 0,
+            link_excess: 0,
+            disk: None,
+        };
+        let book = DenialBook::default();
+        assert!(!book.note_full_table(Generation(1), &sample(Some(63)), &limits));
+        assert!(!book.note_full_table(Generation(1), &sample(None), &limits), "older kernels do not say");
+        assert_eq!(book.total(), 0);
+        assert!(book.note_full_table(Generation(1), &sample(Some(64)), &limits));
+        let told = book.all().last.last().map(ToString::to_string).unwrap_or_default();
+        assert_eq!(told, "fds(64 of 64 open) in phase outside: refused by rlimits with error 24");
     }
 }

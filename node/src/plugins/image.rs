@@ -2,6 +2,7 @@
 //! path is never opened again. The file comes from an author the node does not trust, so nothing here runs or maps it.
 
 use crate::text::hex;
+use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
 use nix::sys::memfd::{memfd_create, MFdFlags};
 use object::elf;
@@ -97,6 +98,9 @@ pub struct Sealed {
     pub size: u64,
 }
 
+/// How often sealing is tried.
+const SEALING_TRIES: usize = 5;
+
 impl Sealed {
     /// A copy of these bytes that nobody can change any more. The name is for people: it stands in lists of mappings, and so in
     /// records of what was refused.
@@ -107,7 +111,16 @@ impl Sealed {
         file.write_all(bytes)?;
         let seals =
             SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        // The kernel wants every page for itself, waits some 150 ms for that and then says EBUSY. Nobody else has this file, so
+        // it is the kernel's own housekeeping that holds one, and lets go.
+        let mut sealed = fcntl(&file, FcntlArg::F_ADD_SEALS(seals));
+        for _ in 1..SEALING_TRIES {
+            if sealed != Err(Errno::EBUSY) {
+                break;
+            }
+            sealed = fcntl(&file, FcntlArg::F_ADD_SEALS(seals));
+        }
+        sealed?;
         Ok(Sealed { size: bytes.len() as u64, fd: file.into() })
     }
 }

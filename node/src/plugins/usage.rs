@@ -210,4 +210,29 @@ mod tests {
         assert!(sample.memory > 0 && sample.threads > 0 && sample.fds.is_none_or(|fds| fds >= 3));
         assert_eq!(Runner { started: me.started + 1, ..me }.measure(), None);
     }
+
+    #[test]
+    fn what_its_warden_works_counts_as_the_plugins_work() {
+        use std::process::{Child, Command};
+        struct Reaped(Child);
+        impl Drop for Reaped {
+            fn drop(&mut self) {
+                let _ = self.0.kill();
+                let _ = self.0.wait();
+            }
+        }
+        let shell = |line: &str| Reaped(Command::new("sh").args(["-c", line]).spawn().expect("a shell"));
+        let (busy, idle) = (shell("while :; do :; done"), shell("exec sleep 600"));
+        let begun = Instant::now();
+        while Stat::read(busy.0.id()).expect("alive").ticks < 20 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no processor time in a minute");
+            std::thread::yield_now();
+        }
+        let pid = idle.0.id();
+        let runner = |around| Runner { pid, started: start_time(pid).expect("a start"), around };
+        let work = |around| runner(around).measure().expect("alive").cpu;
+        let least = Duration::from_millis(20 * 1000 / unit(SysconfVar::CLK_TCK, 100));
+        assert!(work([busy.0.id(), 0]) >= least && work([0, busy.0.id()]) >= least, "warden or stub");
+        assert!(work([0, 0]) < least / 2, "the control: by itself it does nothing");
+    }
 }

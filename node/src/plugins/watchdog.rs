@@ -3,6 +3,7 @@
 //! the share of processor time, it is what ends a plugin that takes too much.
 
 use super::cgroup::{Cgroups, Enforcement, Leaf};
+use super::denials::DenialBook;
 use super::handle::Command;
 use super::lifecycle::{Cause, LimitKind};
 use super::link::Counters;
@@ -200,6 +201,8 @@ pub struct Subject {
     pub leaf: Arc<Leaf>,
     /// Where findings go.
     pub record: Arc<Record>,
+    /// Where a limit that the kernel holds by itself is told as a refusal.
+    pub denials: Arc<DenialBook>,
     /// Its log.
     pub logs: Arc<LogBook>,
     /// Its counters.
@@ -216,6 +219,8 @@ struct Watched {
     runner: Option<Runner>,
     samples: VecDeque<Sample>,
     acted: Option<Instant>,
+    /// True while it has as many descriptors as it may: told once, until there is room again.
+    full: bool,
 }
 
 #[derive(Default)]
@@ -291,7 +296,14 @@ impl Watchdog {
         let mut room = lock(&self.room);
         let id = room.next;
         room.next += 1;
-        room.watched.push(Watched { id, subject, runner: None, samples: VecDeque::new(), acted: None });
+        room.watched.push(Watched {
+            id,
+            subject,
+            runner: None,
+            samples: VecDeque::new(),
+            acted: None,
+            full: false,
+        });
         Ticket { room: self.room.clone(), id }
     }
 }
@@ -315,7 +327,7 @@ fn look(room: &Mutex<Room>) {
 
 impl Watched {
     fn look(&mut self, disk: Option<u64>) {
-        let Subject { warden, leaf, record, logs, counters, limits, .. } = &self.subject;
+        let Subject { warden, leaf, record, denials, generation, logs, counters, limits, .. } = &self.subject;
         self.runner = self.runner.or_else(|| Runner::below(*warden));
         let Some(mut sample) = self.runner.and_then(Runner::measure) else { return };
         sample.disk = disk;
@@ -324,6 +336,11 @@ impl Watched {
         sample.lines_dropped = logs.dropped();
         sample.link_excess = counters.throttled.load(Ordering::Relaxed);
         let now = sample.at;
+        let full = sample.fds.is_some_and(|fds| fds >= limits.process.descriptors);
+        if full && !self.full {
+            denials.note_full_table(*generation, &sample, &limits.process);
+        }
+        self.full = full;
         record.book().usage = Some(sample.clone());
         let since = record.book().since;
         self.samples.push_back(sample);

@@ -29,10 +29,12 @@ enum Kind {
     Address,
     Hex,
     Signed,
+    /// All 64 bits, for people.
+    Length,
     Flags(&'static [(u64, &'static str)]),
     Word(&'static [(u64, &'static str)]),
 }
-use Kind::{Address, Flags, Hex, Path, Signed, Word};
+use Kind::{Address, Flags, Hex, Length, Path, Signed, Word};
 
 macro_rules! words {
     ($($name:ident),* $(,)?) => { &[$((libc::$name as u64, stringify!($name))),*] };
@@ -98,8 +100,18 @@ const PRCTL: &[(u64, &str)] = words![
     PR_GET_DUMPABLE
 ];
 const IOCTLS: &[(u64, &str)] = words![TIOCSTI, TIOCLINUX, TCGETS, TIOCGWINSZ, FIONREAD, FIOCLEX];
-const FCNTLS: &[(u64, &str)] =
-    words![F_SETOWN, F_NOTIFY, F_ADD_SEALS, F_SETLEASE, F_SETPIPE_SZ, F_GETLK, F_SETLK, F_OFD_SETLK];
+const FCNTLS: &[(u64, &str)] = words![
+    F_DUPFD,
+    F_DUPFD_CLOEXEC,
+    F_SETOWN,
+    F_NOTIFY,
+    F_ADD_SEALS,
+    F_SETLEASE,
+    F_SETPIPE_SZ,
+    F_GETLK,
+    F_SETLK,
+    F_OFD_SETLK
+];
 
 /// The arguments of a call, as many as are worth showing.
 fn kinds(number: i64) -> &'static [Kind] {
@@ -132,8 +144,14 @@ fn kinds(number: i64) -> &'static [Kind] {
         libc::SYS_socket | libc::SYS_socketpair => &[Word(FAMILIES), Hex, Signed],
         libc::SYS_connect | libc::SYS_bind => &[Signed, Address],
         libc::SYS_sendto => &[Signed, Hex, Signed, Hex, Address],
-        libc::SYS_mmap => &[Hex, Signed, Flags(PROTECTION), Flags(MAPPING), Signed],
-        libc::SYS_mprotect | libc::SYS_pkey_mprotect => &[Hex, Signed, Flags(PROTECTION)],
+        libc::SYS_mmap => &[Hex, Length, Flags(PROTECTION), Flags(MAPPING), Signed],
+        libc::SYS_mprotect | libc::SYS_pkey_mprotect => &[Hex, Length, Flags(PROTECTION)],
+        libc::SYS_munmap => &[Hex, Length],
+        libc::SYS_brk => &[Hex],
+        libc::SYS_mremap => &[Hex, Length, Length, Hex],
+        libc::SYS_eventfd2 => &[Length, Hex],
+        libc::SYS_epoll_create1 => &[Hex],
+        libc::SYS_dup3 => &[Signed, Signed, Flags(OPEN)],
         libc::SYS_clone | libc::SYS_unshare => &[Flags(NEW)],
         libc::SYS_setns => &[Signed, Flags(NEW)],
         libc::SYS_prctl => &[Word(PRCTL), Hex, Hex],
@@ -184,6 +202,7 @@ pub(crate) fn arguments(question: &Question, memory: Option<&Memory>) -> String 
             Hex => write!(text, "{value:#x}"),
             // An int in a register: the upper half is not looked at by the kernel.
             Signed => write!(text, "{}", value as i32),
+            Length => write!(text, "{value}"),
             Flags(names) => write!(text, "{}", flags(value, names)),
             Word(names) => match names.iter().find(|(number, _)| *number == value) {
                 Some((_, name)) => write!(text, "{name}"),

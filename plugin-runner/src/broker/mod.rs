@@ -1,5 +1,5 @@
 //! Answers every system call that is not on the allow-list. It lives in the warden, outside the plugin's process, and trusts
-//! nothing it is asked: it hands out the library's own files, opens granted paths behind the same walls that hold the plugin,
+//! nothing it is asked: it hands out the library's own files, makes the descriptors that it alone may make, opens granted paths behind the same walls that hold the plugin,
 //! fails what honest code may try, ends the process for the rest, and writes a record of each refusal. There is no answer that
 //! lets a call run, and where the broker itself fails the kernel fails the call.
 
@@ -16,13 +16,15 @@ use crate::confine::syscalls::THREAD_FLAGS;
 use crate::sys::{self, Question};
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, openat2, FcntlArg, OFlag, OpenHow, ResolveFlag};
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::{fstat, Mode, SFlag};
 use std::fs::File;
 use std::io::Seek;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use thenodes_ipc::launch::{NodeHello, SeccompMode};
+use thenodes_ipc::launch::NodeHello;
 use thenodes_ipc::report::{Denial, Phase, Verdict};
-use verdict::Answer;
+use verdict::{Answer, Rules};
 
 /// Path of the plugin's library inside.
 pub(crate) const LIBRARY: &str = "/plugin.so";
@@ -37,7 +39,7 @@ pub(crate) struct Broker {
     /// The plugin's own files by the path that is asked for. Nothing of the host is opened for them.
     files: Vec<(String, File)>,
     grants: bool,
-    mode: SeccompMode,
+    rules: Rules,
     gentle: bool,
     #[cfg_attr(not(feature = "without"), allow(dead_code))] // only a runner for tests lets anything run
     free: bool,
@@ -64,7 +66,7 @@ impl Broker {
         Broker {
             files: names.zip(files).collect(),
             grants: !hello.all_paths().is_empty(),
-            mode: hello.seccomp,
+            rules: Rules::of(hello),
             gentle: without.gentle,
             free: without.layers.contains(&thenodes_ipc::launch::Layer::Seccomp),
             phase: Phase::Confine,
@@ -86,9 +88,22 @@ impl Broker {
             sys::answer(listener, question.id, Ok(0));
             return Then::GoOn;
         }
-        match verdict::judge(question, self.mode) {
+        match verdict::judge(question, &self.rules) {
             Answer::Open { path, flags, mode } => self.open(listener, question, path, flags, mode),
+            Answer::Counter { initial, flags } => {
+                self.hand_over(listener, question, flags & libc::EFD_CLOEXEC, event_counter(initial, flags))
+            }
+            Answer::Waiting { flags } => {
+                self.hand_over(listener, question, flags & libc::EPOLL_CLOEXEC, waiting_set(flags))
+            }
             Answer::Fail(error) => self.refuse(listener, question, error, "seccomp"),
+            Answer::Limit(error) => self.refuse(listener, question, error, "rlimits"),
+            Answer::NoHeap => {
+                self.note(question, libc::ENOMEM, "rlimits");
+                // An end below the one that was asked for: every libc takes it for a refusal, and asks again where the end is.
+                sys::answer(listener, question.id, Ok(0));
+                Then::GoOn
+            }
             Answer::Kill if self.gentle => self.refuse(listener, question, libc::EPERM, "seccomp"),
             // Our own code before the library: the self-test tries what must fail.
             Answer::Kill if self.phase == Phase::Confine => {
@@ -180,7 +195,29 @@ impl Broker {
         }
     }
 
+    /// Answers with a descriptor that was made for the plugin, or with why there is none.
+    fn hand_over(
+        &mut self,
+        listener: BorrowedFd<'_>,
+        question: &Question,
+        close: i32,
+        made: Result<OwnedFd, Errno>,
+    ) -> Then {
+        match made.and_then(|fd| sys::answer_with_file(listener, question.id, fd.as_fd(), close as u32)) {
+            Ok(()) => Then::GoOn,
+            Err(error @ Errno::EINVAL) => self.refuse(listener, question, error as i32, "seccomp"),
+            Err(error) => self.refuse(listener, question, error as i32, "rlimits"),
+        }
+    }
+
     fn refuse(&mut self, listener: BorrowedFd<'_>, question: &Question, error: i32, layer: &str) -> Then {
+        self.note(question, error, layer);
+        sys::answer(listener, question.id, Err(error));
+        Then::GoOn
+    }
+
+    /// Writes a refusal down, or counts it.
+    fn note(&mut self, question: &Question, error: i32, layer: &str) {
         if self.phase != Phase::Confine && !self.is_ordinary(question) {
             // Putting a refusal into words reads the plugin's memory and its list of mappings: only for those that will be told.
             if self.records.would_tell(question.number) {
@@ -190,15 +227,16 @@ impl Broker {
                 self.records.count(question.number);
             }
         }
-        sys::answer(listener, question.id, Err(error));
-        Then::GoOn
     }
 
     /// What every libc tries and goes on without is no attempt at anything: `clone3` for a thread (then `clone`), and `mremap` of
-    /// anything but the stack (then a copy). The flags of `clone3` lie in the plugin's memory: one that changes them while we look
+    /// anything but the stack to what could be had (then a copy). The flags of `clone3` lie in the plugin's memory: one that changes them while we look
     /// hides a call that failed.
     fn is_ordinary(&self, question: &Question) -> bool {
         if question.number == libc::SYS_mremap {
+            if question.args[2] > self.rules.bounds.data {
+                return false;
+            }
             let of = self.memory.as_ref().and_then(|memory| memory.locate(question.args[0]));
             return of.is_some_and(|of| !of.starts_with("[stack]"));
         }
@@ -223,6 +261,16 @@ impl Broker {
             count: 1,
         }
     }
+}
+
+fn event_counter(initial: u32, flags: i32) -> Result<OwnedFd, Errno> {
+    let flags = EfdFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
+    Ok(EventFd::from_value_and_flags(initial, flags)?.into())
+}
+
+fn waiting_set(flags: i32) -> Result<OwnedFd, Errno> {
+    let flags = EpollCreateFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
+    Ok(Epoll::new(flags)?.0)
 }
 
 /// Flags that a plugin may open a granted path with.

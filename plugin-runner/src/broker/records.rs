@@ -147,4 +147,36 @@ mod tests {
         assert!(told <= 10 * RECORDS_PER_SECOND, "{told} records");
         assert_eq!(last.map(|last| last.verdict), Some(Verdict::Killed));
     }
+
+    #[test]
+    fn what_a_full_pipe_did_not_take_is_owed_and_told_with_its_number_once_it_does() {
+        let (out, into) = nix::unistd::pipe().expect("a pipe");
+        let mut records = Records::new(into);
+        // The node does not read: more kinds than the pipe takes, so that some firsts are not told either.
+        let full = (0..600).find(|kind| {
+            records.add(*kind, denial());
+            records.owes()
+        });
+        let owed = full.expect("a pipe is full at some point");
+        for _ in 0..41 {
+            records.count(owed);
+        }
+        records.flush();
+        assert!(records.owes(), "nobody has read yet, so nothing may be forgotten");
+        let mut decoder = thenodes_ipc::FrameDecoder::new(MAX_RECORD);
+        let mut counted = 0;
+        let mut read = |decoder: &mut thenodes_ipc::FrameDecoder| {
+            let mut bytes = [0; 65_536];
+            let got = nix::unistd::read(&out, &mut bytes).expect("there is something");
+            decoder.push(&bytes[..got]);
+            while let Some(Frame::Launch { body, .. }) = decoder.next().expect("whole frames") {
+                counted += pack::decode::<Denial>(body).expect("a record").count;
+            }
+        };
+        read(&mut decoder);
+        records.flush();
+        assert!(!records.owes());
+        read(&mut decoder);
+        assert_eq!(counted, u64::try_from(owed).expect("small") + 1 + 41);
+    }
 }

@@ -9,6 +9,11 @@ use thenodes_ipc::launch::{Layer, ProcessLimits};
 /// What the process maps besides: libraries, reserved arenas, guard pages.
 const ADDRESS_SPACE_EXTRA: u64 = 1024 * 1024 * 1024;
 
+/// What `RLIMIT_AS` is set to.
+pub(crate) fn address_space(limits: &ProcessLimits) -> u64 {
+    limits.data().saturating_add(ADDRESS_SPACE_EXTRA)
+}
+
 /// One limit as numbers.
 pub(crate) struct Limit {
     pub(crate) resource: Resource,
@@ -22,7 +27,7 @@ pub(crate) fn table(limits: &ProcessLimits, own_count: bool) -> Vec<Limit> {
     let fixed = |resource, name, value| Limit { resource, name, soft: value, hard: value };
     let mut table = vec![
         fixed(Resource::RLIMIT_DATA, "data", limits.data()),
-        fixed(Resource::RLIMIT_AS, "address space", limits.data().saturating_add(ADDRESS_SPACE_EXTRA)),
+        fixed(Resource::RLIMIT_AS, "address space", address_space(limits)),
         fixed(Resource::RLIMIT_NOFILE, "descriptors", limits.descriptors),
         fixed(Resource::RLIMIT_STACK, "stack", 8 * 1024 * 1024),
         fixed(Resource::RLIMIT_CORE, "core file", 0),

@@ -104,19 +104,26 @@ fn below(stage: &Path, path: &str) -> PathBuf {
     stage.join(path.trim_start_matches('/'))
 }
 
+/// An error for a path on a file system that somebody serves, and for one of which the kernel does not say what it is on.
+#[allow(clippy::useless_conversion)] // the number's type is another one on other architectures
+fn served_by_nobody(path: &str, found: nix::Result<nix::libc::c_long>) -> io::Result<()> {
+    let magic = i64::from(found.map_err(|e| {
+        io::Error::other(format!("the granted path {path}: asking what file system it is on: {e}"))
+    })?);
+    match SERVED.iter().find(|(served, _)| *served == magic) {
+        None => Ok(()),
+        Some((_, name)) => Err(io::Error::other(format!(
+            "the granted path {path} is on {name}: whoever serves that could hold the plugin so that nothing ends it; grant a local path"
+        ))),
+    }
+}
+
 /// Shows a path of the host inside, under its own name.
 fn bind(stage: &Path, grant: &PathGrant, source: &OwnedFd) -> io::Result<()> {
     let none: Option<&str> = None;
     let inside = below(stage, &grant.path);
     let about = |e: Errno| io::Error::other(format!("the granted path {}: {e}", grant.path));
-    if let Some((_, name)) =
-        SERVED.iter().find(|(magic, _)| fstatfs(source).is_ok_and(|fs| fs.filesystem_type().0 == *magic))
-    {
-        return Err(io::Error::other(format!(
-            "the granted path {} is on {name}: whoever serves that could hold the plugin so that nothing ends it; grant a local path",
-            grant.path
-        )));
-    }
+    served_by_nobody(&grant.path, fstatfs(source).map(|fs| fs.filesystem_type().0))?;
     let kind = SFlag::from_bits_truncate(fstat(source)?.st_mode) & SFlag::S_IFMT;
     if kind == SFlag::S_IFDIR {
         fs::create_dir_all(&inside)?;
@@ -148,4 +155,25 @@ fn bind(stage: &Path, grant: &PathGrant, source: &OwnedFd) -> io::Result<()> {
         flags |= MsFlags::MS_RDONLY;
     }
     mount(none, &inside, none, flags, none).map_err(about)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_on_a_served_file_system_or_on_an_unknown_one_is_not_granted() {
+        let here = tempfile::tempdir().expect("a directory");
+        let local = File::open(here.path()).expect("opened");
+        let found = fstatfs(&local).map(|fs| fs.filesystem_type().0);
+        served_by_nobody("/x", found).expect("the control: an ordinary directory");
+        for (magic, name) in SERVED {
+            let error = served_by_nobody("/x", Ok(magic)).expect_err(name).to_string();
+            assert!(error.contains("/x is on") && error.contains(name), "{error}");
+        }
+        for errno in [Errno::EIO, Errno::EACCES, Errno::ENOSYS, Errno::EINTR] {
+            let error = served_by_nobody("/x", Err(errno)).expect_err("unknown").to_string();
+            assert!(error.contains("/x") && error.contains(errno.desc()), "{error}");
+        }
+    }
 }

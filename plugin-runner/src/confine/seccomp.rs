@@ -3,15 +3,17 @@
 //! one as soon as the broker holds the listener, one when the library is registered. They bind every thread (there is one
 //! before the library is opened; the last must also bind threads that a constructor started, or installing it fails and we stop).
 
-use super::syscalls::{self, Allowed, Args};
+use super::rlimits;
+use super::syscalls::{self, Allowed, Args, LOWEST_ADDRESS};
 use crate::sys::{self, Handover, Program};
 use seccompiler::{
     sock_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
     SeccompCondition as Condition, SeccompFilter, SeccompRule as Rule, TargetArch,
 };
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use thenodes_ipc::launch::{Layer, NodeHello};
+use thenodes_ipc::launch::{Layer, NodeHello, ProcessLimits};
 
 type Rules = BTreeMap<i64, Vec<Rule>>;
 
@@ -46,12 +48,22 @@ impl Filters {
     /// Compiles the filters for what the node granted. `handover` is the only message that may be sent.
     pub(crate) fn compile(hello: &NodeHello, handover: &Handover) -> Result<Filters, String> {
         let text = |e: BackendError| format!("compiling the filters: {e}");
-        let reserve = || Program::reserve().map_err(|e| format!("memory for the filters: {e}"));
         let fill = |place: &mut Program, program: BpfProgram| {
             place.fill(&program).map_err(|e| format!("placing the filters: {e}"))
         };
-        let (mut second, mut sealing, mut list) = (reserve()?, reserve()?, reserve()?);
-        let special = Special { second: second.address(), sealing: sealing.address(), handover };
+        let room = Program::reserve().map_err(|e| format!("memory for the filters: {e}"))?;
+        let programs = Program::extent(&room);
+        let [mut second, mut sealing, mut list] = room;
+        let bounds = Bounds::of(&hello.limits);
+        let heap_end = sys::heap_end().saturating_add(bounds.data);
+        let special = Special {
+            second: second.address(),
+            sealing: sealing.address(),
+            handover,
+            programs,
+            bounds,
+            heap_end,
+        };
         fill(&mut second, second_program(&special).map_err(text)?)?;
         fill(&mut sealing, sealing_program(&special).map_err(text)?)?;
         let mut omitted = Vec::new();
@@ -59,10 +71,10 @@ impl Filters {
             omitted.extend(without.calls.iter().filter_map(|name| syscalls::number_of(name)));
         }
         let entries = syscalls::entries(hello.seccomp, &hello.all_paths());
-        let entries = entries.into_iter().filter(|entry| !omitted.contains(&entry.number));
-        let added = syscalls::added(&hello.calls)?;
+        let added = syscalls::entries_of(&syscalls::added(&hello.calls)?);
+        let entries = entries.into_iter().chain(added).filter(|entry| !omitted.contains(&entry.number));
         let free = super::omitted(hello, Layer::Seccomp);
-        let program = if free { only_asking() } else { allow_list(entries, &added, &special) };
+        let program = if free { only_asking() } else { allow_list(entries, &special) };
         fill(&mut list, program.map_err(text)?)?;
         Ok(Filters { allow_list: list, sealing, second, free })
     }
@@ -102,6 +114,35 @@ struct Special<'a> {
     second: u64,
     sealing: u64,
     handover: &'a Handover,
+    /// Where the programs lie: what is installed later must be what was compiled. They are sealed too, where the kernel can; asking
+    /// makes an attempt known, and holds where it cannot.
+    programs: Range<u64>,
+    bounds: Bounds,
+    /// No end of the heap beyond this can be within the limit.
+    heap_end: u64,
+}
+
+/// What no single call can have, because the limits forbid it whatever else there is. The kernel would refuse it too, and tell only
+/// the caller; the filter asks the broker, which tells the node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Bytes that may be written to.
+    pub(crate) data: u64,
+    /// Bytes of address space.
+    pub(crate) space: u64,
+    /// Descriptors.
+    pub(crate) descriptors: u64,
+}
+
+impl Bounds {
+    /// Of these limits.
+    pub(crate) fn of(limits: &ProcessLimits) -> Bounds {
+        Bounds {
+            data: limits.data(),
+            space: rlimits::address_space(limits),
+            descriptors: limits.descriptors.min(u64::from(u32::MAX)),
+        }
+    }
 }
 
 fn arch() -> Result<TargetArch, BackendError> {
@@ -110,11 +151,10 @@ fn arch() -> Result<TargetArch, BackendError> {
 
 fn allow_list<'a>(
     entries: impl Iterator<Item = &'a Allowed>,
-    added: &[libc::c_long],
     special: &Special<'_>,
 ) -> Result<BpfProgram, BackendError> {
     let mut rules = Rules::new();
-    let mut always = added.to_vec();
+    let mut always = Vec::new();
     for entry in entries {
         let alternatives = conditions(entry.args, special)?;
         if alternatives.is_empty() {
@@ -224,6 +264,13 @@ fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendErr
     let one = |condition| Rule::new(vec![condition]);
     let masked =
         |arg, mask: i32, value: i32| Condition::new(arg, Len::Qword, Op::MaskedEq(mask as u64), value as u64);
+    let whole = |arg, op, value| Condition::new(arg, Len::Qword, op, value);
+    let (write, run) = (libc::PROT_WRITE, libc::PROT_EXEC);
+    let Special { programs, bounds, .. } = special;
+    // Argument 0 is an address below the programs, or above: a call that begins in them is the broker's to refuse.
+    let beside = || -> Result<_, BackendError> {
+        Ok([whole(0, Op::Lt, programs.start)?, whole(0, Op::Ge, programs.end)?])
+    };
     Ok(match args {
         Args::Any => vec![],
         Args::OneOf { .. } | Args::Equals { .. } | Args::Not { .. } | Args::Without { .. } => {
@@ -232,19 +279,54 @@ fn conditions(args: Args, special: &Special<'_>) -> Result<Vec<Rule>, BackendErr
         Args::CountedWriteXorExecute => {
             // Memory that RLIMIT_DATA does not count must not be had: shared mappings stay pinned when all but a page is
             // unmapped, and a mapping that grows down is taken for a stack.
-            let (write, run) = (libc::PROT_WRITE, libc::PROT_EXEC);
-            let counted = || -> Result<Vec<Condition>, BackendError> {
-                Ok(vec![
-                    masked(3, libc::MAP_TYPE, libc::MAP_PRIVATE)?,
-                    masked(3, libc::MAP_GROWSDOWN | libc::MAP_HUGETLB | libc::MAP_LOCKED, 0)?,
-                ])
-            };
-            let mut data = counted()?;
-            data.push(masked(2, run, 0)?);
-            let mut code = counted()?;
-            code.push(masked(2, write | run, run)?);
-            code.push(masked(3, libc::MAP_ANONYMOUS, 0)?);
-            vec![Rule::new(data)?, Rule::new(code)?]
+            let counted = [
+                masked(3, libc::MAP_TYPE, libc::MAP_PRIVATE)?,
+                masked(3, libc::MAP_GROWSDOWN | libc::MAP_HUGETLB | libc::MAP_LOCKED, 0)?,
+            ];
+            let kinds = [
+                vec![masked(2, write | run, 0)?, whole(1, Op::Le, bounds.space)?],
+                vec![masked(2, write | run, write)?, whole(1, Op::Le, bounds.data)?],
+                vec![
+                    masked(2, write | run, run)?,
+                    masked(3, libc::MAP_ANONYMOUS, 0)?,
+                    whole(1, Op::Le, bounds.space)?,
+                ],
+            ];
+            let mut places = vec![vec![masked(3, libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE, 0)?]];
+            places.extend(beside()?.map(|side| vec![side]));
+            for fixed in &mut places[1..] {
+                fixed.push(whole(0, Op::Ge, LOWEST_ADDRESS)?);
+            }
+            let mut rules = Vec::new();
+            for (kind, place) in kinds.iter().flat_map(|kind| places.iter().map(move |place| (kind, place))) {
+                rules.push(Rule::new([&counted[..], kind, place].concat())?);
+            }
+            rules
+        }
+        Args::Protect => {
+            let mut rules = Vec::new();
+            for side in beside()? {
+                rules.push(Rule::new(vec![masked(2, write | run, 0)?, side.clone()])?);
+                let room = whole(1, Op::Le, bounds.data)?;
+                rules.push(Rule::new(vec![masked(2, write | run, write)?, room, side])?);
+            }
+            rules
+        }
+        Args::Unmap => beside()?.into_iter().map(one).collect::<Result<_, _>>()?,
+        Args::Heap => vec![one(whole(0, Op::Le, special.heap_end)?)?],
+        Args::WithinTable { arg } => {
+            vec![one(Condition::new(arg, Len::Dword, Op::Lt, bounds.descriptors)?)?]
+        }
+        Args::Descriptors { commands, copies } => {
+            let mut rules: Vec<Rule> = simple(Args::OneOf { arg: 1, values: commands })?
+                .into_iter()
+                .map(one)
+                .collect::<Result<_, _>>()?;
+            for command in simple(Args::OneOf { arg: 1, values: copies })? {
+                let target = Condition::new(2, Len::Dword, Op::Lt, bounds.descriptors)?;
+                rules.push(Rule::new(vec![command, target])?);
+            }
+            rules
         }
         Args::OwnPid => {
             let pid = u64::from(std::process::id());
@@ -290,10 +372,12 @@ mod tests {
     fn the_filters_compile_for_this_architecture_and_fit_the_kernels_limit() {
         let paths = [PathGrant { path: "/x".into(), read: true, write: true, create: true }];
         let handover = Handover::prepare(4);
-        let special = Special { second: 1, sealing: 2, handover: &handover };
+        let bounds = Bounds { data: 1 << 27, space: 1 << 30, descriptors: 64 };
+        let special =
+            Special { second: 1, sealing: 2, handover: &handover, programs: 1..3, bounds, heap_end: 1 << 40 };
         for mode in SeccompMode::ALL {
             let entries = syscalls::entries(mode, &paths);
-            let program = allow_list(entries.into_iter(), &[], &special).expect("compiles");
+            let program = allow_list(entries.into_iter(), &special).expect("compiles");
             assert!(program.len() < 4096, "{} instructions", program.len());
             let answers = program.iter().filter(|i| i.code == RETURN).map(|i| i.k);
             assert!(answers.clone().all(|k| matches!(k, TELL | ALLOW)), "allow or tell, nothing else");
@@ -328,10 +412,12 @@ mod tests {
     #[test]
     fn a_number_passes_always_or_by_its_rule_and_no_other_does() {
         let handover = Handover::prepare(4);
-        let special = Special { second: 1, sealing: 2, handover: &handover };
+        let bounds = Bounds { data: 1 << 27, space: 1 << 30, descriptors: 64 };
+        let special =
+            Special { second: 1, sealing: 2, handover: &handover, programs: 1..3, bounds, heap_end: 1 << 40 };
         for mode in SeccompMode::ALL {
             let entries = syscalls::entries(mode, &[]);
-            let program = allow_list(entries.iter().copied(), &[], &special).expect("compiles");
+            let program = allow_list(entries.iter().copied(), &special).expect("compiles");
             for number in 0..1024 {
                 let any = entries.iter().any(|e| e.number == number && matches!(e.args, Args::Any));
                 let listed = entries.iter().any(|e| e.number == number);

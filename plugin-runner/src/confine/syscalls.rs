@@ -19,8 +19,19 @@ pub(crate) enum Args {
     Not { arg: u8, value: u32 },
     /// No bit of `mask` is set in argument `arg`.
     Without { arg: u8, mask: u64 },
-    /// `mmap`: private, of a kind that limits count, and executable only if neither writable nor anonymous.
+    /// `mmap`: private, of a kind that limits count, executable only if neither writable nor anonymous, no longer than the limits
+    /// let any mapping be, and at no fixed place that is not the plugin's to map.
     CountedWriteXorExecute,
+    /// `mprotect`: never executable; no more is made writable than may be written to; not where the filters' programs lie.
+    Protect,
+    /// `munmap`: not where the filters' programs lie.
+    Unmap,
+    /// `brk`: an end of the heap within the limit.
+    Heap,
+    /// `fcntl`: one of these commands, and copies of descriptors only to numbers within the limit.
+    Descriptors { commands: &'static [u32], copies: &'static [u32] },
+    /// Argument `arg` is a descriptor's number within the limit.
+    WithinTable { arg: u8 },
     /// Argument 0 is this process.
     OwnPid,
     /// All of these, which are simple ones.
@@ -64,6 +75,12 @@ const PR_SET_VMA: u32 = 0x5356_4d41;
 pub(crate) const PR_MARK_PHASE: u32 = 0x544e_0001;
 /// Requests of `ioctl` that may pass, all 64 bits compared, so that garbage above an int's 32 bits does not pass either.
 pub(crate) const IOCTL_ALLOWED: u64 = libc::FIONBIO;
+
+/// Commands of `fcntl` that copy a descriptor to the first free number from their argument on.
+pub(crate) const COPIES: &[u32] = &[libc::F_DUPFD as u32, libc::F_DUPFD_CLOEXEC as u32];
+/// Nothing is mapped below this at a fixed place: what dereferences a null pointer, in the kernel too, must find nothing there. It is
+/// the usual value of `vm.mmap_min_addr`.
+pub(crate) const LOWEST_ADDRESS: u64 = 64 * 1024;
 
 /// Urgent data on Unix sockets has been a way into the kernel, and nothing honest sends any.
 const OUT_OF_BAND: u64 = libc::MSG_OOB as u64;
@@ -111,7 +128,10 @@ macro_rules! allowed {
     };
 }
 
-use Args::{All, Any, CountedWriteXorExecute, Equals, Handover, Not, OneOf, OwnPid, SecondFilter, Without};
+use Args::{
+    All, Any, CountedWriteXorExecute, Descriptors, Equals, Handover, Heap, Not, OneOf, OwnPid, Protect,
+    SecondFilter, Unmap, WithinTable, Without,
+};
 
 /// Allowed from the opening of the library on.
 const CALLS: &[Allowed] = allowed! {
@@ -122,19 +142,19 @@ const CALLS: &[Allowed] = allowed! {
         SYS_writev, Any, "the link: header and body in one call";
         SYS_lseek, Any, "std::io on files";
         SYS_close, Any, "descriptors of one's own";
-        SYS_fcntl, OneOf { arg: 1, values: &[
-            libc::F_DUPFD as u32, libc::F_GETFD as u32, libc::F_SETFD as u32, libc::F_GETFL as u32, libc::F_SETFL as u32,
-            libc::F_DUPFD_CLOEXEC as u32,
-        ] }, "runtimes duplicate and mark their descriptors";
+        SYS_fcntl, Descriptors {
+            commands: &[libc::F_GETFD as u32, libc::F_SETFD as u32, libc::F_GETFL as u32, libc::F_SETFL as u32],
+            copies: COPIES,
+        }, "runtimes duplicate and mark their descriptors";
         SYS_ioctl, Equals { arg: 1, value: IOCTL_ALLOWED }, "non-blocking mode; every other request is ENOTTY";
         SYS_newfstatat, Equals { arg: 3, value: libc::AT_EMPTY_PATH as u64 }, "the loader and std::io ask about a descriptor they hold";
         SYS_statx, Equals { arg: 2, value: libc::AT_EMPTY_PATH as u64 }, "std::fs asks about a descriptor it holds";
         SYS_fstat, Any, "the loader and std::io";
         SYS_getcwd, Any, "the loader and backtraces; the answer is /";
-        SYS_brk, Any, "malloc";
+        SYS_brk, Heap, "malloc";
         SYS_mmap, CountedWriteXorExecute, "malloc, stacks, the loader";
-        SYS_munmap, Any, "malloc, stacks, the loader";
-        SYS_mprotect, Without { arg: 2, mask: libc::PROT_EXEC as u64 }, "guard pages, RELRO; never executable";
+        SYS_munmap, Unmap, "malloc, stacks, the loader";
+        SYS_mprotect, Protect, "guard pages, RELRO; never executable";
         SYS_madvise, OneOf { arg: 2, values: ADVICE }, "malloc gives memory back; never shared with other processes";
         SYS_futex, OneOf { arg: 1, values: LOCKING }, "locks; waiting and waking only";
         SYS_clone, Equals { arg: 0, value: THREAD_FLAGS }, "threads, and nothing but threads";
@@ -154,9 +174,7 @@ const CALLS: &[Allowed] = allowed! {
         SYS_getrandom, Any, "hash seeds";
         SYS_clock_gettime, OneOf { arg: 0, values: &[0, 1, 2, 3, 4, 5, 6, 7, 11] }, "clocks of the machine and of oneself, where the vDSO has none";
         SYS_clock_nanosleep, Any, "sleep";
-        SYS_epoll_create1, Any, "tokio";
         SYS_epoll_ctl, Any, "tokio";
-        SYS_eventfd2, Any, "tokio wakes itself";
         SYS_ppoll, Any, "waiting on own descriptors";
         SYS_socketpair, Equals { arg: 0, value: libc::AF_UNIX as u64 }, "a runtime of the plugin's own wakes itself with one";
         SYS_sendto, All(&[Equals { arg: 4, value: 0 }, Without { arg: 3, mask: OUT_OF_BAND }]), "wake-ups on own sockets; no address, so no fast open";
@@ -188,7 +206,7 @@ const CALLS: &[Allowed] = allowed! {
         SYS_mincore, Any, "allocators and garbage collectors ask which pages are there";
         SYS_pipe2, Any, "runtimes wake themselves with pipes";
         SYS_dup, Any, "descriptors of one's own";
-        SYS_dup3, Any, "descriptors of one's own";
+        SYS_dup3, WithinTable { arg: 1 }, "descriptors of one's own";
         SYS_timerfd_create, Any, "timers as descriptors";
         SYS_timerfd_settime, Any, "timers as descriptors";
         SYS_timerfd_gettime, Any, "timers as descriptors";
@@ -250,7 +268,7 @@ const CALLS_HERE: &[Allowed] = allowed! {
     Basic {
         SYS_time, Any, "clocks, where the vDSO has none";
         SYS_pipe, Any, "runtimes wake themselves with pipes";
-        SYS_dup2, Any, "descriptors of one's own";
+        SYS_dup2, WithinTable { arg: 1 }, "descriptors of one's own";
         SYS_select, Any, "waiting on own descriptors";
         SYS_epoll_create, Any, "older runtimes";
         SYS_eventfd, Any, "older runtimes";
@@ -307,6 +325,11 @@ const CALLS_FOR_WRITING_HERE: &[Allowed] = allowed! {
 };
 #[cfg(not(target_arch = "x86_64"))]
 const CALLS_FOR_WRITING_HERE: &[Allowed] = &[];
+
+/// Calls that the broker makes in the plugin's place, handing over what came of them: so it is the one who hears that there is no
+/// room for another descriptor, which the kernel would tell only the plugin. Few and never on a hot path.
+pub(crate) const MADE: &[(c_long, &str)] =
+    &[(libc::SYS_epoll_create1, "tokio waits with one"), (libc::SYS_eventfd2, "tokio wakes itself with one")];
 
 /// Calls that fail with an error instead of ending the process, because honest libraries try them and go on without.
 pub(crate) const FAILING: &[(c_long, i32, &str)] = &[
@@ -525,6 +548,12 @@ pub(crate) fn entries(mode: SeccompMode, paths: &[PathGrant]) -> Vec<&'static Al
         .collect()
 }
 
+/// The entries of calls that an operator added, with the rules of the list they come from.
+pub(crate) fn entries_of(added: &[c_long]) -> Vec<&'static Allowed> {
+    let all = entries(SeccompMode::Permissive, &[]);
+    all.into_iter().filter(|entry| added.contains(&entry.number)).collect()
+}
+
 /// Numbers of the calls that an operator added by name: those of the longest list and no others, because a call that nobody
 /// has looked at may be a way out.
 pub(crate) fn added(names: &[String]) -> Result<Vec<c_long>, String> {
@@ -535,7 +564,9 @@ pub(crate) fn added(names: &[String]) -> Result<Vec<c_long>, String> {
             "{name} is never allowed: it makes processes, reaches out of the sandbox, or takes walls down"
         )),
         Some(number)
-            if candidates.iter().any(|entry| entry.number == number && matches!(entry.args, Any)) =>
+            if candidates
+                .iter()
+                .any(|entry| entry.number == number && matches!(entry.args, Any | WithinTable { .. })) =>
         {
             Ok(number)
         }
@@ -562,6 +593,8 @@ mod tests {
                 .iter()
                 .all(|entry| !entry.why.is_empty() && entry.name() != "unknown"));
         }
+        let listed = entries(SeccompMode::Permissive, &[]);
+        assert!(MADE.iter().all(|(number, _)| listed.iter().all(|entry| entry.number != *number)));
         assert!(FAILING.iter().all(|(number, _, why)| !why.is_empty() && name_of(*number).is_some()));
     }
 
@@ -580,6 +613,9 @@ mod tests {
     #[test]
     fn an_operator_can_add_a_call_but_not_one_of_those() {
         assert_eq!(added(&["uname".into()]), Ok(vec![libc::SYS_uname]));
+        let copy = added(&["dup3".into()]).expect("on a list");
+        let rules: Vec<_> = entries_of(&copy).iter().map(|entry| entry.args).collect();
+        assert!(matches!(rules[..], [WithinTable { arg: 1 }]), "with its rule: {rules:?}");
         for never in [
             "execve",
             "socket",

@@ -36,13 +36,16 @@ pub const COLUMNS: [&str; 3] =
     ["usual flags", "only /usr and libraries", "the same, no further user namespaces"];
 
 /// Probes that say nothing about bubblewrap, and why. They are left out of both sides of the comparison.
-pub const NOT_COMPARABLE: [(&str, &str); 6] = [
+pub const NOT_COMPARABLE: [(&str, &str); 9] = [
     ("arguments", "a program that is started by a path has that path as an argument"),
     ("program-path", "the same"),
     ("pass-descriptor-link", "there is no link to a node; a pair of its own stands for it"),
     ("peer-credentials", "the same"),
     ("peer-handle", "the same"),
     ("peer-name", "the same"),
+    ("filter-rewrite", "there is no filter of a runner's; a program of its own stands for it"),
+    ("filter-replace", "the same"),
+    ("filter-unmap", "the same"),
 ];
 
 /// True if it is part of the comparison.

@@ -76,8 +76,9 @@ fn calls() -> Result<String, String> {
     let never: Vec<String> = never.map(|name| format!("`{name}`")).collect();
     let _ = writeln!(
         text,
-        "\nIn every mode {} more fail with an error, each with a record; everything else ends the process. These no mode and no list of an operator's \
-         can allow with any arguments:\n\n{}.",
+        "\nIn every mode {} more are made by the broker in the plugin's place, and {} fail with an error, each with a record; everything else ends \
+         the process. These no mode and no list of an operator's can allow with any arguments:\n\n{}.",
+        count(&strict["made"]),
         count(&strict["failing"]),
         never.join(", ")
     );
@@ -104,10 +105,11 @@ fn suite(results: &Path) -> Result<String, String> {
         ("attempts", "attempts in a runner (every probe in four phases)"),
         ("killed", ".. ended by a wall"),
         ("refused", ".. told no"),
+        ("no_refusal", ".. of these refused nothing, because what they look for is not there"),
         ("ended", ".. that ended otherwise, without success"),
         ("through", ".. that got through"),
         ("silent", ".. of which nothing is known"),
-        ("without_record", ".. that should have left a record and did not"),
+        ("without_record", ".. that were refused something and left no record"),
         ("disturbances", "targets touched"),
     ];
     let mut text = format!("| | as {} | as an ordinary user |\n|---|---|---|\n", USERS[0]);

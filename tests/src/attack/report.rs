@@ -5,49 +5,36 @@ use hostile::probes::Probe;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 
-/// Why an attempt that did not get through has no record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoRecord {
-    /// It made no call that anybody could refuse, or one that asks for what does not exist: it found nothing.
-    NothingThere,
-    /// A limit that the kernel holds by itself answered the call, and it tells nobody but the caller.
-    KernelLimit,
-}
-
-impl NoRecord {
-    /// For tables.
-    pub fn words(self) -> &'static str {
-        match self {
-            NoRecord::NothingThere => "nothing there to refuse",
-            NoRecord::KernelLimit => "refused by a limit of the kernel, which tells only the caller",
-        }
-    }
-}
-
-/// Probes whose attempts leave no record, why, and what each attempt must have been told for that to be true: any other
-/// answer without a record is a failure, and so is a name here whose attempts have a record. Everything else must have one.
-const NO_RECORD: [(&str, NoRecord, &str); 10] = [
-    // There is no such process in the pid namespace.
-    ("affinity-read-other", NoRecord::NothingThere, "No such process (os error 3)"),
-    ("descriptors", NoRecord::NothingThere, "no inherited descriptor"),
-    ("environment", NoRecord::NothingThere, "the environment is empty"),
-    ("environment-stack", NoRecord::NothingThere, "no variable is there"),
-    ("arguments", NoRecord::NothingThere, r#"none in ["thenodes-runner"]"#),
-    // It was wiped.
-    ("program-path", NoRecord::NothingThere, r#"it says """#),
-    ("working-directory", NoRecord::NothingThere, "it is the root"),
-    // RLIMIT_AS, RLIMIT_NOFILE, and the lowest address that may be mapped.
-    ("address-space", NoRecord::KernelLimit, "Cannot allocate memory (os error 12)"),
-    ("many-descriptors", NoRecord::KernelLimit, " at most"),
-    ("zero-page", NoRecord::KernelLimit, "Operation not permitted (os error 1)"),
+/// Probes that are refused nothing, because there is nothing to refuse: they look for what a careless host leaves behind, and it is
+/// not there. Beside each: why, and what each attempt must have been told for that to be true. Any other answer without a record is
+/// a failure, and so is a name here whose attempts have a record. Whatever is refused leaves one.
+const NO_REFUSAL: [(&str, &str, &str); 7] = [
+    (
+        "affinity-read-other",
+        "no process of the host has a number in the plugin's pid namespace",
+        "No such process (os error 3)",
+    ),
+    (
+        "descriptors",
+        "it reads the numbers above its own, and none was passed on to it",
+        "no inherited descriptor",
+    ),
+    ("environment", "it reads its own memory, where the kernel put no variable", "the environment is empty"),
+    ("environment-stack", "the same, where the kernel put the list", "no variable is there"),
+    (
+        "arguments",
+        "it reads its own memory, where there is the runner's name and nothing else",
+        r#"none in ["thenodes-runner"]"#,
+    ),
+    ("program-path", "it reads its own memory, where the path was wiped", r#"it says """#),
+    ("working-directory", "it may ask, and the answer is the root", "it is the root"),
 ];
 
-/// Why this attempt has no record, if that is as it must be.
-fn no_record(attempt: &Attempt) -> Option<NoRecord> {
+/// Why this attempt was refused nothing, if that is as it must be.
+fn no_refusal(attempt: &Attempt) -> Option<&'static str> {
     let Verdict::Refused(told) = &attempt.verdict else { return None };
-    let known =
-        |(probe, _, answer): &&(&str, NoRecord, &str)| *probe == attempt.probe && told.ends_with(answer);
-    NO_RECORD.iter().find(known).filter(|_| attempt.record.is_none()).map(|(_, why, _)| *why)
+    let known = |(probe, _, answer): &&(&str, &str, &str)| *probe == attempt.probe && told.ends_with(answer);
+    NO_REFUSAL.iter().find(known).filter(|_| attempt.record.is_none()).map(|(_, why, _)| *why)
 }
 
 /// What the same probe did without walls.
@@ -130,7 +117,7 @@ impl Report {
         failures.extend(broken.map(|row| format!("{}: does not work without walls either", row.probe.name)));
         failures.extend(self.without_record().into_iter().map(|what| format!("no record: {what}")));
         failures.extend(
-            self.wrongly_excused().map(|probe| format!("{probe}: leaves a record; take it off NO_RECORD")),
+            self.wrongly_excused().map(|probe| format!("{probe}: leaves a record; take it off NO_REFUSAL")),
         );
         failures.extend(self.disturbances.iter().map(|what| format!("something came of an attempt: {what}")));
         failures
@@ -140,22 +127,22 @@ impl Report {
     pub fn without_record(&self) -> Vec<String> {
         self.attempts()
             .filter(|attempt| attempt.verdict.held() && attempt.record.is_none())
-            .filter(|attempt| no_record(attempt).is_none())
+            .filter(|attempt| no_refusal(attempt).is_none())
             .map(|attempt| format!("{} in {}: {}", attempt.probe, attempt.phase.word(), attempt.verdict))
             .collect()
     }
 
-    /// Names on the list of those without a record that do not belong there: whoever is named has none in any attempt.
+    /// Names on the list of those that are refused nothing that do not belong there: whoever is named has none in any attempt.
     fn wrongly_excused(&self) -> impl Iterator<Item = &str> {
-        let named = |row: &&Row| NO_RECORD.iter().any(|(probe, ..)| *probe == row.probe.name);
+        let named = |row: &&Row| NO_REFUSAL.iter().any(|(probe, ..)| *probe == row.probe.name);
         let recorded = |row: &&Row| row.attempts.iter().any(|attempt| attempt.record.is_some());
         let all = |row: &&Row| row.attempts.iter().all(|attempt| attempt.record.is_some());
         self.rows.iter().filter(named).filter(recorded).filter(all).map(|row| row.probe.name)
     }
 
-    /// How many attempts have no record for this reason.
-    fn excused(&self, why: NoRecord) -> usize {
-        self.attempts().filter(|attempt| no_record(attempt) == Some(why)).count()
+    /// How many attempts were refused nothing, because there was nothing.
+    fn found_nothing(&self) -> usize {
+        self.attempts().filter(|attempt| no_refusal(attempt).is_some()).count()
     }
 
     /// Numbers of the run.
@@ -173,8 +160,8 @@ impl Report {
             "ended": count(|v| matches!(v, Verdict::Ended(_))),
             "through": count(|v| matches!(v, Verdict::Through(_))),
             "silent": count(|v| matches!(v, Verdict::Silent(_))),
-            "nothing_there": self.excused(NoRecord::NothingThere),
-            "kernel_limit": self.excused(NoRecord::KernelLimit),
+            "no_refusal": self.found_nothing(),
+            "without_record": self.without_record().len(),
             "recorded": self.attempts().filter(|a| a.record.is_some()).count(),
             "disturbances": self.disturbances.len(),
         })
@@ -191,7 +178,7 @@ impl Report {
                     .iter()
                     .map(|attempt| {
                         let text = attempt.verdict.to_string();
-                        let value = json!({ "verdict": attempt.verdict.word(), "detail": text, "record": attempt.record, "no_record": no_record(attempt).map(NoRecord::words) });
+                        let value = json!({ "verdict": attempt.verdict.word(), "detail": text, "record": attempt.record, "no_refusal": no_refusal(attempt) });
                         (attempt.phase.word(), value)
                     })
                     .collect();
@@ -228,10 +215,12 @@ impl Report {
                 cells.join("  ")
             );
         }
-        for why in [NoRecord::NothingThere, NoRecord::KernelLimit] {
-            let excused = |row: &&Row| row.attempts.iter().any(|attempt| no_record(attempt) == Some(why));
-            let names: Vec<&str> = self.rows.iter().filter(excused).map(|row| row.probe.name).collect();
-            println!("no record, {}: {} attempts of {}", why.words(), self.excused(why), names.join(", "));
+        println!("{} attempts were refused nothing, because there was nothing:", self.found_nothing());
+        for row in &self.rows {
+            let why = row.attempts.iter().filter_map(no_refusal);
+            if let Some((why, count)) = why.clone().next().map(|first| (first, why.count())) {
+                println!("  {:<24} {count}  {why}", row.probe.name);
+            }
         }
         println!("{}", self.summary());
     }
@@ -253,10 +242,28 @@ mod tests {
     }
 
     #[test]
-    fn every_name_without_a_record_is_a_probe_and_stands_once() {
-        for (at, (name, ..)) in NO_RECORD.iter().enumerate() {
-            assert!(hostile::probes::find(name).is_some(), "{name}");
-            assert!(!NO_RECORD[..at].iter().any(|(other, ..)| other == name), "{name} stands twice");
+    fn the_list_of_those_that_are_refused_nothing_is_closed_and_each_of_them_says_why() {
+        let names = NO_REFUSAL.map(|(name, ..)| name);
+        let closed = [
+            "affinity-read-other",
+            "descriptors",
+            "environment",
+            "environment-stack",
+            "arguments",
+            "program-path",
+            "working-directory",
+        ];
+        assert_eq!(names, closed, "what is refused must leave a record; a name here is a decision");
+        for (name, why, answer) in NO_REFUSAL {
+            assert!(hostile::probes::find(name).is_some(), "{name} is no probe");
+            assert!(why.len() > 10 && !answer.is_empty(), "{name}");
+            // The kernel's word for a limit or for want of a right is a refusal.
+            assert!(
+                !["os error 1)", "os error 11)", "os error 12)", "os error 13)", "os error 24)"]
+                    .iter()
+                    .any(|refusal| answer.contains(refusal)),
+                "{name}: {answer}"
+            );
         }
     }
 
@@ -265,15 +272,17 @@ mod tests {
         let good = report("environment", "environment variables: the environment is empty", None);
         assert_eq!(good.failures(), Vec::<String>::new());
         assert_eq!(
-            (&good.summary()["nothing_there"], &good.summary()["kernel_limit"]),
+            (&good.summary()["no_refusal"], &good.summary()["without_record"]),
             (&json!(4), &json!(0))
         );
+        let limit = report("address-space", "x: Cannot allocate memory (os error 12)", None);
+        assert_eq!(limit.summary()["without_record"], json!(4), "a limit's refusal is one");
         // Another answer, another probe with that answer, and an attempt that has a record.
         assert_eq!(report("environment", "x: Operation not permitted", None).failures().len(), 4);
         assert_eq!(report("open", "open: the environment is empty", None).failures().len(), 4);
         let stale =
             report("environment", "environment variables: the environment is empty", Some("a record"));
-        assert_eq!(stale.failures(), ["environment: leaves a record; take it off NO_RECORD"]);
-        assert_eq!(stale.summary()["nothing_there"], json!(0));
+        assert_eq!(stale.failures(), ["environment: leaves a record; take it off NO_REFUSAL"]);
+        assert_eq!(stale.summary()["no_refusal"], json!(0));
     }
 }

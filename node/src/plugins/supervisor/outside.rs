@@ -83,6 +83,7 @@ impl ProcessLife {
             limits: Limits { process: terms.process, budget: terms.budget },
             leaf: leaf.clone(),
             record: shared.record.clone(),
+            denials: shared.denials.clone(),
             logs: shared.logs.clone(),
             counters: shared.counters.clone(),
             observer: shared.observer.clone(),

@@ -14,8 +14,8 @@ pub(super) const PROBES: &[Probe] = &[
         count => Ok(format!("{count}")),
     }),
     probe!("environment-stack", "what is left of the environment on the stack", None, |_| {
-        // The kernel puts the variables below the name of the program, where they stay when `environ` is emptied.
-        let below = below_the_name(4096);
+        // The kernel puts the variables before the name of the program, where they stay when `environ` is emptied.
+        let below = strings_of_the_kernel();
         let words = below.split(|byte| *byte == 0);
         let is_variable = |word: &&[u8]| {
             let name = word.split(|byte| *byte == b'=').next().unwrap_or_default();
@@ -23,9 +23,9 @@ pub(super) const PROBES: &[Probe] = &[
                 && name.len() > 1
                 && name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_')
         };
-        match words.filter(is_variable).count() {
-            0 => no("no variable is there"),
-            count => Ok(format!("{count} variables")),
+        match words.filter(is_variable).map(|word| word.escape_ascii().to_string()).next() {
+            None => no("no variable is there"),
+            Some(first) => Ok(first),
         }
     }),
     probe!("arguments", "arguments with a path of the host", None, |_| {
@@ -86,15 +86,19 @@ pub(super) const PROBES: &[Probe] = &[
     }),
 ];
 
-/// Bytes of the stack below the program's name.
-fn below_the_name(count: usize) -> Vec<u8> {
-    // SAFETY: the name lies at the very end of the stack; below it are arguments, environment, and the frames of everything
-    // that runs in the first thread, which are more than a page together.
+/// Longest text that is read; the kernel lets arguments and environment be longer.
+const MOST_STRINGS: usize = 128 * 1024;
+
+/// Where the kernel puts arguments and environment as text: from the random bytes that it gives every program up to the program's
+/// name. What lies below are addresses and frames, whose bytes may look like anything.
+fn strings_of_the_kernel() -> Vec<u8> {
+    // SAFETY: both lie at the end of the stack, which stays; between them there is nothing but text of the kernel's making.
     unsafe {
-        let name = libc::getauxval(libc::AT_EXECFN) as *const u8;
-        if name.is_null() {
+        let (random, name) = (libc::getauxval(libc::AT_RANDOM), libc::getauxval(libc::AT_EXECFN));
+        if random == 0 || name == 0 {
             return Vec::new();
         }
-        (1..=count).rev().map(|n| name.sub(n).read_volatile()).collect()
+        let begin = (random as usize + 16).max((name as usize).saturating_sub(MOST_STRINGS));
+        (begin..name as usize).map(|at| (at as *const u8).read_volatile()).collect()
     }
 }

@@ -11,6 +11,7 @@ mod call;
 
 mod descriptors;
 mod filesystem;
+pub(crate) mod filters;
 mod ipc;
 mod kernel;
 mod leaks;
@@ -150,6 +151,7 @@ pub const PROBES: &[&[Probe]] = &[
     kernel::PROBES,
     memory::PROBES,
     loading::PROBES,
+    filters::PROBES,
     ipc::PROBES,
     resources::PROBES,
     descriptors::PROBES,
