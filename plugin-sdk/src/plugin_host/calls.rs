@@ -4,6 +4,7 @@
 
 use super::client::Client;
 use super::library::panic_text;
+use super::readers::Readers;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -34,6 +35,7 @@ enum Running {
 /// Calls with an async handler that are not answered yet.
 pub(super) struct Calls {
     runtime: tokio::runtime::Handle,
+    readers: Arc<Readers>,
     running: Mutex<HashMap<u64, Running>>,
     /// Jobs that can go on on the reading thread.
     ready: Mutex<VecDeque<Arc<Local>>>,
@@ -45,11 +47,6 @@ struct Local {
     calls: Weak<Calls>,
     state: AtomicU8,
     job: Mutex<Option<Job>>,
-}
-
-thread_local! {
-    /// This thread reads the link and will look at what became ready.
-    static READS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 impl Wake for Local {
@@ -77,17 +74,20 @@ impl Local {
 
     fn schedule(self: Arc<Self>) {
         let Some(calls) = self.calls.upgrade() else { return };
-        if READS.get() {
-            calls.ready().push_back(self);
-        } else {
-            calls.to_runtime(&self);
+        if !calls.readers.leads() {
+            return calls.to_runtime(&self);
+        }
+        calls.ready().push_back(self);
+        // Whoever took the reading over meanwhile looked before this came.
+        if !calls.readers.leads() {
+            calls.leave();
         }
     }
 }
 
 impl Calls {
-    pub(super) fn new(runtime: tokio::runtime::Handle) -> Arc<Self> {
-        Arc::new(Self { runtime, running: Mutex::default(), ready: Mutex::default() })
+    pub(super) fn new(runtime: tokio::runtime::Handle, readers: Arc<Readers>) -> Arc<Self> {
+        Arc::new(Self { runtime, readers, running: Mutex::default(), ready: Mutex::default() })
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<u64, Running>> {
@@ -96,11 +96,6 @@ impl Calls {
 
     fn ready(&self) -> MutexGuard<'_, VecDeque<Arc<Local>>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says that this thread reads the link, so that jobs which the link wakes go on here.
-    pub(super) fn this_thread_reads(&self) {
-        READS.set(true);
     }
 
     /// Runs the first step of a job here, and keeps it if it is not done.
@@ -207,7 +202,7 @@ impl Calls {
         }
     }
 
-    /// The end of a job that had to wait: true if it was not taken back before.
+    /// The end of a job: true if it was entered and not taken back before.
     fn ended(&self, id: u64) -> bool {
         self.running().remove(&id).is_some()
     }
@@ -266,7 +261,8 @@ where
         }
         let handler = this.handler.take();
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(handler)));
-        if this.kept && !this.calls.ended(this.id) {
+        let entered = this.calls.ended(this.id);
+        if this.kept && !entered {
             return Poll::Ready(()); // taken back: already answered
         }
         match (step.and_then(|step| dropped.map(|()| step)), this.answer.take()) {

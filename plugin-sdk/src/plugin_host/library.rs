@@ -109,11 +109,12 @@ impl Library {
             // Timers only: there are no sockets in a sandbox, and an I/O driver would cost descriptors and memory.
             .enable_time()
             .build()?;
+        let readers = Arc::new(Readers::new());
         Ok(Arc::new(Library {
             handlers: RwLock::new(Arc::from([])),
-            calls: Calls::new(runtime.handle().clone()),
+            calls: Calls::new(runtime.handle().clone(), readers.clone()),
             runtime,
-            readers: Arc::new(Readers::new()),
+            readers,
             lane: Mutex::default(),
             lane_came: Condvar::new(),
             asked: Mutex::default(),
@@ -190,7 +191,6 @@ impl Library {
     fn read_in_turn(self: &Arc<Self>) {
         let Some(client) = self.client.get() else { return };
         let _inside = self.runtime.enter();
-        self.calls.this_thread_reads();
         loop {
             // What the leader before us left.
             self.run_what_came();
