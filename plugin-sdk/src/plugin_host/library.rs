@@ -109,11 +109,12 @@ impl Library {
             // Timers only: there are no sockets in a sandbox, and an I/O driver would cost descriptors and memory.
             .enable_time()
             .build()?;
+        let readers = Arc::new(Readers::new());
         Ok(Arc::new(Library {
             handlers: RwLock::new(Arc::from([])),
-            calls: Calls::new(runtime.handle().clone()),
+            calls: Calls::new(runtime.handle().clone(), readers.clone()),
             runtime,
-            readers: Arc::new(Readers::new()),
+            readers,
             lane: Mutex::default(),
             lane_came: Condvar::new(),
             asked: Mutex::default(),
@@ -190,7 +191,6 @@ impl Library {
     fn read_in_turn(self: &Arc<Self>) {
         let Some(client) = self.client.get() else { return };
         let _inside = self.runtime.enter();
-        self.calls.this_thread_reads();
         loop {
             // What the leader before us left.
             self.run_what_came();
@@ -301,6 +301,9 @@ impl Library {
                     self.calls.spawn(id, job);
                 }
                 self.calls.leave();
+                if in_order {
+                    self.run_lane_elsewhere();
+                }
                 return;
             };
             while let Some((id, job)) = { self.asked().pop_front() } {
@@ -319,6 +322,13 @@ impl Library {
                 }
             }
         }
+    }
+
+    /// Has the lane run by another thread than the readers: one of them may be on its way to sleep, having found nothing in it.
+    fn run_lane_elsewhere(self: &Arc<Self>) {
+        let library = self.clone();
+        // Without a thread for it, which is a panic of the runtime, the reader that comes out of its handler first runs it.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.runtime.spawn_blocking(move || library.run_lane())));
     }
 
     /// Runs the lane if nobody is at it.
@@ -379,16 +389,16 @@ impl Library {
     }
 
     /// Begins an async handler here and now, or keeps it until the frames that came with it are sorted.
-    fn job(self: &Arc<Self>, id: u64, last: bool, job: impl FnOnce(bool) -> Job) {
+    fn job(self: &Arc<Self>, id: u64, last: bool, job: Job) {
         if !self.reads.load(Ordering::Acquire) {
-            return self.calls.spawn(id, job(true));
+            return self.calls.spawn(id, job);
         }
         if last {
             if let Some(_working) = self.readers.work() {
-                return self.calls.begin(id, job(false));
+                return self.calls.begin(id, job);
             }
         }
-        self.asked().push_back((id, job(false)));
+        self.asked().push_back((id, job));
     }
 
     fn prompt(self: &Arc<Self>, client: &Arc<Client>, id: u64, body: &[u8], last: bool) {
@@ -403,7 +413,7 @@ impl Library {
         };
         let work = CURRENT_CALL.scope(id, async move { handler.on_prompt(&args.input, &context).await });
         let answer = |client: &Client, id, output: Option<String>| client.succeed(id, &output);
-        self.job(id, last, |spawned| Answering::job(&self.calls, client, id, spawned, work, answer));
+        self.job(id, last, Answering::job(&self.calls, client, id, work, answer));
     }
 
     fn request(self: &Arc<Self>, client: &Arc<Client>, id: u64, name: &str, body: &[u8], last: bool) {
@@ -424,7 +434,7 @@ impl Library {
             Ok(body) => client.succeed_with(id, &body),
             Err(error) => client.fail(id, &error.code, &error.message),
         };
-        self.job(id, last, |spawned| Answering::job(&self.calls, client, id, spawned, work, answer));
+        self.job(id, last, Answering::job(&self.calls, client, id, work, answer));
     }
 
     fn health(self: &Arc<Self>, client: &Arc<Client>, id: u64, last: bool) {
@@ -442,7 +452,7 @@ impl Library {
             Ok(()) => client.succeed(id, &()),
             Err(text) => client.fail(id, &Code::Unavailable, &text),
         };
-        self.job(id, last, |spawned| Answering::job(&self.calls, client, id, spawned, work, answer));
+        self.job(id, last, Answering::job(&self.calls, client, id, work, answer));
     }
 
     fn run(&self, client: &Arc<Client>, work: Work<'_>) {
