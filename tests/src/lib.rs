@@ -4,6 +4,7 @@
 pub mod attack;
 #[cfg(feature = "bench")]
 pub mod bench;
+pub mod inside;
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
