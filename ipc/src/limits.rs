@@ -15,8 +15,11 @@ pub const MAX_METHOD: usize = 64;
 /// Calls a plugin may have open toward the node. The next one is refused with `RESOURCE_EXHAUSTED`.
 pub const MAX_CALLS_FROM_PLUGIN: usize = 64;
 
-/// Calls the node keeps open toward one plugin. More wait in that plugin's bounded queue.
+/// Calls the node keeps open toward one plugin. More wait for their turn, until their deadline.
 pub const MAX_CALLS_TO_PLUGIN: usize = 64;
+
+/// Messages that may be with one plugin at once, beside its calls. More wait in that plugin's bounded queue.
+pub const MAX_MESSAGES_TO_PLUGIN: usize = 32;
 
 /// Messages that may wait for one plugin before new ones are dropped and counted.
 pub const PLUGIN_QUEUE: usize = 256;

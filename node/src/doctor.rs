@@ -37,7 +37,7 @@ async fn measure(config: &Config) -> Result<(Value, bool), String> {
     let (started, leaf) =
         process::start(&order, leaf).await.map_err(|e| format!("starting {}: {e}", runner.display()))?;
     let report = Greeting::new(started.stream, None).confined().await.map_err(|ended| match ended {
-        Ended::Closed => "the runner ended before its report".to_owned(),
+        Ended::Closed | Ended::Cut => "the runner ended before its report".to_owned(),
         Ended::Because(cause) => cause.to_string(),
     })?;
     let (held, problems) = (leaf.enforcement(), leaf.problems().to_vec());

@@ -5,6 +5,7 @@ pub mod attack;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod fuse;
+pub mod inside;
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;

@@ -4,7 +4,7 @@
 use super::denials::DenialBook;
 use super::grants::Subject;
 use super::image::Image;
-use super::lifecycle::{Cause, Desired, Life, State};
+use super::lifecycle::{Cause, Desired, Life, State, Then};
 use super::link::{Counters, Failed};
 use super::logs::LogBook;
 use super::queue::{Delivery, Queue};
@@ -163,6 +163,44 @@ impl Handle {
         let Some(inside) = self.enter(until).await else {
             return Err(self.unavailable());
         };
+        self.call_inside(&inside, method, body.into(), until).await.map_err(|(error, _)| error)
+    }
+
+    /// Calls a method that does no harm when it runs twice: if the process ends before it has answered, the call is made once more, at
+    /// the next process, if there is one within the deadline. Nobody but the caller can know that of a method, and every
+    /// other call is made once.
+    pub async fn call_idempotent(
+        &self,
+        method: &str,
+        body: impl Into<Bytes>,
+        deadline: Duration,
+    ) -> Result<Bytes, HostError> {
+        let until = Instant::now() + deadline;
+        let body = body.into();
+        let Some(inside) = self.enter(until).await else {
+            return Err(self.unavailable());
+        };
+        let (error, gone) = match self.call_inside(&inside, method, body.clone(), until).await {
+            Ok(answer) => return Ok(answer),
+            Err(failed) => failed,
+        };
+        let ended = inside.caller().generation();
+        drop(inside); // nobody waits for us there
+        if !gone {
+            return Err(error);
+        }
+        let Some(inside) = self.enter_next(ended, until).await else { return Err(error) };
+        self.call_inside(&inside, method, body, until).await.map_err(|(error, _)| error)
+    }
+
+    /// One call. With the error: true if the process ended without an answer.
+    async fn call_inside(
+        &self,
+        inside: &Inside,
+        method: &str,
+        body: Bytes,
+        until: Instant,
+    ) -> Result<Bytes, (HostError, bool)> {
         let left = until.saturating_duration_since(Instant::now());
         let failed = match inside.caller().call(method, body, left).await {
             Ok(answer) => return Ok(answer),
@@ -172,14 +210,37 @@ impl Handle {
             (Failed::Late, _) => inside.was_late(method),
             (Failed::Gone(_), Some(cause)) => {
                 let text = format!("{method}: the plugin's process is replaced: {cause}");
-                return Err(HostError::new(
-                    Code::Unavailable,
-                    format!("{text}; {}", self.unavailable().message),
-                ));
+                let text = format!("{text}; {}", self.unavailable().message);
+                return Err((HostError::new(Code::Unavailable, text), true));
             }
-            (Failed::Gone(_) | Failed::Answered(_), _) => {}
+            (Failed::Gone(_) | Failed::Answered(_) | Failed::Unsendable(_), _) => {}
         }
-        Err(failed.into_error(method))
+        let gone = matches!(failed, Failed::Gone(_));
+        Err((failed.into_error(method), gone))
+    }
+
+    /// Waits for the process after this one; `None` if it cannot come in time.
+    async fn enter_next(&self, ended: Generation, until: Instant) -> Option<Inside> {
+        let mut door = self.door.clone();
+        let mut status = self.status.clone();
+        let next =
+            door.wait_for(|door| matches!(door, Door::Open(way) if way.caller().generation() != ended));
+        // The status may still be that of the process that has ended, whose death is on its way to the supervisor.
+        let hopeless = status.wait_for(|status| match &status.state {
+            State::Untrusted | State::Available | State::Stopped => true,
+            State::Backoff { until: start } => *start >= until.into_std(),
+            State::Failed { probe } => probe.is_none_or(|probe| probe >= until.into_std()),
+            State::Stopping { then } => matches!(then, Then::Stop | Then::Untrust),
+            State::Loading | State::Initializing | State::Ready | State::Degraded => false,
+        });
+        tokio::select! {
+            biased;
+            door = timeout_at(until, next) => match &*door.ok()?.ok()? {
+                Door::Open(way) => Some(way.enter()),
+                Door::Closed | Door::Held => None,
+            },
+            _ = hopeless => None,
+        }
     }
 
     /// Goes in by the door as it stands; waits at one that is held.

@@ -14,9 +14,6 @@ use thenodes::host::HostError;
 use thenodes_ipc::{limits, Code, Generation};
 use tokio::sync::oneshot;
 
-/// Messages that may be with the plugin at once: half of the open calls, so that prompts and requests keep room.
-const WITH_PLUGIN: usize = limits::MAX_CALLS_TO_PLUGIN / 2;
-
 /// What happens to a message when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overflow {
@@ -128,7 +125,9 @@ impl Queue {
     }
 
     fn hand_over_next(&self, state: &mut State, delivery: Delivery) -> Option<Delivery> {
-        let Some((caller, _)) = state.fed.as_ref().filter(|_| state.with_plugin < WITH_PLUGIN) else {
+        let Some((caller, _)) =
+            state.fed.as_ref().filter(|_| state.with_plugin < limits::MAX_MESSAGES_TO_PLUGIN)
+        else {
             return Some(delivery);
         };
         let Delivery { body, ack, hold } = delivery;

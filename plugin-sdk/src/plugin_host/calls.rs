@@ -16,7 +16,13 @@ use thenodes_ipc::Code;
 use tokio::task::AbortHandle;
 
 /// An async handler at work; it answers its call itself.
-pub(super) type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type Job = Pin<Box<dyn Work>>;
+
+/// What a [`Job`] is.
+pub(super) trait Work: Future<Output = ()> + Send {
+    /// From now on it can be taken back.
+    fn keep(self: Pin<&mut Self>);
+}
 
 /// Times that a job may wake itself on the reading thread before it goes to the runtime.
 const STEPS: u32 = 8;
@@ -32,11 +38,22 @@ enum Running {
     Runtime(AbortHandle),
 }
 
+/// Cancellations of calls that were not at work, kept for those that are in their first step.
+const EARLY: usize = 2 * thenodes_ipc::limits::MAX_CALLS_TO_PLUGIN;
+
+/// Jobs by the number of their call.
+#[derive(Default)]
+struct Table {
+    jobs: HashMap<u64, Running>,
+    /// Taken back while nothing was found here: already answered, or in the first step. Numbers do not come again.
+    early: VecDeque<u64>,
+}
+
 /// Calls with an async handler that are not answered yet.
 pub(super) struct Calls {
     runtime: tokio::runtime::Handle,
     readers: Arc<Readers>,
-    running: Mutex<HashMap<u64, Running>>,
+    running: Mutex<Table>,
     /// Jobs that can go on on the reading thread.
     ready: Mutex<VecDeque<Arc<Local>>>,
 }
@@ -74,11 +91,12 @@ impl Local {
 
     fn schedule(self: Arc<Self>) {
         let Some(calls) = self.calls.upgrade() else { return };
+        // Only who leads the reading looks at what became ready, before it reads on.
         if !calls.readers.leads() {
             return calls.to_runtime(&self);
         }
         calls.ready().push_back(self);
-        // Whoever took the reading over meanwhile looked before this came.
+        // Who took the lead before the line above may have looked before it too.
         if !calls.readers.leads() {
             calls.leave();
         }
@@ -90,7 +108,7 @@ impl Calls {
         Arc::new(Self { runtime, readers, running: Mutex::default(), ready: Mutex::default() })
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<u64, Running>> {
+    fn running(&self) -> MutexGuard<'_, Table> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -111,17 +129,29 @@ impl Calls {
             local.state.store(GONE, Ordering::Release);
             return;
         }
+        let mut running = self.running();
+        if running.early.contains(&id) {
+            drop(running);
+            local.state.store(GONE, Ordering::Release);
+            return discard(job); // taken back during its first step
+        }
         *local.job() = Some(job);
-        self.running().insert(id, Running::Here(local.clone()));
+        running.jobs.insert(id, Running::Here(local.clone()));
+        drop(running);
         self.after_step(&local);
     }
 
     /// Gives a job to the runtime from the beginning.
-    pub(super) fn spawn(self: &Arc<Self>, id: u64, job: Job) {
+    pub(super) fn spawn(self: &Arc<Self>, id: u64, mut job: Job) {
+        job.as_mut().keep();
         // Entered before it can end, so that its end always finds the entry.
         let mut running = self.running();
+        if running.early.contains(&id) {
+            drop(running);
+            return discard(job);
+        }
         let task = self.runtime.spawn(job);
-        running.insert(id, Running::Runtime(task.abort_handle()));
+        running.jobs.insert(id, Running::Runtime(task.abort_handle()));
     }
 
     /// A step has ended without an end: sleeps, or goes on at once if it was woken meanwhile.
@@ -153,11 +183,14 @@ impl Calls {
                 continue;
             }
             let running = self.running();
-            if running.contains_key(&local.id) {
+            if running.jobs.contains_key(&local.id) {
                 *local.job() = Some(job);
                 drop(running);
                 self.after_step(&local);
-            } // else it was taken back while it ran
+            } else {
+                drop(running);
+                discard(job); // taken back while it ran
+            }
         }
     }
 
@@ -177,15 +210,26 @@ impl Calls {
         let Some(job) = local.job().take() else { return };
         local.state.store(GONE, Ordering::Release);
         let mut running = self.running();
-        if running.contains_key(&local.id) {
+        if running.jobs.contains_key(&local.id) {
             let task = self.runtime.spawn(job);
-            running.insert(local.id, Running::Runtime(task.abort_handle()));
+            running.jobs.insert(local.id, Running::Runtime(task.abort_handle()));
+        } else {
+            drop(running);
+            discard(job);
         }
     }
 
     /// Takes a call back. True if it was still at work; then nobody else answers it.
     pub(super) fn cancel(&self, id: u64) -> bool {
-        let removed = self.running().remove(&id);
+        let mut running = self.running();
+        let removed = running.jobs.remove(&id);
+        if removed.is_none() {
+            running.early.push_back(id);
+            if running.early.len() > EARLY {
+                running.early.pop_front();
+            }
+        }
+        drop(running);
         match removed {
             None => false,
             Some(Running::Runtime(task)) => {
@@ -195,17 +239,21 @@ impl Calls {
             Some(Running::Here(local)) => {
                 local.state.store(GONE, Ordering::Release);
                 let job = local.job().take();
-                // Outside of the locks: destructors are the plugin's, and may panic.
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(job)));
+                job.into_iter().for_each(discard);
                 true
             }
         }
     }
 
-    /// The end of a job: true if it was entered and not taken back before.
+    /// The end of a job that had to wait: true if it was not taken back before.
     fn ended(&self, id: u64) -> bool {
-        self.running().remove(&id).is_some()
+        self.running().jobs.remove(&id).is_some()
     }
+}
+
+/// Drops a job, outside of all locks: destructors are the plugin's, and may panic.
+fn discard(job: Job) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(job)));
 }
 
 /// A handler's future as a [`Job`]: answers the call with what it returns, with its panic, or not at all if it was taken back.
@@ -224,23 +272,25 @@ where
     F: Future + Send + 'static,
     A: FnOnce(&Client, u64, F::Output) + Send + Unpin + 'static,
 {
-    /// `spawned`: it begins on the runtime and not here.
-    pub(super) fn job(
-        calls: &Arc<Calls>,
-        client: &Arc<Client>,
-        id: u64,
-        spawned: bool,
-        handler: F,
-        answer: A,
-    ) -> Job {
+    pub(super) fn job(calls: &Arc<Calls>, client: &Arc<Client>, id: u64, handler: F, answer: A) -> Job {
         Box::pin(Self {
             handler: Some(Box::pin(handler)),
             answer: Some(answer),
             id,
             client: client.clone(),
             calls: calls.clone(),
-            kept: spawned,
+            kept: false,
         })
+    }
+}
+
+impl<F, A> Work for Answering<F, A>
+where
+    F: Future + Send + 'static,
+    A: FnOnce(&Client, u64, F::Output) + Send + Unpin + 'static,
+{
+    fn keep(mut self: Pin<&mut Self>) {
+        self.kept = true;
     }
 }
 
@@ -261,8 +311,7 @@ where
         }
         let handler = this.handler.take();
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(handler)));
-        let entered = this.calls.ended(this.id);
-        if this.kept && !entered {
+        if this.kept && !this.calls.ended(this.id) {
             return Poll::Ready(()); // taken back: already answered
         }
         match (step.and_then(|step| dropped.map(|()| step)), this.answer.take()) {

@@ -309,6 +309,9 @@ impl Library {
                     self.calls.spawn(id, job);
                 }
                 self.calls.leave();
+                if in_order {
+                    self.run_lane_elsewhere();
+                }
                 return;
             };
             while let Some((id, job)) = { self.asked().pop_front() } {
@@ -333,6 +336,13 @@ impl Library {
     fn lane_waits(&self) -> bool {
         let lane = self.lane();
         !lane.taken && !lane.waiting.is_empty()
+    }
+
+    /// Has the lane run by another thread than the readers: one of them may be on its way to sleep, having found nothing in it.
+    fn run_lane_elsewhere(self: &Arc<Self>) {
+        let library = self.clone();
+        // Without a thread for it, which is a panic of the runtime, the reader that comes out of its handler first runs it.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.runtime.spawn_blocking(move || library.run_lane())));
     }
 
     /// Runs the lane if nobody is at it.
@@ -393,16 +403,16 @@ impl Library {
     }
 
     /// Begins an async handler here and now, or keeps it until the frames that came with it are sorted.
-    fn job(self: &Arc<Self>, id: u64, last: bool, job: impl FnOnce(bool) -> Job) {
+    fn job(self: &Arc<Self>, id: u64, last: bool, job: Job) {
         if !self.reads.load(Ordering::Acquire) {
-            return self.calls.spawn(id, job(true));
+            return self.calls.spawn(id, job);
         }
         if last {
             if let Some(_working) = self.readers.work() {
-                return self.calls.begin(id, job(false));
+                return self.calls.begin(id, job);
             }
         }
-        self.asked().push_back((id, job(false)));
+        self.asked().push_back((id, job));
     }
 
     fn prompt(self: &Arc<Self>, client: &Arc<Client>, id: u64, body: &[u8], last: bool) {
@@ -417,7 +427,7 @@ impl Library {
         };
         let work = CURRENT_CALL.scope(id, async move { handler.on_prompt(&args.input, &context).await });
         let answer = |client: &Client, id, output: Option<String>| client.succeed(id, &output);
-        self.job(id, last, |spawned| Answering::job(&self.calls, client, id, spawned, work, answer));
+        self.job(id, last, Answering::job(&self.calls, client, id, work, answer));
     }
 
     fn request(self: &Arc<Self>, client: &Arc<Client>, id: u64, name: &str, body: &[u8], last: bool) {
@@ -438,7 +448,7 @@ impl Library {
             Ok(body) => client.succeed_with(id, &body),
             Err(error) => client.fail(id, &error.code, &error.message),
         };
-        self.job(id, last, |spawned| Answering::job(&self.calls, client, id, spawned, work, answer));
+        self.job(id, last, Answering::job(&self.calls, client, id, work, answer));
     }
 
     fn health(self: &Arc<Self>, client: &Arc<Client>, id: u64, last: bool) {
@@ -456,7 +466,7 @@ impl Library {
             Ok(()) => client.succeed(id, &()),
             Err(text) => client.fail(id, &Code::Unavailable, &text),
         };
-        self.job(id, last, |spawned| Answering::job(&self.calls, client, id, spawned, work, answer));
+        self.job(id, last, Answering::job(&self.calls, client, id, work, answer));
     }
 
     fn run(&self, client: &Arc<Client>, work: Work<'_>) {

@@ -7,6 +7,7 @@
 //! would prove nothing.
 
 pub mod control;
+pub mod deeds;
 pub mod honest;
 pub mod probes;
 pub mod sins;
@@ -121,6 +122,9 @@ impl Plugin for Hostile {
     fn on_message(&self, message: &Message, ctx: &PluginContext) {
         sin_in("message");
         if let MessageType::Text(text) = &message.msg_type {
+            if deeds::on_message(text, ctx) {
+                return;
+            }
             if text == "call back" {
                 // A request to the node from inside a synchronous handler, waited for on the spot.
                 let peers = tokio::runtime::Handle::current().block_on(ctx.peer_manager.list_node_ids());
@@ -182,7 +186,10 @@ impl Plugin for Hostile {
                         .ok()
                         .map(|peers| peers.to_string())
                 }
-                None => Some(sins::commit(input)),
+                None => match deeds::on_prompt(input, ctx).await {
+                    None => Some(sins::commit(input)),
+                    done => done,
+                },
             },
         }
     }

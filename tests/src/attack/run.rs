@@ -208,7 +208,7 @@ impl World {
                         verdict = Some(Verdict::Ended(cause.to_string()));
                         break;
                     }
-                    Err(Ended::Closed) => link = Some(None),
+                    Err(Ended::Closed | Ended::Cut) => link = Some(None),
                 },
             }
         }

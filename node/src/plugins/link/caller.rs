@@ -3,7 +3,7 @@
 
 use super::outbox::Put;
 use super::pending::{Stalled, Waiter};
-use super::{Answer, Counters, Ended, Shared};
+use super::{Answer, Counters, Ended, Outcome, Shared};
 use crate::plugins::process::spin_us;
 use bytes::Bytes;
 use std::sync::atomic::Ordering;
@@ -24,15 +24,17 @@ pub enum Failed {
     Answered(HostError),
     /// The plugin did not answer in time.
     Late,
-    /// The link has ended, or could not take the call.
+    /// The link has ended: before the call went out, or while it was open.
     Gone(HostError),
+    /// No link would take it: it is too long.
+    Unsendable(HostError),
 }
 
 impl Failed {
     /// The same for callers who only pass it on.
     pub fn into_error(self, method: &str) -> CallError {
         match self {
-            Failed::Answered(error) | Failed::Gone(error) => error,
+            Failed::Answered(error) | Failed::Gone(error) | Failed::Unsendable(error) => error,
             Failed::Late => HostError::new(
                 Code::Timeout,
                 format!("{method}: the plugin did not answer within the deadline"),
@@ -51,9 +53,9 @@ pub struct Caller {
 pub struct Sent {
     caller: Caller,
     id: CallId,
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<Outcome>,
     /// The answer, if it came while we looked.
-    early: Option<Answer>,
+    early: Option<Outcome>,
 }
 
 impl Caller {
@@ -67,7 +69,7 @@ impl Caller {
         let until = Instant::now() + deadline.min(limits::MAX_DEADLINE);
         match timeout_at(until, self.send(method, body, deadline)).await {
             Ok(sent) => {
-                let mut sent = sent.map_err(Failed::Gone)?;
+                let mut sent = sent?;
                 sent.look();
                 sent.answer(until).await
             }
@@ -84,38 +86,63 @@ impl Caller {
         method: &str,
         body: impl Into<Bytes>,
         deadline: Duration,
-    ) -> Result<Sent, CallError> {
+    ) -> Result<Sent, Failed> {
         let shared = &self.shared;
         let body = body.into();
         let permit = shared.open.acquire().await.map_err(|_| self.gone())?;
         permit.forget(); // given back when the call leaves `pending`
-        let (tell, answer) = oneshot::channel();
-        let id = shared.pending.enter(method, Waiter::Call(tell));
-        let sent = Sent { caller: self.clone(), id, answer, early: None };
-        // The link may have ended between the permit and the entry; then nobody would answer.
-        if shared.ended.get().is_some() {
-            return Err(self.gone());
-        }
+        let sent = self.enter(method, Waiter::Call)?;
+        let id = sent.id;
         shared.busy();
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         let frame = Frame::Call { id, cause: None, method, deadline_ms, body: &body };
         match shared.outbox.put_when_there_is_room(&shared.stream, &frame, &body).await {
             Ok(Put::Taken) => Ok(sent),
             Ok(Put::Full | Put::Closed) => Err(self.gone()),
-            Err(error) => Err(unsendable(&error)),
+            Err(error) => Err(Failed::Unsendable(unsendable(&error))),
         }
     }
 
+    fn enter(
+        &self,
+        method: &str,
+        waiter: impl FnOnce(oneshot::Sender<Outcome>) -> Waiter,
+    ) -> Result<Sent, Failed> {
+        let (tell, answer) = oneshot::channel();
+        let id = self.shared.pending.enter(method, waiter(tell));
+        let sent = Sent { caller: self.clone(), id, answer, early: None };
+        // The link may have ended before the entry; then nobody would answer.
+        if self.shared.ended.get().is_some() {
+            return Err(self.gone());
+        }
+        Ok(sent)
+    }
+
+    /// True if the runner reads its link: it answered, or anything else came from it. Waits neither for a place among the open calls
+    /// nor for room before it: a runner that reads nothing has neither.
+    pub async fn reads(&self, patience: Duration) -> bool {
+        let pieces = || self.shared.intake().pieces();
+        let before = pieces();
+        let Ok(sent) = self.enter("link.ping", Waiter::Own) else { return true };
+        let deadline_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        let frame = Frame::Call { id: sent.id, cause: None, method: "link.ping", deadline_ms, body: &[] };
+        let put = self.shared.outbox.put_beyond(&self.shared.stream, &frame, &Bytes::new());
+        if put != Ok(Put::Taken) {
+            return true; // the end of the link is told by the link
+        }
+        // What answers late because it is read late, having sent too much, reads all the same.
+        !matches!(sent.answer(Instant::now() + patience).await, Err(Failed::Late)) || pieces() != before
+    }
+
     /// Sends a message for which nobody waits in a task; the answer goes to the plugin's queue and to `ack`. Gives `ack` back
-    /// if there is no room now.
+    /// if there is no room now. How many may be open is the queue's to say: they take no place of a call, so that neither
+    /// calls keep messages waiting nor messages calls.
     pub(in crate::plugins) fn try_message(
         &self,
         body: &Bytes,
         ack: Option<oneshot::Sender<Answer>>,
     ) -> Tried {
         let shared = &self.shared;
-        let Ok(permit) = shared.open.try_acquire() else { return Tried::Full(ack) };
-        permit.forget();
         let id = shared.pending.enter("message", Waiter::Message(ack));
         let deadline_ms = limits::CALL_DEADLINE.as_millis() as u32;
         let frame = Frame::Call { id, cause: None, method: "message", deadline_ms, body };
@@ -124,11 +151,9 @@ impl Caller {
             shared.busy();
             return Tried::Sent;
         }
-        // Nothing of it was written; so it may be taken back as if it had never been made.
-        let back = match shared.leave(id) {
-            Some(Waiter::Message(ack)) => ack,
-            Some(Waiter::Call(_)) | None => None,
-        };
+        // Nothing of it was written; so it may be taken back as if it had never been made. But if the link ended meanwhile, whoever
+        // asked has heard that it is lost, and then it is.
+        let Some(Waiter::Message(back)) = shared.leave(id) else { return Tried::Sent };
         match put {
             Ok(_) => Tried::Full(back),
             Err(error) => Tried::Refused(back, unsendable(&error)),
@@ -170,8 +195,8 @@ impl Caller {
         self.shared.generation
     }
 
-    fn gone(&self) -> CallError {
-        HostError::new(Code::Unavailable, "the plugin is not running now")
+    fn gone(&self) -> Failed {
+        Failed::Gone(HostError::new(Code::Unavailable, "the plugin is not running now"))
     }
 }
 
@@ -232,16 +257,13 @@ impl Sent {
                 Counters::count(&counters.answered);
                 Ok(body)
             }
-            Ok(Ok(Err(error))) => {
-                counters.failure(&error);
-                // An entry that the end of the link took away was answered by us, not by the plugin.
-                Err(if self.caller.shared.ended.get().is_some() {
-                    Failed::Gone(error)
-                } else {
-                    Failed::Answered(error)
-                })
+            Ok(Ok(Err(failed))) => {
+                if let Failed::Answered(error) | Failed::Gone(error) = &failed {
+                    counters.failure(error);
+                }
+                Err(failed)
             }
-            Ok(Err(_)) => Err(Failed::Gone(self.caller.gone())),
+            Ok(Err(_)) => Err(self.caller.gone()),
             Err(_) => {
                 Counters::count(&counters.timeouts);
                 Err(Failed::Late)
@@ -268,12 +290,13 @@ pub(super) fn end_all(shared: &Shared, end: &Ended) {
     shared.outbox.close();
     let why = match shared.ended.get() {
         Some(Ended::Because(cause)) => format!("the plugin's process ended during the call: {cause}"),
-        Some(Ended::Closed) | None => "the plugin's process ended during the call".into(),
+        Some(Ended::Closed | Ended::Cut) | None => "the plugin's process ended during the call".into(),
     };
     for waiter in shared.pending.drain() {
-        let error = Err(HostError::new(Code::PluginCrashed, why.clone()));
+        let error = HostError::new(Code::PluginCrashed, why.clone());
         match waiter {
-            Waiter::Call(tell) | Waiter::Message(Some(tell)) => drop(tell.send(error)),
+            Waiter::Call(tell) | Waiter::Own(tell) => drop(tell.send(Err(Failed::Gone(error)))),
+            Waiter::Message(Some(tell)) => drop(tell.send(Err(error))),
             Waiter::Message(None) => Counters::count(&shared.counters.lost),
         }
     }

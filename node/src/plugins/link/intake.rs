@@ -4,7 +4,7 @@
 
 use super::pending::Waiter;
 use super::requests::Requests;
-use super::{Answer, Counters, Shared, READ};
+use super::{Answer, Counters, Failed, Shared, READ};
 use crate::plugins::rate::{LinkRates, Meter};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -53,6 +53,8 @@ pub(super) struct Intake {
     /// Looks in a row that found nothing, and calls to come that do not look.
     vain: u32,
     rest: u32,
+    /// Pieces that were taken: a runner of which something comes is not stuck, however late its answers are.
+    pieces: u64,
     /// Room for the frame that has begun; it goes over to the request that the frame turns out to be.
     begun: Option<OwnedSemaphorePermit>,
 }
@@ -76,6 +78,7 @@ impl Intake {
             left: None,
             vain: 0,
             rest: 0,
+            pieces: 0,
             begun: None,
         }
     }
@@ -91,6 +94,11 @@ impl Intake {
         self.hung_up = true;
     }
 
+    /// How many pieces have come so far.
+    pub(super) fn pieces(&self) -> u64 {
+        self.pieces
+    }
+
     /// The buffer to read into.
     pub(super) fn room(&mut self) -> &mut Vec<u8> {
         self.decoder.room(READ)
@@ -98,6 +106,7 @@ impl Intake {
 
     /// So many bytes were read into the buffer. Says how long to wait before more are read.
     pub(super) fn bytes_came(&mut self, count: usize) -> Duration {
+        self.pieces = self.pieces.wrapping_add(1);
         let wait = self.meter.bytes(count, self.since.elapsed());
         if self.hung_up {
             Duration::ZERO
@@ -173,6 +182,10 @@ impl Intake {
             }
             if done() {
                 break true;
+            }
+            // A runner that always has a little more does not keep us here.
+            if begun.elapsed() >= most {
+                break false;
             }
         };
         if found {
@@ -295,7 +308,7 @@ impl Intake {
             }
         };
         match waiter {
-            Some(Waiter::Call(tell)) => drop(tell.send(answer)),
+            Some(Waiter::Call(tell) | Waiter::Own(tell)) => drop(tell.send(answer.map_err(Failed::Answered))),
             Some(Waiter::Message(ack)) => shared.message_done(ack, answer),
             None => Counters::count(&shared.counters.ignored), // late: the deadline was faster
         }

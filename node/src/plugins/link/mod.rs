@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Bounds per plugin: [`IN_BYTES`] of frames and requests, [`OUT_BYTES`] in at most [`OUT_QUEUE`] frames to be written,
-//! [`limits::MAX_CALLS_TO_PLUGIN`] open calls to it, [`limits::MAX_CALLS_FROM_PLUGIN`] from it. A runner that does not read
+//! [`limits::MAX_CALLS_TO_PLUGIN`] open calls and [`limits::MAX_MESSAGES_TO_PLUGIN`] messages to it,
+//! [`limits::MAX_CALLS_FROM_PLUGIN`] from it. A runner that does not read
 //! stops its own writer task and nobody else. One that sends more than its [`rate`](super::rate) is read later, so that its
 //! own writes block.
 
@@ -64,6 +65,8 @@ const READ: usize = 16 * 1024;
 pub enum Ended {
     /// The runner closed it: its process ended or is about to; the wait status tells why.
     Closed,
+    /// It closed it inside a frame: it was killed there, or it broke the protocol; the wait status tells which.
+    Cut,
     /// The node knows better.
     Because(Cause),
 }
@@ -111,6 +114,8 @@ impl Counters {
 
 /// What a plugin answered.
 pub(super) type Answer = Result<Bytes, CallError>;
+/// What became of a call: the plugin's answer, or what the node found out instead.
+type Outcome = Result<Bytes, Failed>;
 
 /// What callers, reader and writer of one link share.
 struct Shared {
@@ -136,18 +141,21 @@ impl Shared {
     /// Takes a call out of the open ones.
     fn leave(&self, id: CallId) -> Option<Waiter> {
         let waiter = self.pending.leave(id);
-        if waiter.is_some() {
+        self.give_back(waiter.as_ref());
+        waiter
+    }
+
+    /// The place of a call is free again.
+    fn give_back(&self, left: Option<&Waiter>) {
+        if matches!(left, Some(Waiter::Call(_))) {
             self.open.add_permits(1);
         }
-        waiter
     }
 
     /// Takes a call out because its answer has come. An error is a violation.
     fn answered(&self, id: CallId) -> Result<Option<Waiter>, String> {
         let waiter = self.pending.answered(id)?;
-        if waiter.is_some() {
-            self.open.add_permits(1);
-        }
+        self.give_back(waiter.as_ref());
         Ok(waiter)
     }
 
@@ -325,15 +333,12 @@ async fn read(shared: &Arc<Shared>) -> Ended {
                         (_, Ok(_)) => break,
                     }
                 }
-                return if intake.is_cut() { violation(CUT.into()) } else { Ended::Closed };
+                return if intake.is_cut() { Ended::Cut } else { Ended::Closed };
             }
             More::Violation(what) => return violation(what),
         }
     }
 }
-
-/// The end of a runner that did not finish what it said.
-const CUT: &str = "the link ended inside a frame";
 
 /// What came of waiting for bytes.
 enum More {

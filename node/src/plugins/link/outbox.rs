@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use thenodes_ipc::ring::Producer;
 use thenodes_ipc::{limits, Frame, FrameError};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{timeout_at, Instant};
 
 /// What became of a frame.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,6 +70,27 @@ impl Outbox {
 
     /// Writes a frame whose body is `body`, or keeps it. An error is about the frame itself, which no link would take.
     pub(super) fn put(&self, socket: &Stream, frame: &Frame<'_>, body: &Bytes) -> Result<Put, FrameError> {
+        self.put_within(OUT_QUEUE, OUT_BYTES, socket, frame, body)
+    }
+
+    /// As [`Outbox::put`], for the node's own small questions, one at a time: they are kept even where there is no room.
+    pub(super) fn put_beyond(
+        &self,
+        socket: &Stream,
+        frame: &Frame<'_>,
+        body: &Bytes,
+    ) -> Result<Put, FrameError> {
+        self.put_within(usize::MAX, usize::MAX, socket, frame, body)
+    }
+
+    fn put_within(
+        &self,
+        frames: usize,
+        bytes: usize,
+        socket: &Stream,
+        frame: &Frame<'_>,
+        body: &Bytes,
+    ) -> Result<Put, FrameError> {
         let mut state = self.lock();
         if state.closed {
             return Ok(Put::Closed);
@@ -88,7 +109,7 @@ impl Outbox {
             if done == total {
                 return Ok(Put::Taken);
             }
-        } else if state.backlog.len() >= OUT_QUEUE || state.bytes + total > OUT_BYTES {
+        } else if state.backlog.len() >= frames || state.bytes.saturating_add(total) > bytes {
             return Ok(Put::Full);
         }
         let head = state.scratch.clone();
@@ -136,11 +157,17 @@ impl Outbox {
     pub(super) async fn write_backlog(&self, socket: &Stream, written: impl Fn()) -> Ended {
         loop {
             self.more.notified().await;
+            // Counted from the last byte that went: being called, by a new frame or by the runner itself, is no progress.
+            let mut until = Instant::now() + WRITE_DEADLINE;
             loop {
                 match self.some_of_the_backlog(socket) {
                     Step::Empty => break,
                     Step::Closed => return Ended::Closed,
-                    Step::Progress => self.room.notify_waiters(),
+                    Step::Again => {}
+                    Step::Progress => {
+                        until = Instant::now() + WRITE_DEADLINE;
+                        self.room.notify_waiters();
+                    }
                     Step::Blocked => {
                         let through_ring = matches!(self.lock().way, Way::Ring(_));
                         let room = async {
@@ -151,12 +178,11 @@ impl Outbox {
                                 socket.inner().writable().await
                             }
                         };
-                        match timeout(WRITE_DEADLINE, room).await {
+                        match timeout_at(until, room).await {
                             Ok(Ok(())) => {}
                             Ok(Err(_)) => return Ended::Closed,
                             Err(_) => {
-                                let what = "anything: it does not read its link";
-                                return Ended::Because(Cause::Hang(what.into()));
+                                return Ended::Because(Cause::Wedged("a write".into()));
                             }
                         }
                     }
@@ -190,7 +216,7 @@ impl Outbox {
                     if ring.want_room() {
                         Step::Blocked
                     } else {
-                        Step::Progress
+                        Step::Again
                     }
                 }
                 Way::Socket => Step::Blocked,
@@ -210,6 +236,8 @@ impl Outbox {
 
 enum Step {
     Empty,
+    /// There is room after all, or the next write says what is wrong.
+    Again,
     Progress,
     Blocked,
     Closed,

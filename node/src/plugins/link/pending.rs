@@ -1,7 +1,7 @@
 //! The open calls of one link: who waits for which answer, and since when. Ids come back from a hostile process, so an answer
 //! is matched only to a call that was made, of this generation, and only once.
 
-use super::Answer;
+use super::{Answer, Outcome};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use thenodes_ipc::{CallId, Generation};
@@ -10,7 +10,9 @@ use tokio::sync::{oneshot, Notify};
 /// Who waits for the answer to a call.
 pub(super) enum Waiter {
     /// A task.
-    Call(oneshot::Sender<Answer>),
+    Call(oneshot::Sender<Outcome>),
+    /// A task of the node's own watch; it takes nobody's place.
+    Own(oneshot::Sender<Outcome>),
     /// The plugin's queue, which goes on with the next message.
     Message(Option<oneshot::Sender<Answer>>),
 }

@@ -36,7 +36,7 @@ async fn ask(caller: &Caller, method: &str, patience: Duration) -> Asked {
             Ok(body) => Asked::Answered(Ok(body)),
             Err(Failed::Answered(error)) => Asked::Answered(Err(error)),
             Err(Failed::Late) => Asked::Silent,
-            Err(Failed::Gone(_)) => Asked::Gone,
+            Err(Failed::Gone(_) | Failed::Unsendable(_)) => Asked::Gone,
         },
     }
 }
@@ -102,9 +102,9 @@ pub(super) async fn probe(
     }
 }
 
-/// Asks the runner whether it still reads. Any answer says so, and a question that did not go out says nothing.
+/// Asks the runner whether it still reads. Whatever comes from it says so.
 async fn is_wedged(way: &Way) -> bool {
-    matches!(ask(way.caller(), "link.ping", limits::PING_DEADLINE).await, Asked::Silent)
+    !way.caller().reads(limits::PING_DEADLINE).await
 }
 
 /// The process has to end, and whoever is inside hears why.
@@ -119,7 +119,10 @@ async fn signs_of_life(way: &Way) -> Result<Option<Instant>, Cause> {
     if let Some(method) = way.take_late() {
         // It was told that nobody waits any more. Whoever answers something within the grace is not hung.
         if let Asked::Silent = ask(way.caller(), "health", limits::CANCEL_GRACE).await {
-            return Err(Cause::Hang(method));
+            return Err(match is_wedged(way).await {
+                true => Cause::Wedged(method),
+                false => Cause::Hang(method),
+            });
         }
     }
     let Some(stalled) = way.caller().stalled() else {

@@ -327,6 +327,7 @@ impl ProcessLife {
             Err(Failed::Answered(error)) => {
                 return Err(Ended::Because(Cause::Load(printable(&error.message, 500))))
             }
+            Err(Failed::Unsendable(error)) => return Err(Ended::Because(Cause::Load(error.to_string()))),
             Err(Failed::Gone(_)) => return Err(link.ended().await),
         }
         if self.proving {

@@ -68,7 +68,7 @@ pub(super) async fn say_goodbye(
 /// Waits for the end of the process tree, or makes it, and finds the true cause.
 pub(super) async fn end_process(mut child: Child, ended: Ended) -> Cause {
     let (grace, term) = match ended {
-        Ended::Closed => (Duration::from_secs(1), false), // the wait status follows the closed link at once
+        Ended::Closed | Ended::Cut => (Duration::from_secs(1), false), // the wait status follows the closed link at once
         Ended::Because(Cause::Asked) => (limits::TERM_GRACE, true),
         Ended::Because(_) => (Duration::ZERO, false),
     };
@@ -91,6 +91,9 @@ pub(super) async fn end_process(mut child: Child, ended: Ended) -> Cause {
     match (ended, status) {
         (Ended::Because(cause), _) => cause,
         (Ended::Closed, Some(status)) => cause_of(status),
+        // Who is killed cannot finish what it says; who ends by itself could have.
+        (Ended::Cut, Some(status)) if status.signal().is_some() => cause_of(status),
+        (Ended::Cut, _) => Cause::Violation("the link ended inside a frame".into()),
         (Ended::Closed, None) => Cause::Violation("closed the link and went on".into()),
     }
 }
