@@ -266,13 +266,12 @@ async fn handlers_that_never_return_are_hung_when_nothing_else_answers_either() 
             plugin.call("prompt", body, Duration::from_millis(300 + n)).await
         }
     };
-    // One of two threads is gone: the plugin answers on the other, and is not touched.
-    assert_eq!(hang(0).await.expect_err("late").code, Code::Timeout);
-    assert_eq!(
-        prompt(&world.plugin, "hostile", "good").await.expect("the other thread").split(' ').next(),
-        Some("42")
-    );
-    assert_eq!(hang(1).await.expect_err("late").code, Code::Timeout);
+    // Readers and runtime have four threads for it. As long as one is left the plugin answers on it, and is not touched.
+    for n in 0..4 {
+        let good = prompt(&world.plugin, "hostile", "good").await.expect("another thread");
+        assert_eq!(good.split(' ').next(), Some("42"), "{n} hang");
+        assert_eq!(hang(n).await.expect_err("late").code, Code::Timeout);
+    }
     let died = world.plugin.wait(|status| status.last_death.is_some());
     let status = tokio::time::timeout(PATIENCE, died).await.expect("in time").expect("it lives");
     assert_eq!(status.last_death.map(|cause| cause.word()), Some("hang"));
