@@ -116,6 +116,11 @@ impl Calls {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// In a function of its own, so that the lock is not held while the job goes on.
+    fn next_ready(&self) -> Option<Arc<Local>> {
+        self.ready().pop_front()
+    }
+
     /// Runs the first step of a job here, and keeps it if it is not done.
     pub(super) fn begin(self: &Arc<Self>, id: u64, mut job: Job) {
         let local = Arc::new(Local {
@@ -168,8 +173,7 @@ impl Calls {
     pub(super) fn go_on(self: &Arc<Self>) {
         let mut steps = 0;
         loop {
-            let next = self.ready().pop_front();
-            let Some(local) = next else { return };
+            let Some(local) = self.next_ready() else { return };
             steps += 1;
             if steps > STEPS {
                 self.to_runtime(&local);
@@ -196,7 +200,7 @@ impl Calls {
 
     /// Nobody goes on here: what became ready goes to the runtime.
     pub(super) fn leave(&self) {
-        while let Some(local) = { self.ready().pop_front() } {
+        while let Some(local) = self.next_ready() {
             self.to_runtime(&local);
         }
     }

@@ -265,6 +265,11 @@ impl Library {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// In a function of its own, so that the lock is not held while the job runs.
+    fn next_asked(&self) -> Option<(u64, Job)> {
+        self.asked().pop_front()
+    }
+
     /// Runs work of the lane now, or keeps it for its turn.
     fn in_order(self: &Arc<Self>, client: &Arc<Client>, work: Work<'_>, last: bool) {
         let mut lane = self.lane();
@@ -305,7 +310,7 @@ impl Library {
             }
             let Some(working) = self.readers.work() else {
                 // Nobody would read while we run a handler: what can go elsewhere does.
-                while let Some((id, job)) = { self.asked().pop_front() } {
+                while let Some((id, job)) = self.next_asked() {
                     self.calls.spawn(id, job);
                 }
                 self.calls.leave();
@@ -314,7 +319,7 @@ impl Library {
                 }
                 return;
             };
-            while let Some((id, job)) = { self.asked().pop_front() } {
+            while let Some((id, job)) = self.next_asked() {
                 self.calls.begin(id, job);
                 if working.was_replaced() {
                     return;
