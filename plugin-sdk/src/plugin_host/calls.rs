@@ -214,9 +214,8 @@ impl Calls {
         let Some(job) = local.job().take() else { return };
         local.state.store(GONE, Ordering::Release);
         let mut running = self.running();
-        if running.jobs.contains_key(&local.id) {
-            let task = self.runtime.spawn(job);
-            running.jobs.insert(local.id, Running::Runtime(task.abort_handle()));
+        if let Some(entry) = running.jobs.get_mut(&local.id) {
+            *entry = Running::Runtime(self.runtime.spawn(job).abort_handle());
         } else {
             drop(running);
             discard(job);

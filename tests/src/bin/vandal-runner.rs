@@ -116,6 +116,9 @@ fn run() -> Result<(), Failure> {
         return Ok(());
     }
     let size = memory.metadata()?.len();
+    let mut endless = Vec::new();
+    Frame::Notify { method: "x", body: &vec![0; 900_000] }.encode(&mut endless, limits::MAX_FRAME)?;
+    let mut bytes = endless.iter().cycle();
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     loop {
         random ^= random << 13;
@@ -131,12 +134,18 @@ fn run() -> Result<(), Failure> {
                     memory.write_at(&(random as u32 & 1).to_ne_bytes(), at)?;
                 }
             }
-            // A frame that never ends, byte after byte.
+            // Long frames that may be ignored, byte after byte, for ever.
             "trickle" => {
-                if random % 900_000 == 0 || up.free()? == 0 {
+                while up.free()? == 0 {
                     up.wait_room(Duration::from_millis(1));
+                    if up.closed() {
+                        return Ok(());
+                    }
                 }
-                up.write(&[&[0]])?;
+                up.write(&[bytes.next().map_or(&[][..], std::slice::from_ref)])?;
+                if up.consumer_sleeps() {
+                    (&link).write_all(&[0])?;
+                }
                 continue;
             }
             "deaf" => std::thread::park_timeout(Duration::from_millis(1)),
