@@ -160,7 +160,7 @@ impl Intake {
             // An impossible index is found by whoever reads.
             if ring.is_empty() == Ok(true) {
                 looks += 1;
-                if looks % SPINS == 0 && begun.elapsed() >= most {
+                if looks.is_multiple_of(SPINS) && begun.elapsed() >= most {
                     break false;
                 }
                 std::hint::spin_loop();
