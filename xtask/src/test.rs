@@ -11,8 +11,14 @@ use std::process::{Command, Stdio};
 /// The ordinary user: nobody, who owns nothing.
 pub(crate) const NOBODY: &str = "65534";
 /// What tests need beside their own program.
-const NEEDED: [&str; 5] =
-    ["thenodes", "thenodes-runner", "thenodes-runner-without", "faulty-runner", "hostile-control"];
+const NEEDED: [&str; 6] = [
+    "thenodes",
+    "thenodes-runner",
+    "thenodes-runner-without",
+    "faulty-runner",
+    "vandal-runner",
+    "hostile-control",
+];
 
 #[derive(Default)]
 struct Counts {
