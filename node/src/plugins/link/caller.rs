@@ -4,6 +4,7 @@
 use super::outbox::Put;
 use super::pending::{Stalled, Waiter};
 use super::{Answer, Counters, Ended, Shared};
+use crate::plugins::metrics::Method;
 use crate::plugins::process::spin_us;
 use bytes::Bytes;
 use std::sync::atomic::Ordering;
@@ -54,6 +55,9 @@ pub struct Sent {
     answer: oneshot::Receiver<Answer>,
     /// The answer, if it came while we looked.
     early: Option<Answer>,
+    kind: Method,
+    /// What it counts as if no answer comes; `None` until it is on its way.
+    without: Option<Code>,
 }
 
 impl Caller {
@@ -67,12 +71,16 @@ impl Caller {
         let until = Instant::now() + deadline.min(limits::MAX_DEADLINE);
         match timeout_at(until, self.send(method, body, deadline)).await {
             Ok(sent) => {
-                let mut sent = sent.map_err(Failed::Gone)?;
+                let mut sent = sent.map_err(|error| {
+                    self.shared.counters.calls.unanswered(Method::of(method), &error.code);
+                    Failed::Gone(error)
+                })?;
                 sent.look();
                 sent.answer(until).await
             }
             Err(_) => {
                 Counters::count(&self.shared.counters.timeouts);
+                self.shared.counters.calls.unanswered(Method::of(method), &Code::Timeout);
                 Err(Failed::Late)
             }
         }
@@ -91,7 +99,8 @@ impl Caller {
         permit.forget(); // given back when the call leaves `pending`
         let (tell, answer) = oneshot::channel();
         let id = shared.pending.enter(method, Waiter::Call(tell));
-        let sent = Sent { caller: self.clone(), id, answer, early: None };
+        let kind = Method::of(method);
+        let mut sent = Sent { caller: self.clone(), id, answer, early: None, kind, without: None };
         // The link may have ended between the permit and the entry; then nobody would answer.
         if shared.ended.get().is_some() {
             return Err(self.gone());
@@ -100,7 +109,10 @@ impl Caller {
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         let frame = Frame::Call { id, cause: None, method, deadline_ms, body: &body };
         match shared.outbox.put_when_there_is_room(&shared.stream, &frame, &body).await {
-            Ok(Put::Taken) => Ok(sent),
+            Ok(Put::Taken) => {
+                sent.without = Some(Code::Cancelled);
+                Ok(sent)
+            }
             Ok(Put::Full | Put::Closed) => Err(self.gone()),
             Err(error) => Err(unsendable(&error)),
         }
@@ -246,6 +258,7 @@ impl Sent {
             Ok(Err(_)) => Err(Failed::Gone(self.caller.gone())),
             Err(_) => {
                 Counters::count(&counters.timeouts);
+                self.without = Some(Code::Timeout);
                 Err(Failed::Late)
             }
         }
@@ -257,6 +270,9 @@ impl Drop for Sent {
     fn drop(&mut self) {
         let shared = &self.caller.shared;
         if shared.leave(self.id).is_some() {
+            if let Some(code) = &self.without {
+                shared.counters.calls.unanswered(self.kind, code);
+            }
             // If even this does not fit, the runner has not read for a long time, and its deadline will find it.
             let _ = shared.outbox.put(&shared.stream, &Frame::Cancel { id: self.id }, &Bytes::new());
         }
@@ -272,9 +288,10 @@ pub(super) fn end_all(shared: &Shared, end: &Ended) {
         Some(Ended::Because(cause)) => format!("the plugin's process ended during the call: {cause}"),
         Some(Ended::Closed) | None => "the plugin's process ended during the call".into(),
     };
-    for waiter in shared.pending.drain() {
+    for open in shared.pending.drain() {
+        shared.counters.calls.unanswered(open.kind, &Code::PluginCrashed);
         let error = Err(HostError::new(Code::PluginCrashed, why.clone()));
-        match waiter {
+        match open.waiter {
             Waiter::Call(tell) | Waiter::Message(Some(tell)) => drop(tell.send(error)),
             Waiter::Message(None) => Counters::count(&shared.counters.lost),
         }

@@ -2,6 +2,7 @@
 //! is matched only to a call that was made, of this generation, and only once.
 
 use super::Answer;
+use crate::plugins::metrics::Method;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -16,9 +17,11 @@ pub(super) enum Waiter {
     Message(Option<oneshot::Sender<Answer>>),
 }
 
-struct Open {
-    waiter: Waiter,
-    since: Instant,
+/// An open call.
+pub(super) struct Open {
+    pub(super) waiter: Waiter,
+    pub(super) since: Instant,
+    pub(super) kind: Method,
     method: Word,
 }
 
@@ -55,12 +58,12 @@ struct Table {
 }
 
 impl Table {
-    fn remove(&mut self, id: CallId) -> Option<Waiter> {
-        let waiter = self.open.remove(&id.0)?.waiter;
-        if matches!(waiter, Waiter::Message(_)) {
+    fn remove(&mut self, id: CallId) -> Option<Open> {
+        let open = self.open.remove(&id.0)?;
+        if matches!(open.waiter, Waiter::Message(_)) {
             self.messages = self.messages.saturating_sub(1);
         }
-        Some(waiter)
+        Some(open)
     }
 }
 
@@ -93,29 +96,31 @@ impl Pending {
             }
             table.messages += 1;
         }
-        table.open.insert(id.0, Open { waiter, since: now, method: Word::new(method) });
+        table
+            .open
+            .insert(id.0, Open { waiter, since: now, kind: Method::of(method), method: Word::new(method) });
         id
     }
 
     /// Takes a call out.
     pub(super) fn leave(&self, id: CallId) -> Option<Waiter> {
-        self.lock().remove(id)
+        self.lock().remove(id).map(|open| open.waiter)
     }
 
     /// Takes a call out because its answer has come. An error: no such call was ever made.
-    pub(super) fn answered(&self, id: CallId) -> Result<Option<Waiter>, String> {
+    pub(super) fn answered(&self, id: CallId) -> Result<Option<Open>, String> {
         let mut table = self.lock();
         if id.generation() != self.generation || id.counter() > table.next || id.counter() == 0 {
             return Err(format!("a reply to call {:#x}, which was never made", id.0));
         }
-        let waiter = table.remove(id);
-        if matches!(waiter, Some(Waiter::Message(_))) {
+        let open = table.remove(id);
+        if matches!(&open, Some(Open { waiter: Waiter::Message(_), .. })) {
             table.progress = Some(Instant::now());
             if table.messages == 0 {
                 self.without_messages.notify_waiters();
             }
         }
-        Ok(waiter)
+        Ok(open)
     }
 
     /// Waits until no message is open.
@@ -131,11 +136,11 @@ impl Pending {
     }
 
     /// Takes all out, in no order.
-    pub(super) fn drain(&self) -> Vec<Waiter> {
+    pub(super) fn drain(&self) -> Vec<Open> {
         let mut table = self.lock();
         table.messages = 0;
         self.without_messages.notify_waiters();
-        table.open.drain().map(|(_, open)| open.waiter).collect()
+        table.open.drain().map(|(_, open)| open).collect()
     }
 
     /// What is open and how long; `None` if nothing is.
@@ -172,7 +177,7 @@ mod tests {
     fn an_answer_finds_its_call_once_and_a_call_that_was_never_made_is_a_violation() {
         let pending = Pending::new(Generation(3));
         let id = pending.enter("message", Waiter::Message(None));
-        assert!(matches!(pending.answered(id), Ok(Some(Waiter::Message(None)))));
+        assert!(matches!(pending.answered(id), Ok(Some(Open { waiter: Waiter::Message(None), .. }))));
         assert!(matches!(pending.answered(id), Ok(None)), "late or double: ignored");
         for wrong in
             [CallId::new(Generation(2), 1), CallId::new(Generation(3), 2), CallId::new(Generation(3), 0)]
