@@ -50,6 +50,16 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// Bytes from hex digits; `None` if they are none.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let pairs = text.as_bytes().chunks_exact(2);
+    if !pairs.remainder().is_empty() {
+        return None;
+    }
+    pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +68,16 @@ mod tests {
     fn a_line_cannot_touch_the_terminal_or_pose_as_two() {
         assert_eq!(printable("a\u{1b}[31m\nb\u{202e}c\td", 100), "a\\u{1b}[31m\\nb\\u{202e}c d");
         assert_eq!(printable("abcdef", 3), "abc… (cut)");
+    }
+
+    #[test]
+    fn bytes_survive_hex_and_other_text_is_none() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(unhex(&hex(&all)), Some(all));
+        assert_eq!(unhex("0A"), Some(vec![10]));
+        for wrong in ["0", "0g", "+1", "ä"] {
+            assert_eq!(unhex(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -30,6 +30,37 @@ impl OnViolation {
     }
 }
 
+/// What happens to a message when the queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// It is dropped.
+    #[default]
+    DropNewest,
+    /// The one that has waited longest is dropped.
+    DropOldest,
+    /// Nothing is dropped: the message keeps its part of the room that all messages of peers have together, so that the peer
+    /// that sends is read later.
+    BlockPeer,
+}
+
+impl Overflow {
+    /// The word in configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Overflow::DropNewest => "drop-newest",
+            Overflow::DropOldest => "drop-oldest",
+            Overflow::BlockPeer => "block-peer",
+        }
+    }
+
+    /// The policy of this word.
+    pub fn parse(word: &str) -> Option<Overflow> {
+        [Overflow::DropNewest, Overflow::DropOldest, Overflow::BlockPeer]
+            .into_iter()
+            .find(|o| o.word() == word)
+    }
+}
+
 /// Limits of each plugin that its own process cannot be trusted with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {

@@ -3,7 +3,9 @@
 
 use super::limits::RawLimits;
 use super::raw::RawPlugins;
-use super::{BadRule, Config, ConfigError, ForPlugin, Giving, ManifestLimits, Permission, Raw, Rule};
+use super::{
+    BadRule, Config, ConfigError, ForPlugin, Giving, ManifestLimits, Overflow, Permission, Raw, Rule,
+};
 use serde::Deserialize;
 use serde_spanned::Spanned;
 use std::collections::BTreeMap;
@@ -32,6 +34,7 @@ pub(super) struct RawForPlugin {
     #[serde(default)]
     deny: Vec<Spanned<String>>,
     pub(super) limits: Option<RawLimits>,
+    queue: Option<Spanned<String>>,
     seccomp: Option<Spanned<String>>,
     calls: Option<Vec<Spanned<String>>>,
     calls_file: Option<Spanned<PathBuf>>,
@@ -71,6 +74,7 @@ impl Raw {
                 allow: self.rules(&table.allow, Rule::giving)?,
                 deny: self.rules(&table.deny, Rule::taking)?,
                 limits: self.limits(table.limits.as_ref())?,
+                queue: self.overflow(table.queue.as_ref())?,
                 seccomp: self.seccomp(Calls {
                     mode: table.seccomp.as_ref(),
                     names: table.calls.as_deref(),
@@ -87,6 +91,13 @@ impl Raw {
             limits,
             seccomp: self.seccomp(plugins.calls())?.unwrap_or_default(),
         })
+    }
+
+    fn overflow(&self, word: Option<&Spanned<String>>) -> Result<Overflow, ConfigError> {
+        let Some(word) = word else { return Ok(Overflow::default()) };
+        let known = Overflow::parse(word.get_ref());
+        let help = "use \"drop-newest\", \"drop-oldest\" or \"block-peer\"";
+        known.map_or_else(|| self.wrong(word, "no such answer to a full queue", help), Ok)
     }
 
     /// A list of system calls by name, in the configuration or in a file of its own (one name a line, `#` begins a comment). Whether

@@ -10,7 +10,7 @@ pub(crate) mod raw;
 pub mod scope;
 mod supervision;
 
-pub use budget::{Budget, OnViolation};
+pub use budget::{Budget, OnViolation, Overflow};
 pub use error::ConfigError;
 pub(crate) use error::Origin;
 pub use limits::ManifestLimits;
@@ -125,6 +125,8 @@ pub struct ForPlugin {
     pub deny: Vec<Rule>,
     /// Limits, tighter than those of all.
     pub limits: ManifestLimits,
+    /// What happens when too many messages wait for it.
+    pub queue: Overflow,
     /// Its own list of system calls, and calls beside it.
     pub seccomp: Option<(SeccompMode, Vec<String>)>,
 }

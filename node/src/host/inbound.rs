@@ -30,7 +30,7 @@ pub fn wants(registration: Option<&Registration>, message: &Message) -> bool {
 
 /// Distributes until the network is gone.
 pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, plugins: Arc<Registry>, events: Emitter) {
-    while let Some(Inbound { peer, message, room: _room }) = inbound.recv().await {
+    while let Some(Inbound { peer, message, room }) = inbound.recv().await {
         let (action, detail) = match &message.msg_type {
             MessageType::Text(text) => ("message_text", printable(text, SHOWN)),
             MessageType::Extension { kind } => ("message_other", format!("kind={}", printable(kind, SHOWN))),
@@ -61,8 +61,10 @@ pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, plugins: Arc<Regis
                 continue;
             }
         };
+        // Several plugins may hold the peer; the last one to take the message lets it go.
+        let room = Arc::new(room);
         for plugin in wanting {
-            plugin.deliver(body.clone());
+            plugin.deliver_holding(body.clone(), || Box::new(room.clone()));
         }
     }
 }

@@ -7,9 +7,11 @@ use super::image::Image;
 use super::lifecycle::{Cause, Desired, Life, State, Then};
 use super::link::{Counters, Failed};
 use super::logs::LogBook;
-use super::queue::{Delivery, Queue};
+use super::metrics::{Figures, Method};
+use super::queue::{Delivery, Hold, Overflow, Queue};
 use super::supervisor::Answer;
 use super::terms::Terms;
+use super::usage::Runner;
 use super::version::Version;
 use super::watchdog::Record;
 use super::way::{Door, Inside};
@@ -17,6 +19,7 @@ use super::why;
 use crate::config::Permission;
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use thenodes::host::HostError;
@@ -143,6 +146,16 @@ impl Handle {
         self.queue.deliver(Delivery { body: message, ack: None, hold: None });
     }
 
+    /// The same, with a hold on whoever sent it for as long as it waits; only where the queue's policy asks for one, and not for a
+    /// plugin that may never take it.
+    pub fn deliver_holding(&self, message: Bytes, hold: impl FnOnce() -> Hold) {
+        let holds = self.queue.overflow() == Overflow::BlockPeer
+            && self.with_status(|status| {
+                status.state.has_process() || matches!(status.state, State::Backoff { .. })
+            });
+        self.queue.deliver(Delivery { body: message, ack: None, hold: holds.then(hold) });
+    }
+
     /// Tells the plugin something without waiting.
     pub fn notify(&self, method: &str, body: Bytes) {
         if let Door::Open(way) = &*self.door.borrow() {
@@ -161,6 +174,7 @@ impl Handle {
     ) -> Result<Bytes, HostError> {
         let until = Instant::now() + deadline;
         let Some(inside) = self.enter(until).await else {
+            self.counters.calls.unanswered(Method::of(method), &Code::Unavailable);
             return Err(self.unavailable());
         };
         self.call_inside(&inside, method, body.into(), until).await.map_err(|(error, _)| error)
@@ -271,6 +285,35 @@ impl Handle {
     fn unavailable(&self) -> HostError {
         let status = self.status.borrow();
         HostError::new(Code::Unavailable, why::unavailable(&self.name, &status, &self.logs))
+    }
+
+    /// Everything that is counted of it, with a look at its process. Blocks for some small reads of the kernel's.
+    pub fn figures(&self) -> Figures {
+        let (state, starts, pid) =
+            self.with_status(|status| (status.state.word(), status.starts, status.pid));
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        let (length, bytes) = self.queue.waiting();
+        Figures {
+            plugin: self.name.to_string(),
+            state,
+            restarts: u64::from(starts.saturating_sub(1)),
+            deaths: counters.deaths.figures(),
+            methods: counters.calls.figures(),
+            panics: count(&counters.panics),
+            requests: count(&counters.requests),
+            denied: count(&counters.denied),
+            refused: self.denials.total(),
+            queue: (length as u64, bytes as u64),
+            dropped: count(&counters.dropped),
+            lost: count(&counters.lost),
+            throttled: count(&counters.throttled),
+            lines_dropped: self.logs.dropped(),
+            usage: pid
+                .and_then(Runner::below)
+                .and_then(Runner::measure)
+                .map(|sample| (sample.memory, sample.cpu)),
+        }
     }
 
     /// The checked file of the version that runs.

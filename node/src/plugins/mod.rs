@@ -13,6 +13,7 @@ pub mod lifecycle;
 pub mod link;
 pub mod logs;
 pub mod manifest;
+pub mod metrics;
 pub mod process;
 pub mod queue;
 pub mod rate;

@@ -5,6 +5,8 @@
 //! Messages are handed over in order, with many answers outstanding. One that was handed over when the process ended is
 //! not handed over again: the plugin may have acted on it. Whoever asked for an acknowledgement hears so.
 
+pub use crate::config::Overflow;
+
 use super::link::{Answer, Caller, Counters, Tried};
 use super::logs::LogBook;
 use bytes::Bytes;
@@ -13,30 +15,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thenodes::host::HostError;
 use thenodes_ipc::{limits, Code, Generation};
 use tokio::sync::oneshot;
-
-/// What happens to a message when the queue is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Overflow {
-    /// It is dropped.
-    #[default]
-    DropNewest,
-    /// The one that has waited longest is dropped.
-    DropOldest,
-    /// Nothing is dropped: the message keeps its part of the room that all messages of peers have together, so that the peer
-    /// that sends is read later.
-    BlockPeer,
-}
-
-impl Overflow {
-    /// The word in configuration.
-    pub fn word(self) -> &'static str {
-        match self {
-            Overflow::DropNewest => "drop-newest",
-            Overflow::DropOldest => "drop-oldest",
-            Overflow::BlockPeer => "block-peer",
-        }
-    }
-}
 
 /// What a message keeps from being used by others until the plugin has taken it; dropped then.
 pub type Hold = Box<dyn std::any::Any + Send>;
@@ -89,6 +67,20 @@ impl Queue {
     /// What happens when it is full.
     pub fn overflow(&self) -> Overflow {
         self.overflow
+    }
+
+    /// The plugin takes nothing for long, and perhaps never again: nobody is held for it any more. What is beyond the ordinary bounds
+    /// is dropped.
+    pub(super) fn let_go(&self) {
+        let mut state = self.lock();
+        for waiting in &mut state.waiting {
+            waiting.hold = None;
+        }
+        while state.waiting.len() > limits::PLUGIN_QUEUE || state.bytes > limits::PLUGIN_QUEUE_BYTES {
+            let Some(newest) = state.waiting.pop_back() else { break };
+            state.bytes -= newest.body.len();
+            self.dropped(newest);
+        }
     }
 
     /// Takes a message. Never waits.
@@ -215,3 +207,6 @@ impl Queue {
         self.feed(&mut self.lock());
     }
 }
+
+#[cfg(test)]
+mod tests;

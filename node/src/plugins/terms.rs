@@ -4,7 +4,7 @@
 use super::grants::{reaches, Asking, Grants, Reach, Reaches, Subject};
 use super::manifest::{Asked, Manifest, Word};
 use super::process::Sandbox;
-use crate::config::{Budget, ForPlugin, Giving, ManifestLimits, Permission, Rule};
+use crate::config::{Budget, ForPlugin, Giving, ManifestLimits, Overflow, Permission, Rule};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use thenodes::host::NodeInfo;
@@ -57,6 +57,8 @@ pub struct Terms {
     pub process: ProcessLimits,
     /// What the node holds it to from outside.
     pub budget: Budget,
+    /// What happens when too many messages wait for it; the operator's alone.
+    pub queue: Overflow,
     /// What its sandbox has beside the walls that all have.
     pub sandbox: Sandbox,
     /// Wish by wish.
@@ -137,7 +139,19 @@ impl Terms {
         let of_temporary = if temporary > 0 { temporary + (1 << 20) } else { 0 };
         let file_size = if writes { process.file_size.max(of_temporary) } else { 0 };
         let process = ProcessLimits { file_size, ..process };
-        Terms { budget, sandbox, process, plugin, manifest, grants, limits, outcomes, notes, refusal }
+        Terms {
+            queue: own.queue,
+            budget,
+            sandbox,
+            process,
+            plugin,
+            manifest,
+            grants,
+            limits,
+            outcomes,
+            notes,
+            refusal,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use super::outbox::Put;
 use super::pending::{Stalled, Waiter};
 use super::{Answer, Counters, Ended, Outcome, Shared};
+use crate::plugins::metrics::Method;
 use crate::plugins::process::spin_us;
 use bytes::Bytes;
 use std::sync::atomic::Ordering;
@@ -56,6 +57,9 @@ pub struct Sent {
     answer: oneshot::Receiver<Outcome>,
     /// The answer, if it came while we looked.
     early: Option<Outcome>,
+    kind: Method,
+    /// What it counts as if no answer comes; `None` until it is on its way.
+    without: Option<Code>,
 }
 
 impl Caller {
@@ -69,12 +73,17 @@ impl Caller {
         let until = Instant::now() + deadline.min(limits::MAX_DEADLINE);
         match timeout_at(until, self.send(method, body, deadline)).await {
             Ok(sent) => {
-                let mut sent = sent?;
+                let mut sent = sent.inspect_err(|failed| {
+                    if let Failed::Gone(error) | Failed::Unsendable(error) = failed {
+                        self.shared.counters.calls.unanswered(Method::of(method), &error.code);
+                    }
+                })?;
                 sent.look();
                 sent.answer(until).await
             }
             Err(_) => {
                 Counters::count(&self.shared.counters.timeouts);
+                self.shared.counters.calls.unanswered(Method::of(method), &Code::Timeout);
                 Err(Failed::Late)
             }
         }
@@ -91,13 +100,16 @@ impl Caller {
         let body = body.into();
         let permit = shared.open.acquire().await.map_err(|_| self.gone())?;
         permit.forget(); // given back when the call leaves `pending`
-        let sent = self.enter(method, Waiter::Call)?;
+        let mut sent = self.enter(method, Waiter::Call)?;
         let id = sent.id;
         shared.busy();
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         let frame = Frame::Call { id, cause: None, method, deadline_ms, body: &body };
         match shared.outbox.put_when_there_is_room(&shared.stream, &frame, &body).await {
-            Ok(Put::Taken) => Ok(sent),
+            Ok(Put::Taken) => {
+                sent.without = Some(Code::Cancelled);
+                Ok(sent)
+            }
             Ok(Put::Full | Put::Closed) => Err(self.gone()),
             Err(error) => Err(Failed::Unsendable(unsendable(&error))),
         }
@@ -110,7 +122,8 @@ impl Caller {
     ) -> Result<Sent, Failed> {
         let (tell, answer) = oneshot::channel();
         let id = self.shared.pending.enter(method, waiter(tell));
-        let sent = Sent { caller: self.clone(), id, answer, early: None };
+        let sent =
+            Sent { caller: self.clone(), id, answer, early: None, kind: Method::of(method), without: None };
         // The link may have ended before the entry; then nobody would answer.
         if self.shared.ended.get().is_some() {
             return Err(self.gone());
@@ -266,6 +279,7 @@ impl Sent {
             Ok(Err(_)) => Err(self.caller.gone()),
             Err(_) => {
                 Counters::count(&counters.timeouts);
+                self.without = Some(Code::Timeout);
                 Err(Failed::Late)
             }
         }
@@ -277,6 +291,9 @@ impl Drop for Sent {
     fn drop(&mut self) {
         let shared = &self.caller.shared;
         if shared.leave(self.id).is_some() {
+            if let Some(code) = &self.without {
+                shared.counters.calls.unanswered(self.kind, code);
+            }
             // If even this does not fit, the runner has not read for a long time, and its deadline will find it.
             let _ = shared.outbox.put(&shared.stream, &Frame::Cancel { id: self.id }, &Bytes::new());
         }
@@ -292,9 +309,12 @@ pub(super) fn end_all(shared: &Shared, end: &Ended) {
         Some(Ended::Because(cause)) => format!("the plugin's process ended during the call: {cause}"),
         Some(Ended::Closed | Ended::Cut) | None => "the plugin's process ended during the call".into(),
     };
-    for waiter in shared.pending.drain() {
+    for open in shared.pending.drain() {
         let error = HostError::new(Code::PluginCrashed, why.clone());
-        match waiter {
+        if !matches!(open.waiter, Waiter::Own(_)) {
+            shared.counters.calls.unanswered(open.kind, &Code::PluginCrashed);
+        }
+        match open.waiter {
             Waiter::Call(tell) | Waiter::Own(tell) => drop(tell.send(Err(Failed::Gone(error)))),
             Waiter::Message(Some(tell)) => drop(tell.send(Err(error))),
             Waiter::Message(None) => Counters::count(&shared.counters.lost),

@@ -298,7 +298,7 @@ impl Intake {
         length: usize,
     ) -> Result<Option<Rest>, String> {
         self.begun = None;
-        let waiter = shared.answered(id)?;
+        let waiter = shared.answered(id, failed.as_ref())?;
         let (body, at) = self.decoder.take_body(length);
         let answer: Answer = match failed {
             None => Ok(Bytes::from(body).slice(at..)),

@@ -27,6 +27,7 @@ pub use greeting::Greeting;
 pub use pending::Stalled;
 
 use super::lifecycle::Cause;
+use super::metrics::{Calls, Deaths};
 use super::queue::Queue;
 use super::rate::LinkRates;
 use bytes::Bytes;
@@ -94,6 +95,10 @@ pub struct Counters {
     pub lost: AtomicU64,
     /// How often the plugin had to wait because its link was beyond its rate.
     pub throttled: AtomicU64,
+    /// Calls to the plugin by method, with their latencies and errors.
+    pub calls: Calls,
+    /// Deaths by cause.
+    pub deaths: Deaths,
 }
 
 impl Counters {
@@ -152,11 +157,14 @@ impl Shared {
         }
     }
 
-    /// Takes a call out because its answer has come. An error is a violation.
-    fn answered(&self, id: CallId) -> Result<Option<Waiter>, String> {
-        let waiter = self.pending.answered(id)?;
-        self.give_back(waiter.as_ref());
-        Ok(waiter)
+    /// Takes a call out because its answer has come; `failed`: with an error. An error of ours is a violation.
+    fn answered(&self, id: CallId, failed: Option<&Code>) -> Result<Option<Waiter>, String> {
+        let Some(open) = self.pending.answered(id)? else { return Ok(None) };
+        self.give_back(Some(&open.waiter));
+        if !matches!(open.waiter, Waiter::Own(_)) {
+            self.counters.calls.answered(open.kind, open.since.elapsed(), failed);
+        }
+        Ok(Some(open.waiter))
     }
 
     /// A message was handled, or failed in the handler.

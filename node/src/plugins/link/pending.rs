@@ -2,6 +2,7 @@
 //! is matched only to a call that was made, of this generation, and only once.
 
 use super::{Answer, Outcome};
+use crate::plugins::metrics::Method;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use thenodes_ipc::{CallId, Generation};
@@ -17,10 +18,12 @@ pub(super) enum Waiter {
     Message(Option<oneshot::Sender<Answer>>),
 }
 
-struct Open {
+/// An open call.
+pub(super) struct Open {
     id: CallId,
-    waiter: Waiter,
-    since: Instant,
+    pub(super) waiter: Waiter,
+    pub(super) since: Instant,
+    pub(super) kind: Method,
     method: Word,
 }
 
@@ -58,13 +61,13 @@ struct Table {
 }
 
 impl Table {
-    fn remove(&mut self, id: CallId) -> Option<Waiter> {
+    fn remove(&mut self, id: CallId) -> Option<Open> {
         let at = self.open.iter().position(|open| open.id == id)?;
-        let waiter = self.open.swap_remove(at).waiter;
-        if matches!(waiter, Waiter::Message(_)) {
+        let open = self.open.swap_remove(at);
+        if matches!(open.waiter, Waiter::Message(_)) {
             self.messages = self.messages.saturating_sub(1);
         }
-        Some(waiter)
+        Some(open)
     }
 }
 
@@ -97,29 +100,30 @@ impl Pending {
             }
             table.messages += 1;
         }
-        table.open.push(Open { id, waiter, since: now, method: Word::new(method) });
+        let kind = Method::of(method);
+        table.open.push(Open { id, waiter, since: now, kind, method: Word::new(method) });
         id
     }
 
     /// Takes a call out.
     pub(super) fn leave(&self, id: CallId) -> Option<Waiter> {
-        self.lock().remove(id)
+        self.lock().remove(id).map(|open| open.waiter)
     }
 
     /// Takes a call out because its answer has come. An error: no such call was ever made.
-    pub(super) fn answered(&self, id: CallId) -> Result<Option<Waiter>, String> {
+    pub(super) fn answered(&self, id: CallId) -> Result<Option<Open>, String> {
         let mut table = self.lock();
         if id.generation() != self.generation || id.counter() > table.next || id.counter() == 0 {
             return Err(format!("a reply to call {:#x}, which was never made", id.0));
         }
-        let waiter = table.remove(id);
-        if matches!(waiter, Some(Waiter::Message(_))) {
+        let open = table.remove(id);
+        if matches!(&open, Some(Open { waiter: Waiter::Message(_), .. })) {
             table.progress = Some(Instant::now());
             if table.messages == 0 {
                 self.without_messages.notify_waiters();
             }
         }
-        Ok(waiter)
+        Ok(open)
     }
 
     /// Waits until no message is open.
@@ -135,11 +139,11 @@ impl Pending {
     }
 
     /// Takes all out, in no order.
-    pub(super) fn drain(&self) -> Vec<Waiter> {
+    pub(super) fn drain(&self) -> Vec<Open> {
         let mut table = self.lock();
         table.messages = 0;
         self.without_messages.notify_waiters();
-        table.open.drain(..).map(|open| open.waiter).collect()
+        table.open.drain(..).collect()
     }
 
     /// What is open and how long; `None` if nothing is.
@@ -176,7 +180,7 @@ mod tests {
     fn an_answer_finds_its_call_once_and_a_call_that_was_never_made_is_a_violation() {
         let pending = Pending::new(Generation(3));
         let id = pending.enter("message", Waiter::Message(None));
-        assert!(matches!(pending.answered(id), Ok(Some(Waiter::Message(None)))));
+        assert!(matches!(pending.answered(id), Ok(Some(Open { waiter: Waiter::Message(None), .. }))));
         assert!(matches!(pending.answered(id), Ok(None)), "late or double: ignored");
         for wrong in
             [CallId::new(Generation(2), 1), CallId::new(Generation(3), 2), CallId::new(Generation(3), 0)]

@@ -104,6 +104,7 @@ impl Supervisor {
             self.shared.change("stopped", format!("generation {generation} ended"), false);
         } else {
             self.died_at = Some(Instant::now());
+            self.shared.counters.deaths.count(&cause);
             self.shared.logs.add_own(generation.0, "error", &format!("died: {cause}"));
         }
         self.status.send_modify(|status| {

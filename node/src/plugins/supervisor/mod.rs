@@ -24,7 +24,7 @@ use super::image::Image;
 use super::lifecycle::{Action, Cause, Desired, Event, Life, State, Then};
 use super::link::Counters;
 use super::logs::LogBook;
-use super::queue::{Overflow, Queue};
+use super::queue::Queue;
 use super::shelf::Shelf;
 use super::terms::Terms;
 use super::version::Version;
@@ -120,11 +120,12 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
     let (life, actions) = Life::begin(keeping.desired, keeping.supervision.health);
     let name = image.name.clone();
     let log_rate = u32::try_from(terms.budget.log_lines_per_s).unwrap_or(u32::MAX);
+    let overflow = terms.queue;
     let version = Arc::new(Version { image, terms, manifest: keeping.manifest.clone(), host });
     let (status_out, status) = watch::channel(Status::new(&life, version.clone()));
     let (door_out, door) = watch::channel(Door::Closed);
     let (logs, counters) = (Arc::new(LogBook::new(name.clone(), log_rate)), Arc::<Counters>::default());
-    let queue = Arc::new(Queue::new(Overflow::default(), counters.clone(), logs.clone()));
+    let queue = Arc::new(Queue::new(overflow, counters.clone(), logs.clone()));
     let shared = Arc::new(Shared {
         name: name.clone(),
         logs,
@@ -237,6 +238,9 @@ impl Supervisor {
                 }
                 held
             });
+        }
+        if matches!(state, State::Untrusted | State::Available | State::Stopped | State::Failed { .. }) {
+            self.shared.queue.let_go();
         }
         match (&before, &self.life.state) {
             (State::Ready, State::Degraded) => {

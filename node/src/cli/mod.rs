@@ -1,5 +1,13 @@
 //! The command line. Results go to standard output, everything else to standard error; `--json` prints one object with a
-//! `version`. Exit codes: 0 done, 1 failed, 2 wrong usage, 69 no node answers, 78 wrong configuration (docs/operating.md).
+//! `version`. Exit codes: 0 done, 1 failed, 2 wrong usage, 69 no node answers, 78 wrong configuration; `plugin call` has more (docs/operating.md).
+
+mod call;
+mod logs;
+mod plugin;
+mod show;
+mod top;
+
+pub(crate) use show::table;
 
 use crate::admin::{ask, Question};
 use crate::config::{Config, ConfigError, Raw};
@@ -10,6 +18,7 @@ use crate::{doctor, prompt};
 use clap::{Args, Parser, Subcommand};
 use sd_notify::NotifyState;
 use serde_json::{json, Value};
+use show::{enforcement, layers, lines, text};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -51,9 +60,11 @@ enum Command {
     Status,
     /// List connected peers of the running node.
     Peers,
+    /// Counters and gauges of the running node and its plugins, as Prometheus text.
+    Metrics,
     /// Look at plugins of the running node; start, stop, upgrade them.
     #[command(subcommand)]
-    Plugin(PluginCommand),
+    Plugin(plugin::PluginCommand),
     /// Make and look at certificates.
     #[command(subcommand)]
     Cert(CertCommand),
@@ -62,107 +73,6 @@ enum Command {
     Trust(TrustCommand),
     /// Find out what this kernel can enforce, by doing it.
     Doctor,
-}
-
-#[derive(Debug, Subcommand)]
-enum PluginCommand {
-    /// All plugins, their state and sandbox level.
-    List,
-    /// One plugin: every wall, counters, last death.
-    Status {
-        /// Name of the plugin.
-        name: String,
-    },
-    /// The last lines that a plugin printed, and what the node said about it.
-    Logs {
-        /// Name of the plugin.
-        name: String,
-        /// How many lines.
-        #[arg(short = 'n', long, default_value_t = 50)]
-        lines: usize,
-    },
-    /// How often a plugin was found at or beyond each limit, and the last times.
-    Violations {
-        /// Name of the plugin.
-        name: String,
-        /// Forget them.
-        #[arg(long)]
-        reset: bool,
-    },
-    /// What a plugin asked for, what it was given, and the line that would give it the rest.
-    Permissions {
-        /// Name of the plugin.
-        name: String,
-    },
-    /// What the walls of a plugin refused: every record, and how many of each call.
-    Denials {
-        /// Name of the plugin.
-        name: String,
-    },
-    /// The walls around a plugin, and what is particular about them.
-    Sandbox {
-        /// Name of the plugin.
-        name: String,
-        /// And every system call that it may make, under which arguments, and why.
-        #[arg(long)]
-        explain: bool,
-    },
-    /// Start a plugin again and wait until it is up. Nothing else of the node is touched.
-    Restart {
-        /// Name of the plugin.
-        name: String,
-    },
-    /// Take what lies in the plugin directory now, library and manifest, while calls go on. The old one goes on if the new one does not
-    /// come up.
-    Reload {
-        /// Name of the plugin.
-        name: String,
-        /// Agree if it may do more than the one that runs.
-        #[arg(long)]
-        accept_permissions: bool,
-    },
-    /// Put another version in a plugin's place while calls go on; it is kept, and holds after the node's next start.
-    Upgrade {
-        /// Name of the plugin.
-        name: String,
-        /// The library, with its manifest beside it if it has one; or a directory with both.
-        file: PathBuf,
-        /// Agree if it may do more than the one that runs.
-        #[arg(long)]
-        accept_permissions: bool,
-    },
-    /// Go back to the version before the one that runs, while calls go on.
-    Rollback {
-        /// Name of the plugin.
-        name: String,
-    },
-    /// Let a plugin run, now and after the node's next start.
-    Enable {
-        /// Name of the plugin.
-        name: String,
-    },
-    /// Stop a plugin, and keep it stopped after the node's next start.
-    Disable {
-        /// Name of the plugin.
-        name: String,
-    },
-    /// Forget a plugin's deaths, and start it if it was given up.
-    Reset {
-        /// Name of the plugin.
-        name: String,
-    },
-    /// One page: state and since when, what was wanted, the last deaths with their causes, the last lines, what to do.
-    Why {
-        /// Name of the plugin.
-        name: String,
-    },
-    /// Pass one line to a plugin's prompt.
-    Prompt {
-        /// Prefix of the prompt.
-        prefix: String,
-        /// The line.
-        line: Vec<String>,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -290,84 +200,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             let line = |peer: &Value| format!("{:<40} {}", text(&peer["node_id"]), text(&peer["addr"]));
             lines(value["peers"].as_array(), line, "no connected peers")
         }),
-        Some(Command::Plugin(command)) => match command {
-            PluginCommand::List => show(&cli, &Question::PluginList, table),
-            PluginCommand::Status { name } => {
-                show(&cli, &Question::PluginStatus { name: name.clone() }, |value| details(&value["plugin"]))
-            }
-            PluginCommand::Logs { name, lines: count } => {
-                let question = Question::PluginLogs { name: name.clone(), lines: *count };
-                show(&cli, &question, |value| {
-                    let line = |line: &Value| {
-                        format!(
-                            "{} [{}] {}: {}",
-                            line["at_ms"],
-                            text(&line["level"]),
-                            text(&line["source"]),
-                            text(&line["text"])
-                        )
-                    };
-                    let mut out = lines(value["lines"].as_array(), line, "(nothing)");
-                    if value["dropped"].as_u64().unwrap_or(0) > 0 {
-                        out.push_str(&format!("\n({} lines dropped: too many a second)", value["dropped"]));
-                    }
-                    out
-                })
-            }
-            PluginCommand::Violations { name, reset } => {
-                let question = Question::PluginViolations { name: name.clone(), reset: *reset };
-                show(&cli, &question, |value| {
-                    let line = |v: &Value| {
-                        format!("{} s ago  {}", v["age_ms"].as_u64().unwrap_or(0) / 1000, text(&v["detail"]))
-                    };
-                    format!("{}\n{}", value["counts"], lines(value["last"].as_array(), line, "(none)"))
-                })
-            }
-            PluginCommand::Permissions { name } => {
-                show(&cli, &Question::PluginPermissions { name: name.clone() }, permissions)
-            }
-            PluginCommand::Denials { name } => {
-                show(&cli, &Question::PluginDenials { name: name.clone() }, denials)
-            }
-            PluginCommand::Sandbox { name, explain } => sandbox(&cli, name, *explain),
-            PluginCommand::Restart { name } => {
-                show(&cli, &Question::PluginRestart { name: name.clone() }, |value| details(&value["plugin"]))
-            }
-            PluginCommand::Reload { name, accept_permissions: accept } => {
-                let question = Question::PluginReload { name: name.clone(), accept: *accept };
-                show(&cli, &question, brought)
-            }
-            PluginCommand::Upgrade { name, file, accept_permissions: accept } => {
-                // The node has another working directory.
-                let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
-                let question = Question::PluginUpgrade { name: name.clone(), file, accept: *accept };
-                show(&cli, &question, brought)
-            }
-            PluginCommand::Rollback { name } => {
-                show(&cli, &Question::PluginRollback { name: name.clone() }, brought)
-            }
-            PluginCommand::Enable { name } => {
-                show(&cli, &Question::PluginEnable { name: name.clone() }, |value| details(&value["plugin"]))
-            }
-            PluginCommand::Disable { name } => {
-                show(&cli, &Question::PluginDisable { name: name.clone() }, |value| details(&value["plugin"]))
-            }
-            PluginCommand::Reset { name } => {
-                show(&cli, &Question::PluginReset { name: name.clone() }, |value| details(&value["plugin"]))
-            }
-            PluginCommand::Why { name } => {
-                show(&cli, &Question::PluginWhy { name: name.clone() }, crate::plugins::why::render)
-            }
-            PluginCommand::Prompt { prefix, line } => {
-                let question = Question::Prompt { prefix: prefix.clone(), line: line.join(" ") };
-                show(&cli, &question, |value| match value["output"].as_str() {
-                    Some(output) => {
-                        output.lines().map(|l| printable(l, 65_536)).collect::<Vec<_>>().join("\n")
-                    }
-                    None => "(unhandled)".into(),
-                })
-            }
-        },
+        Some(Command::Metrics) => show(&cli, &Question::Metrics { name: None }, |value| {
+            value["text"].as_str().unwrap_or_default().to_owned()
+        }),
+        Some(Command::Plugin(command)) => plugin::run(&cli, command),
         Some(Command::Cert(CertCommand::New(new))) => cert_new(&cli, new),
         Some(Command::Cert(CertCommand::Fingerprint { file })) => {
             let file = match file {
@@ -424,42 +260,6 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     }
-}
-
-/// A line per wish, with what its author and its operator say.
-fn permissions(value: &Value) -> String {
-    let manifest = value["manifest"].as_str().unwrap_or("no manifest, so [plugins.defaults] hold");
-    let mut out = format!("{}: {}", text(&value["name"]), printable(manifest, 4096));
-    if let Some(refusal) = value["refusal"].as_str() {
-        out.push_str(&format!("\ndoes not start: {}", printable(refusal, 4096)));
-    }
-    for wish in value["permissions"].as_array().into_iter().flatten() {
-        let list = |key: &str| {
-            let words = wish[key].as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
-            if words.is_empty() {
-                "everything".to_owned()
-            } else {
-                words.join(" ")
-            }
-        };
-        let optional = if wish["optional"] == true { ", optional" } else { "" };
-        out.push_str(&format!(
-            "\n{:<9} {}: asked {}{optional}",
-            text(&wish["verdict"]),
-            text(&wish["permission"]),
-            list("asked")
-        ));
-        if wish["verdict"] == "narrowed" {
-            out.push_str(&format!("; granted {}", list("granted")));
-        }
-        out.push_str(&format!(" ({})", text(&wish["place"])));
-        for (key, word) in [("reason", "reason"), ("why", "why not")] {
-            if let Some(said) = wish[key].as_str() {
-                out.push_str(&format!("\n          {word}: {}", printable(said, 4096)));
-            }
-        }
-    }
-    out
 }
 
 /// The file in force: the one that was named, or ./config.toml if there is one.
@@ -595,50 +395,13 @@ fn show(cli: &Cli, question: &Question, people: impl FnOnce(&Value) -> String) -
     Ok(ExitCode::SUCCESS)
 }
 
-/// What an upgrade came to.
-fn brought(value: &Value) -> String {
-    format!("from {} to {}\n{}", text(&value["from"]), text(&value["running"]), details(&value["plugin"]))
-}
-
-fn denials(value: &Value) -> String {
-    let line = |entry: &Value| {
-        let outcome =
-            entry["errno"].as_i64().map_or_else(|| "ended".into(), |number| format!("error {number}"));
-        format!(
-            "generation {:<4} {:<12} {:<9} {}({}) by {} at {} x{}",
-            entry["generation"],
-            text(&entry["phase"]),
-            outcome,
-            text(&entry["syscall"]),
-            text(&entry["arguments"]),
-            text(&entry["layer"]),
-            text(&entry["at"]),
-            entry["count"]
-        )
-    };
-    let last = lines(value["last"].as_array(), line, "(none)");
-    format!("{} refusals, {} of them ended a process\n{last}", value["total"], value["killed"])
-}
-
-fn sandbox(cli: &Cli, name: &str, explain: bool) -> Result<ExitCode, Failure> {
-    let mut value = ask_node(cli, &Question::PluginSandbox { name: name.to_owned() })?;
-    let mut calls = String::new();
-    if explain {
-        calls = crate::explain::calls(&config(cli)?, &value, cli.json).map_err(|text| Failure {
-            exit: EXIT_CONFIG,
-            code: Code::ConfigError.to_string(),
-            text,
-        })?;
-        if cli.json {
-            value["explained"] = serde_json::from_str(&calls).unwrap_or_default();
-        }
-    }
-    print(cli.json, &value, || format!("{}\n{calls}", crate::explain::sandbox(&value)));
-    Ok(ExitCode::SUCCESS)
-}
-
 fn ask_node(cli: &Cli, question: &Question) -> Result<Value, Failure> {
-    let socket = match &cli.socket {
+    Ok(ask(&socket(cli)?, question)?)
+}
+
+/// Where the running node listens.
+fn socket(cli: &Cli) -> Result<PathBuf, Failure> {
+    Ok(match &cli.socket {
         Some(socket) => socket.clone(),
         None => {
             let config = config(cli)?;
@@ -650,8 +413,14 @@ fn ask_node(cli: &Cli, question: &Question) -> Result<Value, Failure> {
                 config.admin_socket
             }
         }
-    };
-    Ok(ask(&socket, question)?)
+    })
+}
+
+/// A line for whoever asked; false if nobody reads any more.
+fn told(line: &str) -> bool {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
 }
 
 /// A line for whoever watches. A standard output that is closed must not end a node.
@@ -663,79 +432,4 @@ fn say(line: &str) {
 fn print(json: bool, value: &Value, people: impl FnOnce() -> String) {
     let text = if json { value.to_string() } else { people() };
     say(text.trim_end());
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => printable(text, 4096),
-        Value::Null => "-".into(),
-        other => other.to_string(),
-    }
-}
-
-fn lines(list: Option<&Vec<Value>>, line: impl Fn(&Value) -> String, none: &str) -> String {
-    match list {
-        Some(list) if !list.is_empty() => list.iter().map(line).collect::<Vec<_>>().join("\n"),
-        _ => none.into(),
-    }
-}
-
-/// The plugin list for people.
-pub(crate) fn table(value: &Value) -> String {
-    let line = |p: &Value| {
-        let mut line = format!(
-            "{:<20} {:<13} level={:<8} pid={:<8} starts={}",
-            text(&p["name"]),
-            text(&p["state"]),
-            text(&p["level"]),
-            text(&p["pid"]),
-            p["starts"]
-        );
-        if let Some(why) = p["last_death"]["text"].as_str() {
-            line.push_str(&format!("  last death: {}", printable(why, 300)));
-        }
-        line
-    };
-    let mut out = lines(value["plugins"].as_array(), line, "no plugins");
-    for rejected in value["rejected"].as_array().into_iter().flatten() {
-        out.push_str(&format!("\nrejected: {}", text(&rejected["reason"])));
-    }
-    out
-}
-
-fn layers(value: &Value) -> String {
-    let line = |layer: &Value| {
-        let mark = if layer["in_force"] == true { "in force" } else { "MISSING " };
-        format!("  {:<18} {mark}  {}", text(&layer["layer"]), text(&layer["detail"]))
-    };
-    lines(value.as_array(), line, "  (no report)")
-}
-
-fn enforcement(value: &Value) -> String {
-    let line = |(limit, by): (&String, &Value)| format!("  {limit:<18} {}", text(by));
-    value.as_object().map(|all| all.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap_or_default()
-}
-
-fn details(plugin: &Value) -> String {
-    let mut out = format!(
-        "{}: {}\n  file      {}\n  sha256    {}\n  built by  {}\n  pid       {}   generation {}   starts {}\n  last death {}\nsandbox level {}\n",
-        text(&plugin["name"]),
-        text(&plugin["state"]),
-        text(&plugin["path"]),
-        text(&plugin["sha256"]),
-        text(&plugin["sdk"]),
-        text(&plugin["pid"]),
-        plugin["generation"],
-        plugin["starts"],
-        text(&plugin["last_death"]["text"]),
-        text(&plugin["level"]),
-    );
-    out.push_str(&layers(&plugin["layers"]));
-    out.push_str(&format!(
-        "\nlimits enforced by\n{}\nusage {}\ncounters {}",
-        enforcement(&plugin["enforcement"]),
-        plugin["usage"],
-        plugin["counters"]
-    ));
-    out
 }
