@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
-use thenodes_ipc::{pack, Code};
+use thenodes_ipc::pack;
+/// What kind of error it is; a plugin's own errors have one too.
+pub use thenodes_ipc::Code;
 
 /// A value that travels as text: on the link as in JSON an address is `"127.0.0.1:50000"`, for readers in any language.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

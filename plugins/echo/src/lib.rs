@@ -1,7 +1,8 @@
-//! Answers what it is told: a prompt line comes back, a TEXT message is answered to its sender as EXTENSION `echo`. Its last
+//! Answers what it is told: a prompt line and the request `echo` come back, a TEXT message is answered to its sender as EXTENSION `echo`. Its last
 //! line says how many prompt lines it answered.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use thenodes::host::{Code, HostError};
 use thenodes::network::message::{Message, MessageType, Payload};
 use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
 
@@ -34,6 +35,13 @@ impl Plugin for Echo {
     async fn on_prompt(&self, input: &str, _ctx: &PluginContext) -> Option<String> {
         self.answered.fetch_add(1, Ordering::Relaxed);
         Some(input.to_owned())
+    }
+
+    async fn on_request(&self, name: &str, body: &[u8], _ctx: &PluginContext) -> Result<Vec<u8>, HostError> {
+        match name {
+            "echo" => Ok(body.to_vec()),
+            _ => Err(HostError::new(Code::Unhandled, format!("no request {name:?}"))),
+        }
     }
 
     async fn on_stop(&self, _ctx: &PluginContext) {
