@@ -12,6 +12,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use thenodes_ipc::pack;
+/// What kind of error it is; a plugin's own errors have one too.
 pub use thenodes_ipc::Code;
 
 /// A value that travels as text: on the link as in JSON an address is `"127.0.0.1:50000"`, for readers in any language.

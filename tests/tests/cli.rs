@@ -37,6 +37,23 @@ fn without_a_running_node_commands_say_so_and_exit_69() {
 }
 
 #[test]
+fn what_an_operator_wrote_wrongly_is_refused_where_it_stands() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("c.toml"), "[plugins.for.echo]\nqueue = \"drop-all\"\n").expect("written");
+    let (code, _, error) = run(dir.path(), &["--config", "c.toml"]);
+    assert_eq!(code, Some(78));
+    assert!(error.contains("c.toml:2:9") && error.contains("drop-oldest"), "{error}");
+    for usage in [
+        &["plugin", "logs", "echo", "--level", "loud"][..],
+        &["plugin", "logs", "echo", "--since", "yesterday"],
+        &["plugin", "call", "echo"],
+    ] {
+        let (code, _, error) = run(dir.path(), usage);
+        assert_eq!(code, Some(2), "{usage:?}: {error}");
+    }
+}
+
+#[test]
 fn certificates_are_made_once_and_read_back() {
     let dir = tempfile::tempdir().expect("a directory");
     let (code, made, error) = run(dir.path(), &["cert", "new", "--cn", "n", "--realm", "R", "--json"]);

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use thenodes::config::{ConfigDefaults, EncryptionConfig, LoggingConfig};
 use thenodes::events::{dispatcher, LogEvent, LogLevel, LogSink, SystemEvent};
+use thenodes::host::{Code, HostError};
 use thenodes::network::message::{Message, MessageType};
 use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
 use thenodes::realms::RealmInfo;
@@ -191,6 +192,17 @@ impl Plugin for Hostile {
                     done => done,
                 },
             },
+        }
+    }
+
+    async fn on_request(&self, name: &str, body: &[u8], _ctx: &PluginContext) -> Result<Vec<u8>, HostError> {
+        let text = String::from_utf8_lossy(body);
+        match name {
+            // Every error that a plugin can make up, with words that would move a terminal.
+            "fail" => {
+                Err(HostError::new(Code::parse(&text), "\u{1b}[2Jfailed on purpose\nthenodes: all is well"))
+            }
+            _ => Ok(sins::commit(&text).into_bytes()),
         }
     }
 
