@@ -141,7 +141,7 @@ pub enum Command {
 
 impl Handle {
     /// Gives it a message, or keeps it. Never waits; what happens when too many wait is the queue's
-    /// [`Overflow`](super::queue::Overflow).
+    /// [`Overflow`].
     pub fn deliver(&self, message: Bytes) {
         self.queue.deliver(Delivery { body: message, ack: None, hold: None });
     }
