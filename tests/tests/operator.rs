@@ -5,8 +5,9 @@ use serde_json::{json, Value};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{channel, Receiver};
 use std::time::Instant;
 use thenodes_tests::{bin_dir, Spec, TestNode, PATIENCE};
 
@@ -17,7 +18,7 @@ fn text(output: &Output) -> String {
 /// A command that goes on; ended when dropped.
 struct Running {
     child: Child,
-    out: BufReader<ChildStdout>,
+    lines: Receiver<String>,
 }
 
 impl Running {
@@ -31,20 +32,27 @@ impl Running {
             .spawn()
             .expect("the command runs");
         let out = BufReader::new(child.stdout.take().expect("piped"));
-        Running { child, out }
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Running { child, lines }
     }
 
-    /// The next line with this text; the command says it or ends, or the test's own watchdog finds the hang.
+    /// The next line with this text.
+    #[track_caller]
     fn expect(&mut self, wanted: &str) -> String {
         let mut said = String::new();
         loop {
-            let mut line = String::new();
-            let read = self.out.read_line(&mut line).expect("text");
-            assert!(read > 0, "the command ended without {wanted:?}; it said:\n{said}");
-            if line.contains(wanted) {
-                return line;
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(wanted) => return line,
+                Ok(line) => said.push_str(&(line + "\n")),
+                Err(error) => panic!("no {wanted:?}: {error}; the command said:\n{said}"),
             }
-            said.push_str(&line);
         }
     }
 }
@@ -135,6 +143,7 @@ fn who_follows_a_log_hears_the_next_process_too() {
     assert_eq!(line["generation"].as_u64(), Some(2));
     // A flood is cut, and the follower is told.
     assert_eq!(node.prompt("hostile", "log-flood").as_deref(), Ok("flooded"));
+    let _ = node.prompt("hostile", "segv"); // at its end at the latest
     follower.expect("log lines dropped: more than");
     assert!(node.json(&["plugin", "logs", "hostile"])["dropped"].as_u64() > Some(0));
 }
