@@ -48,6 +48,11 @@ pub fn plugin(name: &str) -> PathBuf {
     bin_dir().join(format!("lib{name}.so"))
 }
 
+/// The value of a series on a page of metrics.
+pub fn sample(page: &str, series: &str) -> Option<f64> {
+    page.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+}
+
 /// Says loudly that a test did not run. `cargo xtask test` counts these lines.
 pub fn skip(test: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
@@ -350,6 +355,12 @@ impl TestNode {
             format!("{} {}: {}", word("level"), word("source"), word("text"))
         };
         value["lines"].as_array().map(|lines| lines.iter().map(line).collect()).unwrap_or_default()
+    }
+
+    /// The value of one series of the metrics, without the prefix that all have; `None` if it has no sample yet.
+    pub fn metric(&self, series: &str) -> Option<f64> {
+        let page = String::from_utf8_lossy(&self.command(&["metrics"]).stdout).into_owned();
+        sample(&page, &format!("thenodes_{series}"))
     }
 
     /// Resident memory of the node, bytes.

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver};
 use std::time::Instant;
-use thenodes_tests::{bin_dir, Spec, TestNode, PATIENCE};
+use thenodes_tests::{bin_dir, sample, Spec, TestNode, PATIENCE};
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -179,11 +179,6 @@ fn followers_are_bounded_hold_up_no_orders_and_their_places_are_free_when_they_a
         }
         assert!(begun.elapsed() < PATIENCE, "{answer}");
     }
-}
-
-/// The value of a sample.
-fn sample(page: &str, series: &str) -> Option<f64> {
-    page.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
 
 #[test]
