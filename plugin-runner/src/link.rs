@@ -15,6 +15,8 @@ use thenodes_ipc::{limits, pack, Frame, FrameDecoder, FrameError};
 const MAX_SPIN_US: u32 = 100;
 /// Looks between two looks at the clock.
 const SPINS: u32 = 64;
+/// How often it lets the node go first, on one processor.
+const YIELDS: u32 = 2;
 /// Vain looks in a row after which it rests, and for how many sleeps.
 const MOST_VAIN: u32 = 4;
 const REST: u32 = 64;
@@ -201,6 +203,7 @@ impl Bell {
 
 /// Whether to look for more before going to sleep: as long as that has been worth it lately.
 struct Spin {
+    /// Zero: node and plugin share one processor. Then the node can only write while it has it.
     most: Duration,
     /// Looks in a row that found nothing.
     vain: u32,
@@ -215,29 +218,43 @@ impl Spin {
 
     /// Looks for a while; false: nothing came.
     fn look(&mut self, mut found: impl FnMut() -> bool) -> bool {
-        if self.most.is_zero() {
-            return false;
-        }
         if self.rest > 0 {
             self.rest -= 1;
             return false;
         }
+        let came = if self.most.is_zero() { Self::yielding(&mut found) } else { self.spinning(&mut found) };
+        if came {
+            self.vain = 0;
+            return true;
+        }
+        self.vain += 1;
+        if self.vain >= MOST_VAIN {
+            (self.vain, self.rest) = (0, REST);
+        }
+        false
+    }
+
+    fn spinning(&self, found: &mut impl FnMut() -> bool) -> bool {
         let begun = Instant::now();
         loop {
             for _ in 0..SPINS {
                 if found() {
-                    self.vain = 0;
                     return true;
                 }
                 std::hint::spin_loop();
             }
             if begun.elapsed() >= self.most {
-                break;
+                return false;
             }
         }
-        self.vain += 1;
-        if self.vain >= MOST_VAIN {
-            (self.vain, self.rest) = (0, REST);
+    }
+
+    fn yielding(found: &mut impl FnMut() -> bool) -> bool {
+        for _ in 0..YIELDS {
+            std::thread::yield_now();
+            if found() {
+                return true;
+            }
         }
         false
     }

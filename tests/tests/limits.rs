@@ -331,3 +331,17 @@ fn a_plugin_that_the_kernel_kills_for_memory_is_said_to_have_been() {
     assert_eq!(status["starts"], 2, "{status}");
     assert_eq!(node.status("echo")["starts"], 1);
 }
+
+#[test]
+fn a_call_ends_at_the_plugins_own_deadline_and_the_plugin_goes_on() {
+    // Half a second longer than the limit, and far from any other deadline.
+    let slow = |node: &TestNode| node.prompt("hostile", "after-timer 1500");
+    let free = Spec::new("patient").with("hostile").start();
+    assert_eq!(slow(&free).as_deref(), Ok("after-timer 1500"), "without the limit it is waited for");
+    let held = Spec::new("held").with("hostile").more("[plugins.limits]\ncall_timeout_s = 1").start();
+    let error = slow(&held).expect_err("it takes longer than it may");
+    assert!(error.starts_with("TIMEOUT"), "{error}");
+    assert_eq!(held.prompt("hostile", "good").as_deref(), Ok("42 0"), "late is not dead");
+    let status = held.status("hostile");
+    assert_eq!((status["starts"].as_u64(), status["counters"]["timeouts"].as_u64()), (Some(1), Some(1)));
+}

@@ -32,8 +32,13 @@ impl Consumer {
         // Not more than the capacity: `head` was checked.
         let count = most.min(self.head.wrapping_sub(self.tail) as usize);
         let start = into.len();
-        into.resize(start + count, 0);
-        self.ring.ring().data.read(self.tail, &mut into[start..]);
+        into.reserve(count);
+        self.ring.ring().data.read(self.tail, &mut into.spare_capacity_mut()[..count]);
+        // SAFETY: there was room for so many bytes, and every one of them has been written.
+        #[allow(unsafe_code)]
+        unsafe {
+            into.set_len(start + count);
+        }
         self.tail = self.tail.wrapping_add(count as u64);
         // Release: the copy is done before the producer may write there again.
         self.ring.ring().tail.0.store(self.tail, Ordering::Release);

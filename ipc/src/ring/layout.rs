@@ -2,13 +2,14 @@
 //! (or a test's thread) may write any of it at any time without this program's behaviour becoming undefined.
 //!
 //! Each word that one side writes lies on cache lines of its own: 128 bytes apart, because processors fetch lines in pairs.
-//! Data are words of 8 bytes: relaxed loads and stores of whole words are as cheap as plain ones, and only the two edges of a
-//! run of bytes need care. Order comes from the indices alone: `head` is published (release) after the bytes it covers, and
+//! Data are words of 8 bytes: relaxed loads and stores of whole words are as cheap as plain ones, only the two edges of a
+//! run of bytes need care, and long runs go by [`super::bulk`]. Order comes from the indices alone: `head` is published (release) after the bytes it covers, and
 //! `tail` after the bytes below it were copied out; who reads an index (acquire) then sees or may overwrite those bytes.
 
 use super::bell::Bell;
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::mem::MaybeUninit;
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -68,34 +69,28 @@ impl Data {
         let next = (first + usize::from(!edge.is_empty())) % WORDS;
         let (whole, edge) = rest.split_at(rest.len() - rest.len() % WORD);
         let (to_end, around) = whole.split_at(whole.len().min((WORDS - next) * WORD));
-        for (words, bytes) in [(&self.0[next..], to_end), (&self.0[..], around)] {
-            for (word, bytes) in words.iter().zip(bytes.as_chunks().0) {
-                word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
-            }
-        }
+        store(&self.0[next..], to_end);
+        store(&self.0, around);
         if !edge.is_empty() {
             self.merge((next + whole.len() / WORD) % WORDS, 0, edge);
         }
     }
 
-    /// Copies bytes out from the place of index `at`; the mirror of [`Data::write`].
-    pub(crate) fn read(&self, at: u64, into: &mut [u8]) {
+    /// Fills `into` from the place of index `at`; the mirror of [`Data::write`].
+    pub(crate) fn read(&self, at: u64, into: &mut [MaybeUninit<u8>]) {
         let (first, offset) = place(at);
         let (edge, rest) = into.split_at_mut(edge(offset, into.len()));
         if !edge.is_empty() {
-            edge.copy_from_slice(&self.word(first)[offset..offset + edge.len()]);
+            fill(edge, &self.word(first)[offset..]);
         }
         let next = (first + usize::from(!edge.is_empty())) % WORDS;
         let (whole, edge) = rest.split_at_mut(rest.len() - rest.len() % WORD);
         let count = whole.len() / WORD;
         let (to_end, around) = whole.split_at_mut(whole.len().min((WORDS - next) * WORD));
-        for (words, bytes) in [(&self.0[next..], to_end), (&self.0[..], around)] {
-            for (word, bytes) in words.iter().zip(bytes.as_chunks_mut().0) {
-                *bytes = word.load(Ordering::Relaxed).to_ne_bytes();
-            }
-        }
+        load(&self.0[next..], to_end);
+        load(&self.0, around);
         if !edge.is_empty() {
-            edge.copy_from_slice(&self.word((next + count) % WORDS)[..edge.len()]);
+            fill(edge, &self.word((next + count) % WORDS));
         }
     }
 
@@ -109,6 +104,35 @@ impl Data {
         let mut whole = self.word(word);
         whole[offset..offset + bytes.len()].copy_from_slice(bytes);
         self.0[word].store(u64::from_ne_bytes(whole), Ordering::Relaxed);
+    }
+}
+
+/// Whole words in. [`super::bulk`] has the long runs where there is a way for them.
+fn store(words: &[AtomicU64], bytes: &[u8]) {
+    #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+    if bytes.len() >= super::bulk::LONG {
+        return super::bulk::store(words, bytes);
+    }
+    for (word, bytes) in words.iter().zip(bytes.as_chunks().0) {
+        word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+    }
+}
+
+/// Whole words out.
+fn load(words: &[AtomicU64], bytes: &mut [MaybeUninit<u8>]) {
+    #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+    if bytes.len() >= super::bulk::LONG {
+        return super::bulk::load(words, bytes);
+    }
+    for (word, bytes) in words.iter().zip(bytes.as_chunks_mut::<WORD>().0) {
+        *bytes = word.load(Ordering::Relaxed).to_ne_bytes().map(MaybeUninit::new);
+    }
+}
+
+/// Fills an edge from the word that it is a part of.
+fn fill(edge: &mut [MaybeUninit<u8>], word: &[u8]) {
+    for (to, from) in edge.iter_mut().zip(word) {
+        to.write(*from);
     }
 }
 

@@ -1,5 +1,5 @@
 //! The memory under the rings: made and sealed by the node, checked and opened by the runner, unmapped when both halves are
-//! gone. The one file of this crate that says `unsafe`. Does not trust the descriptor it opens: one that can still shrink
+//! gone. Does not trust the descriptor it opens: one that can still shrink
 //! would end the process with SIGBUS at a moment of the other side's choice.
 
 use super::layout::{Ring, Shared};

@@ -21,6 +21,8 @@
 //! `cargo xtask model` runs the models in `model.rs` with loom.
 
 mod bell;
+#[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+mod bulk;
 mod consumer;
 mod layout;
 mod mapping;

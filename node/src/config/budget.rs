@@ -78,6 +78,8 @@ pub struct Budget {
     pub link_bytes_per_s: u64,
     /// Connections that the node keeps open for one process of it.
     pub connections: u64,
+    /// How long a call to it may take at most, whatever its caller would wait.
+    pub call_timeout: Duration,
     /// Time between two looks at a plugin.
     pub sample: Duration,
     /// Violations of one kind within [`Budget::window`] that lead to `on_violation`.
@@ -104,6 +106,7 @@ impl Default for Budget {
             link_messages_per_s: 20_000,
             link_bytes_per_s: 64 * 1024 * 1024,
             connections: 10,
+            call_timeout: thenodes_ipc::limits::MAX_DEADLINE,
             sample: Duration::from_secs(10),
             violations: 10,
             on_violation: OnViolation::Warn,

@@ -5,6 +5,7 @@ use super::error::{ConfigError, Origin};
 use super::Budget;
 use serde::Deserialize;
 use serde_spanned::Spanned;
+use std::time::Duration;
 use thenodes_ipc::launch::ProcessLimits;
 
 macro_rules! limits {
@@ -78,7 +79,7 @@ limits! {
 }
 
 /// Keys that nothing enforces yet; whoever writes one is told so.
-const NOT_ENFORCED: [&str; 3] = ["call_timeout_s", "timers", "subscriptions"];
+const NOT_ENFORCED: [&str; 2] = ["timers", "subscriptions"];
 
 impl ManifestLimits {
     /// Keys that were written and that this release does not enforce.
@@ -113,6 +114,7 @@ impl ManifestLimits {
             link_messages_per_s: self.link_messages_per_s.unwrap_or(base.link_messages_per_s),
             link_bytes_per_s: self.link_mb_per_s.map_or(base.link_bytes_per_s, mb),
             connections: self.connections.unwrap_or(base.connections),
+            call_timeout: self.call_timeout_s.map_or(base.call_timeout, Duration::from_secs),
             ..base
         }
     }
@@ -134,6 +136,9 @@ impl ManifestLimits {
                 .link_mb_per_s
                 .map_or(most.link_bytes_per_s, |own| mb(own).min(most.link_bytes_per_s)),
             connections: self.connections.map_or(most.connections, |own| own.min(most.connections)),
+            call_timeout: self
+                .call_timeout_s
+                .map_or(most.call_timeout, |own| Duration::from_secs(own).min(most.call_timeout)),
             ..most
         }
     }

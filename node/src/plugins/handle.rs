@@ -172,12 +172,18 @@ impl Handle {
         body: impl Into<Bytes>,
         deadline: Duration,
     ) -> Result<Bytes, HostError> {
-        let until = Instant::now() + deadline;
-        let Some(inside) = self.enter(until).await else {
+        let now = Instant::now();
+        let until = now + deadline;
+        // Who had to wait at the door looks at the clock again.
+        let (inside, now) = match self.enter_now() {
+            Some(inside) => (Some(inside), now),
+            None => (self.enter(until).await, Instant::now()),
+        };
+        let Some(inside) = inside else {
             self.counters.calls.unanswered(Method::of(method), &Code::Unavailable);
             return Err(self.unavailable());
         };
-        self.call_inside(&inside, method, body.into(), until).await.map_err(|(error, _)| error)
+        self.call_inside(&inside, method, body.into(), until, now).await.map_err(|(error, _)| error)
     }
 
     /// Calls a method that does no harm when it runs twice: if the process ends before it has answered, the call is made once more, at
@@ -194,7 +200,8 @@ impl Handle {
         let Some(inside) = self.enter(until).await else {
             return Err(self.unavailable());
         };
-        let (error, gone) = match self.call_inside(&inside, method, body.clone(), until).await {
+        let first = self.call_inside(&inside, method, body.clone(), until, Instant::now()).await;
+        let (error, gone) = match first {
             Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };
@@ -204,7 +211,7 @@ impl Handle {
             return Err(error);
         }
         let Some(inside) = self.enter_next(ended, until).await else { return Err(error) };
-        self.call_inside(&inside, method, body, until).await.map_err(|(error, _)| error)
+        self.call_inside(&inside, method, body, until, Instant::now()).await.map_err(|(error, _)| error)
     }
 
     /// One call. With the error: true if the process ended without an answer.
@@ -214,9 +221,10 @@ impl Handle {
         method: &str,
         body: Bytes,
         until: Instant,
+        now: Instant,
     ) -> Result<Bytes, (HostError, bool)> {
-        let left = until.saturating_duration_since(Instant::now());
-        let failed = match inside.caller().call(method, body, left).await {
+        let left = until.saturating_duration_since(now).min(inside.call_timeout());
+        let failed = match inside.caller().call_at(method, body, left, now).await {
             Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };
@@ -254,6 +262,15 @@ impl Handle {
                 Door::Closed | Door::Held => None,
             },
             _ = hopeless => None,
+        }
+    }
+
+    /// Goes in by a door that is open.
+    fn enter_now(&self) -> Option<Inside> {
+        // While the door is borrowed nobody closes it: who is inside was counted before.
+        match &*self.door.borrow() {
+            Door::Open(way) => Some(way.enter()),
+            Door::Closed | Door::Held => None,
         }
     }
 

@@ -6,6 +6,7 @@ use super::lifecycle::Cause;
 use super::link::Caller;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// What callers find where a plugin should be.
@@ -28,6 +29,8 @@ pub(super) struct Way {
 
 struct Book {
     caller: Caller,
+    /// How long a call may take at most.
+    call_timeout: Duration,
     inside: AtomicUsize,
     ended: Notify,
     /// A call that met its deadline.
@@ -37,9 +40,10 @@ struct Book {
 }
 
 impl Way {
-    pub(super) fn new(caller: Caller) -> Self {
+    pub(super) fn new(caller: Caller, call_timeout: Duration) -> Self {
         let book = Book {
             caller,
+            call_timeout,
             inside: AtomicUsize::new(0),
             ended: Notify::new(),
             late: Mutex::default(),
@@ -58,6 +62,11 @@ impl Way {
     /// For the node's own questions, which are not counted.
     pub(super) fn caller(&self) -> &Caller {
         &self.book.caller
+    }
+
+    /// How long a call may take at most, whatever its caller would wait.
+    pub(super) fn call_timeout(&self) -> Duration {
+        self.book.call_timeout
     }
 
     /// Waits until nobody is inside and no message is open.
@@ -93,6 +102,11 @@ pub(super) struct Inside {
 impl Inside {
     pub(super) fn caller(&self) -> &Caller {
         &self.way.book.caller
+    }
+
+    /// See [`Way::call_timeout`].
+    pub(super) fn call_timeout(&self) -> Duration {
+        self.way.call_timeout()
     }
 
     /// The call met its deadline: whether the plugin still answers anything is to be found out.

@@ -388,6 +388,9 @@ pub fn run(rounds: usize, cores: Cores) {
         if round == 0 {
             continue; // warm-up
         }
+        if std::env::var_os("BENCH_VERBOSE").is_some() {
+            eprintln!("raw {} ring {} socket {} many {many:.0} nested {}", p50(&base), p50(&on_ring), p50(&on_socket), p50(&nested));
+        }
         let sum = |times: &[u64]| times.iter().sum::<u64>() as f64 / times.len() as f64;
         let ratios = [
             p50(&on_ring) / p50(&base),
@@ -418,6 +421,34 @@ pub fn run(rounds: usize, cores: Cores) {
     if cores == Cores::One {
         println!("{}", fan_out(&runtime, &node, rounds).json());
     }
+}
+
+/// One subject again and again for so many seconds, for a profiler.
+pub fn only(what: &str, one_core: bool, seconds: usize) {
+    if one_core {
+        pin(0).expect("one core of this machine is ours");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let _inside = runtime.enter();
+    let node = Node::new();
+    let transport = if what.starts_with("socket") { Transport::Socket } else { Transport::Ring };
+    let plugin = runtime.block_on(node.start(transport, 0));
+    let small = Bytes::from(vec![b'x'; PAYLOAD]);
+    let (begun, mut last) = (Instant::now(), 0.0);
+    while begun.elapsed() < Duration::from_secs(seconds as u64) {
+        last = match what {
+            "ring" | "socket" => p50(&calls(&runtime, &plugin, "request.echo", &small, 5000)),
+            "nested" => p50(&calls(&runtime, &plugin, "request.ask", &small, 5000)),
+            "flight" => in_flight(&runtime, &plugin, &small, 64, 100),
+            "stream" => stream(&runtime, &plugin, &message(), 40),
+            size => {
+                let size = size.trim_start_matches("socket").parse().expect("bytes of a body");
+                p50(&calls(&runtime, &plugin, "request.echo", &Bytes::from(vec![b'y'; size]), 200))
+            }
+        };
+    }
+    eprintln!("{what}: {last:.0} ns");
+    runtime.block_on(stop(plugin));
 }
 
 /// One plugin over the ring, for comparisons elsewhere.

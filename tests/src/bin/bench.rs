@@ -18,6 +18,7 @@ fn main() {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [_, "--raw-echo", there, back, core] => call::raw_echo(number(there), number(back), number(core)),
         [_, "--grpc-echo", path] => grpc::serve(Path::new(path)),
+        [_, "--only", what, cores, seconds] => call::only(what, *cores == "1", number(seconds)),
         [_, "--start", rounds] => start_only(number(rounds)),
         [_, "--one-core", rounds] => call::run(number(rounds), Cores::One),
         [_, "--two-cores", rounds] => call::run(number(rounds), Cores::Two),

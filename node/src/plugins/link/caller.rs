@@ -1,14 +1,16 @@
 //! Calling a plugin: the only way in which the rest of the node speaks to one. Every call ends: with the plugin's answer, at
 //! its deadline, or with the link, and then everyone hears the same reason.
 
+use super::intake::Look;
 use super::outbox::Put;
 use super::pending::{Stalled, Waiter};
 use super::{Answer, Counters, Ended, Outcome, Shared};
 use crate::plugins::metrics::Method;
-use crate::plugins::process::spin_us;
 use bytes::Bytes;
+use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use thenodes::host::HostError;
 use thenodes_ipc::{limits, CallId, Code, Frame, FrameError, Generation};
@@ -70,15 +72,30 @@ impl Caller {
         body: impl Into<Bytes>,
         deadline: Duration,
     ) -> Result<Bytes, Failed> {
-        let until = Instant::now() + deadline.min(limits::MAX_DEADLINE);
-        match timeout_at(until, self.send(method, body, deadline)).await {
+        self.call_at(method, body.into(), deadline, Instant::now()).await
+    }
+
+    /// The same for a caller who has just looked at the clock.
+    pub(in crate::plugins) async fn call_at(
+        &self,
+        method: &str,
+        body: Bytes,
+        deadline: Duration,
+        now: Instant,
+    ) -> Result<Bytes, Failed> {
+        let until = now + deadline.min(limits::MAX_DEADLINE);
+        let sent = match self.send_now(method, &body, deadline, now) {
+            Some(sent) => Ok(sent),
+            None => timeout_at(until, self.send(method, body, deadline)).await,
+        };
+        match sent {
             Ok(sent) => {
                 let mut sent = sent.inspect_err(|failed| {
                     if let Failed::Gone(error) | Failed::Unsendable(error) = failed {
                         self.shared.counters.calls.unanswered(Method::of(method), &error.code);
                     }
                 })?;
-                sent.look();
+                sent.look(now).await;
                 sent.answer(until).await
             }
             Err(_) => {
@@ -86,6 +103,37 @@ impl Caller {
                 self.shared.counters.calls.unanswered(Method::of(method), &Code::Timeout);
                 Err(Failed::Late)
             }
+        }
+    }
+
+    /// Sends a call if nothing has to be waited for, which is how most go out.
+    fn send_now(
+        &self,
+        method: &str,
+        body: &Bytes,
+        deadline: Duration,
+        now: Instant,
+    ) -> Option<Result<Sent, Failed>> {
+        let shared = &self.shared;
+        shared.open.try_acquire().ok()?.forget(); // given back when the call leaves `pending`
+        let mut sent = match self.enter(method, Waiter::Call, now) {
+            Ok(sent) => sent,
+            Err(failed) => return Some(Err(failed)),
+        };
+        shared.busy();
+        let frame = Frame::Call { id: sent.id, cause: None, method, deadline_ms: millis(deadline), body };
+        match shared.outbox.put(&shared.stream, &frame, body) {
+            Ok(Put::Taken) => {
+                sent.without = Some(Code::Cancelled);
+                Some(Ok(sent))
+            }
+            Ok(Put::Full) => {
+                // Nothing of it was written: as if it had never been made. If the link has ended, it is told so the next time.
+                shared.leave(sent.id);
+                None
+            }
+            Ok(Put::Closed) => Some(Err(self.gone())),
+            Err(error) => Some(Err(Failed::Unsendable(unsendable(&error)))),
         }
     }
 
@@ -100,11 +148,10 @@ impl Caller {
         let body = body.into();
         let permit = shared.open.acquire().await.map_err(|_| self.gone())?;
         permit.forget(); // given back when the call leaves `pending`
-        let mut sent = self.enter(method, Waiter::Call)?;
-        let id = sent.id;
+        let mut sent = self.enter(method, Waiter::Call, Instant::now())?;
         shared.busy();
-        let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
-        let frame = Frame::Call { id, cause: None, method, deadline_ms, body: &body };
+        let deadline_ms = millis(deadline);
+        let frame = Frame::Call { id: sent.id, cause: None, method, deadline_ms, body: &body };
         match shared.outbox.put_when_there_is_room(&shared.stream, &frame, &body).await {
             Ok(Put::Taken) => {
                 sent.without = Some(Code::Cancelled);
@@ -119,11 +166,12 @@ impl Caller {
         &self,
         method: &str,
         waiter: impl FnOnce(oneshot::Sender<Outcome>) -> Waiter,
+        now: Instant,
     ) -> Result<Sent, Failed> {
         let (tell, answer) = oneshot::channel();
-        let id = self.shared.pending.enter(method, waiter(tell));
-        let sent =
-            Sent { caller: self.clone(), id, answer, early: None, kind: Method::of(method), without: None };
+        let id = self.shared.pending.enter(method, waiter(tell), now.into_std());
+        let kind = Method::of(method);
+        let sent = Sent { caller: self.clone(), id, answer, early: None, kind, without: None };
         // The link may have ended before the entry; then nobody would answer.
         if self.shared.ended.get().is_some() {
             return Err(self.gone());
@@ -136,8 +184,8 @@ impl Caller {
     pub async fn reads(&self, patience: Duration) -> bool {
         let pieces = || self.shared.intake().pieces();
         let before = pieces();
-        let Ok(sent) = self.enter("link.ping", Waiter::Own) else { return true };
-        let deadline_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        let Ok(sent) = self.enter("link.ping", Waiter::Own, Instant::now()) else { return true };
+        let deadline_ms = millis(patience);
         let frame = Frame::Call { id: sent.id, cause: None, method: "link.ping", deadline_ms, body: &[] };
         let put = self.shared.outbox.put_beyond(&self.shared.stream, &frame, &Bytes::new());
         if put != Ok(Put::Taken) {
@@ -156,7 +204,7 @@ impl Caller {
         ack: Option<oneshot::Sender<Answer>>,
     ) -> Tried {
         let shared = &self.shared;
-        let id = shared.pending.enter("message", Waiter::Message(ack));
+        let id = shared.pending.enter("message", Waiter::Message(ack), std::time::Instant::now());
         let deadline_ms = limits::CALL_DEADLINE.as_millis() as u32;
         let frame = Frame::Call { id, cause: None, method: "message", deadline_ms, body };
         let put = shared.outbox.put(&shared.stream, &frame, body);
@@ -223,6 +271,10 @@ pub(in crate::plugins) enum Tried {
     Refused(Option<oneshot::Sender<Answer>>, CallError),
 }
 
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
 fn unsendable(error: &FrameError) -> CallError {
     let code = match error {
         FrameError::TooLong { .. } => Code::ResourceExhausted,
@@ -234,17 +286,31 @@ fn unsendable(error: &FrameError) -> CallError {
 }
 
 impl Sent {
-    /// Looks for the answer for a moment on the spot, where there is a processor for the plugin beside ours. A busy plugin
-    /// answers within it, and then nobody has to be put to sleep and woken. Bounded by [`spin_us`].
-    fn look(&mut self) {
-        let most = Duration::from_micros(u64::from(spin_us()));
-        if most.is_zero() {
-            return;
+    /// Looks for the answer for a moment on the spot, for as long or as often as [`Look`] says: a busy plugin answers within it,
+    /// and then nobody has to be put to sleep and woken.
+    ///
+    /// On one processor the node's other tasks go first: if they call the same plugin too, it is better to give it all the
+    /// calls, then the processor, and to be woken once for all the answers.
+    async fn look(&mut self, begun: Instant) {
+        let how = Look::here();
+        if how == Look::Yielding {
+            let mut others_went = false;
+            poll_fn(|context| {
+                if std::mem::replace(&mut others_went, true) {
+                    return Poll::Ready(());
+                }
+                context.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
+            if !self.caller.shared.pending.is_alone(self.id) {
+                return;
+            }
         }
         let Sent { caller: Caller { shared }, answer, early, .. } = self;
         // Whoever holds it reads already.
         let Ok(mut intake) = shared.intake.try_lock() else { return };
-        let left = intake.look(shared, most, || match answer.try_recv() {
+        let left = intake.look(shared, how, begun.into_std(), || match answer.try_recv() {
             Ok(found) => {
                 *early = Some(found);
                 true

@@ -5,8 +5,10 @@
 use super::pending::Waiter;
 use super::requests::Requests;
 use super::{Answer, Counters, Failed, Shared, READ};
+use crate::plugins::process::spin_us;
 use crate::plugins::rate::{LinkRates, Meter};
 use bytes::Bytes;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thenodes::host::{Host, HostError, Notice};
@@ -16,9 +18,61 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// Looks between two looks at the clock.
 const SPINS: u32 = 64;
+/// How often a caller lets others go first: the runner's reader, a thread that it wakes, and one more.
+const YIELDS: u32 = 3;
+/// An answer that took longer than this was not worth waiting for on the spot: others had the processor meanwhile.
+const SLOW: Duration = Duration::from_micros(500);
 /// Vain looks in a row after which callers do not look any more, and for how many calls.
 const MOST_VAIN: u32 = 4;
 const REST: u32 = 64;
+
+/// How a caller looks for his answer before he sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// The plugin has a processor of its own: look again and again, for so long.
+    Spinning(Duration),
+    /// There is one processor for both: let the plugin have it. That is a system call, but neither the runtime nor the plugin
+    /// has to wake anybody afterwards.
+    Yielding,
+}
+
+impl Look {
+    /// The one that fits where this process may run; see [`spin_us`].
+    pub(super) fn here() -> Self {
+        match spin_us() {
+            0 => Look::Yielding,
+            most => Look::Spinning(Duration::from_micros(u64::from(most))),
+        }
+    }
+
+    /// Between two looks, of which `vain` found nothing: false if that was enough.
+    fn again(self, vain: u32, begun: Instant) -> bool {
+        match self {
+            Look::Spinning(most) => {
+                if vain.is_multiple_of(SPINS) && begun.elapsed() >= most {
+                    return false;
+                }
+                std::hint::spin_loop();
+                true
+            }
+            Look::Yielding => {
+                if vain > YIELDS {
+                    return false;
+                }
+                std::thread::yield_now();
+                true
+            }
+        }
+    }
+
+    /// Time after which a look ends although something comes all the time.
+    fn most(self) -> Duration {
+        match self {
+            Look::Spinning(most) => most,
+            Look::Yielding => SLOW,
+        }
+    }
+}
 
 /// Why sorting came to a rest.
 #[derive(Debug)]
@@ -41,6 +95,8 @@ pub(super) struct Intake {
     ring: Option<Consumer>,
     meter: Meter,
     since: Instant,
+    /// When bytes were read last, counted from there.
+    read_at: Duration,
     /// No more can come: what is left is read at once, so that a flood does not hide its author's death.
     hung_up: bool,
     requests: Option<Requests>,
@@ -71,6 +127,7 @@ impl Intake {
             ring,
             meter: rates.meter(Duration::ZERO),
             since: Instant::now(),
+            read_at: Duration::ZERO,
             hung_up: false,
             requests: Some(Requests::new(host)),
             waiting: None,
@@ -107,7 +164,8 @@ impl Intake {
     /// So many bytes were read into the buffer. Says how long to wait before more are read.
     pub(super) fn bytes_came(&mut self, count: usize) -> Duration {
         self.pieces = self.pieces.wrapping_add(1);
-        let wait = self.meter.bytes(count, self.since.elapsed());
+        self.read_at = self.since.elapsed();
+        let wait = self.meter.bytes(count, self.read_at);
         if self.hung_up {
             Duration::ZERO
         } else {
@@ -141,38 +199,43 @@ impl Intake {
 
     /// Looks for an answer for a moment, for a caller who would otherwise have to be woken. Everything that comes is sorted;
     /// `done` is asked after each piece. What must be waited for is left to the reader task: true if there is such a thing.
+    /// Counted from `begun`, when the call was made.
     pub(super) fn look(
         &mut self,
         shared: &Arc<Shared>,
-        most: Duration,
+        how: Look,
+        begun: Instant,
         mut done: impl FnMut() -> bool,
     ) -> bool {
         if self.left.is_some() || self.rest > 0 {
             self.rest = self.rest.saturating_sub(1);
             return false;
         }
-        let Some(ring) = &mut self.ring else { return false };
-        ring.awake();
-        let begun = Instant::now();
-        let mut looks = 0u32;
+        match &mut self.ring {
+            Some(ring) => ring.awake(),
+            // Each look into a socket is a system call: too dear to spin on.
+            None if how == Look::Yielding => {}
+            None => return false,
+        }
+        let mut vain = 0u32;
+        if how == Look::Yielding {
+            how.again(vain, begun); // before that there can be nothing
+        }
         let found = loop {
-            let Some(ring) = &mut self.ring else { break false };
-            // An impossible index is found by whoever reads.
-            if ring.is_empty() == Ok(true) {
-                looks += 1;
-                if looks.is_multiple_of(SPINS) && begun.elapsed() >= most {
+            match self.take_now(shared) {
+                Ok((0, _)) => {
+                    vain += 1;
+                    if how.again(vain, begun) {
+                        continue;
+                    }
                     break false;
                 }
-                std::hint::spin_loop();
-                continue;
-            }
-            match self.take_from_ring() {
                 Ok((_, wait)) if wait.is_zero() => {}
                 Ok((_, wait)) => self.left = Some(Rest::Beyond(wait)),
                 Err(error) => self.left = Some(Rest::Violation(error.to_string())),
             }
             if self.left.is_none() {
-                match self.sort(shared) {
+                match self.sort_at(shared, self.read_at) {
                     Rest::Hungry => {}
                     rest => self.left = Some(rest),
                 }
@@ -181,10 +244,10 @@ impl Intake {
                 return true;
             }
             if done() {
-                break true;
+                break how != Look::Yielding || begun.elapsed() < SLOW;
             }
             // A runner that always has a little more does not keep us here.
-            if begun.elapsed() >= most {
+            if begun.elapsed() >= how.most() {
                 break false;
             }
         };
@@ -198,6 +261,24 @@ impl Intake {
         }
         // As the reader task left it: it waits at the socket, and is told there.
         self.ring.as_mut().is_some_and(|ring| !ring.sleep_announced())
+    }
+
+    /// Takes what is there now, from wherever frames come; see [`Intake::take_from_ring`].
+    fn take_now(&mut self, shared: &Shared) -> Result<(usize, Duration), RingError> {
+        if let Some(ring) = &mut self.ring {
+            // An impossible index is found by whoever reads.
+            if ring.is_empty() == Ok(true) {
+                return Ok((0, Duration::ZERO));
+            }
+            return self.take_from_ring();
+        }
+        let buffer = self.decoder.room(READ);
+        // Past the runtime, which may not know yet that there is something. It will wake the reader task for it, which then
+        // finds nothing. The end, and errors, are its to find too.
+        match rustix::io::read(shared.stream.as_fd(), rustix::buffer::spare_capacity(buffer)) {
+            Ok(0) | Err(_) => Ok((0, Duration::ZERO)),
+            Ok(count) => Ok((count, self.bytes_came(count))),
+        }
     }
 
     /// What a caller left to the reader task.
@@ -227,6 +308,12 @@ impl Intake {
 
     /// Serves whole frames until something has to be waited for.
     pub(super) fn sort(&mut self, shared: &Arc<Shared>) -> Rest {
+        let now = self.since.elapsed();
+        self.sort_at(shared, now)
+    }
+
+    /// The same for whoever has just looked at the clock.
+    fn sort_at(&mut self, shared: &Arc<Shared>, now: Duration) -> Rest {
         loop {
             if let Some((id, method, deadline_ms, body)) = self.waiting.take() {
                 let room = self.begun.take();
@@ -283,7 +370,7 @@ impl Intake {
                 Ok(Some(rest)) => return rest,
                 Err(what) => return Rest::Violation(crate::text::printable(&what, 500)),
             }
-            let wait = self.meter.message(self.since.elapsed());
+            let wait = self.meter.message(now);
             if !wait.is_zero() && !self.hung_up {
                 return Rest::Beyond(wait);
             }

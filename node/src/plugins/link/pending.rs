@@ -88,9 +88,8 @@ impl Pending {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a call and gives it a number.
-    pub(super) fn enter(&self, method: &str, waiter: Waiter) -> CallId {
-        let now = Instant::now();
+    /// Enters a call that is made now and gives it a number.
+    pub(super) fn enter(&self, method: &str, waiter: Waiter, now: Instant) -> CallId {
         let mut table = self.lock();
         table.next += 1;
         let id = CallId::new(self.generation, table.next);
@@ -124,6 +123,11 @@ impl Pending {
             }
         }
         Ok(open)
+    }
+
+    /// True if this call is open and no other is.
+    pub(super) fn is_alone(&self, id: CallId) -> bool {
+        matches!(self.lock().open.as_slice(), [only] if only.id == id)
     }
 
     /// Waits until no message is open.
@@ -179,7 +183,7 @@ mod tests {
     #[test]
     fn an_answer_finds_its_call_once_and_a_call_that_was_never_made_is_a_violation() {
         let pending = Pending::new(Generation(3));
-        let id = pending.enter("message", Waiter::Message(None));
+        let id = pending.enter("message", Waiter::Message(None), Instant::now());
         assert!(matches!(pending.answered(id), Ok(Some(Open { waiter: Waiter::Message(None), .. }))));
         assert!(matches!(pending.answered(id), Ok(None)), "late or double: ignored");
         for wrong in
@@ -193,8 +197,8 @@ mod tests {
     fn silence_about_messages_is_counted_from_the_last_answer_and_only_while_one_is_open() {
         let pending = Pending::new(Generation(1));
         assert_eq!(pending.stalled(Instant::now()), None);
-        let first = pending.enter("message", Waiter::Message(None));
-        let second = pending.enter("message", Waiter::Message(None));
+        let first = pending.enter("message", Waiter::Message(None), Instant::now());
+        let second = pending.enter("message", Waiter::Message(None), Instant::now());
         let late = Instant::now() + std::time::Duration::from_secs(60);
         let stalled = pending.stalled(late).expect("two are open");
         assert!(stalled.messages.as_secs() >= 59 && stalled.oldest.as_secs() >= 59);
@@ -202,7 +206,7 @@ mod tests {
         assert!(pending.stalled(late).is_some_and(|stalled| stalled.messages <= stalled.oldest));
         pending.answered(second).expect("it was made");
         let (tell, _answer) = oneshot::channel();
-        pending.enter("message", Waiter::Call(tell));
+        pending.enter("message", Waiter::Call(tell), Instant::now());
         let stalled = pending.stalled(late).expect("a call is open");
         assert!(stalled.messages.is_zero() && stalled.oldest.as_secs() >= 59);
     }

@@ -39,7 +39,6 @@ fn everything_that_a_manifest_may_say_is_read() {
             "concurrency",
             "min_api",
             "kind",
-            "limits.call_timeout_s",
             "limits.timers",
             "limits.subscriptions",
             "provides",

@@ -258,7 +258,7 @@ impl ProcessLife {
             Err(ended) => return ended,
         }
         self.desk.enter(Phase::Serving);
-        let way = Way::new(link.caller().clone());
+        let way = Way::new(link.caller().clone(), self.version.terms.budget.call_timeout);
         self.tell(News::Loaded(way.clone())).await;
         let (shared, generation) = (self.shared.clone(), self.generation);
         let (leave, leaving) = watch::channel(false);
