@@ -95,7 +95,8 @@ pub enum Frame<'a> {
     Ignored,
 }
 
-const LAUNCH_STEPS: [&str; 6] = ["hello", "confined", "proceed", "registered", "refused", "denial"];
+const LAUNCH_STEPS: [&str; 7] =
+    ["hello", "confined", "proceed", "registered", "refused", crate::report::DENIAL, crate::report::ENDED];
 
 impl<'a> Frame<'a> {
     /// Writes prefix and header of this frame; the body follows on the wire as it is, so that one body can be sent to many.

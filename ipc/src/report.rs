@@ -2,11 +2,17 @@
 //! of its own, from processes that never map the plugin's library, so the plugin cannot write it; but texts in it may come
 //! from the plugin's memory, and the node treats them as such.
 //!
-//! On the pipe a record is a [`Frame::Launch`](crate::Frame) with step `denial` and a [`Denial`] as body.
+//! On the pipe a record is a [`Frame::Launch`](crate::Frame) with step [`DENIAL`] and a [`Denial`] as body. When the plugin's
+//! process has ended, one with step [`ENDED`] and its wait status (an integer, as `wait` gives it) comes before the rest of the
+//! tree is buried, which takes the kernel longer than dying took the plugin.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// Step of a record.
+pub const DENIAL: &str = "denial";
+/// Step of the wait status; the last one on the pipe.
+pub const ENDED: &str = "ended";
 /// Most records a warden sends in a second; more are counted and told with the next one.
 pub const RECORDS_PER_SECOND: u32 = 50;
 /// Longest text of decoded arguments, bytes.

@@ -6,6 +6,8 @@ use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixAddr};
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thenodes_ipc::launch::NodeHello;
 use thenodes_ipc::ring::{Consumer, Producer, Region, RingError};
@@ -81,13 +83,15 @@ impl Link {
     pub(crate) fn split(self) -> io::Result<(Reader, Writer)> {
         let bell = Bell(self.stream.try_clone()?);
         let (up, down) = self.ring.map(Region::runner_side).unzip();
+        let met = Arc::new(AtomicBool::new(false));
         let writer = Writer {
             stream: self.stream.try_clone()?,
             ring: up,
+            met: met.clone(),
             cap: self.cap,
             head: Vec::with_capacity(128),
         };
-        let spin = Spin::new(self.spin);
+        let spin = Spin::new(self.spin, met);
         Ok((Reader { stream: self.stream, ring: down, bell, spin, decoder: self.decoder }, writer))
     }
 
@@ -209,15 +213,20 @@ struct Spin {
     vain: u32,
     /// Sleeps to come before it is tried again.
     rest: u32,
+    /// The node was awake when it was written to last: somebody there looks for our answer, and may well ask again.
+    met: Arc<AtomicBool>,
 }
 
 impl Spin {
-    fn new(most: Duration) -> Self {
-        Self { most, vain: 0, rest: 0 }
+    fn new(most: Duration, met: Arc<AtomicBool>) -> Self {
+        Self { most, vain: 0, rest: 0, met }
     }
 
     /// Looks for a while; false: nothing came.
     fn look(&mut self, mut found: impl FnMut() -> bool) -> bool {
+        if self.met.swap(false, Ordering::Relaxed) {
+            (self.vain, self.rest) = (0, 0);
+        }
         if self.rest > 0 {
             self.rest -= 1;
             return false;
@@ -326,6 +335,8 @@ fn take(
 pub(crate) struct Writer {
     stream: UnixStream,
     ring: Option<Producer>,
+    /// See [`Spin`].
+    met: Arc<AtomicBool>,
     cap: usize,
     head: Vec<u8>,
 }
@@ -347,6 +358,8 @@ impl Writer {
             }
             if ring.consumer_sleeps() {
                 Bell::ring_at(&self.stream);
+            } else {
+                self.met.store(true, Ordering::Relaxed);
             }
             if ring.closed() {
                 return Ok(Err(io::ErrorKind::BrokenPipe.into()));

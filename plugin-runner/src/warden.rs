@@ -6,6 +6,7 @@ use crate::confine::root::{Root, Sources};
 use crate::confine::{landlock, namespaces, privileges, Walls};
 use crate::link::{Link, Received};
 use crate::selftest;
+use crate::stub::Term;
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -18,6 +19,10 @@ use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use thenodes_ipc::launch::NodeHello;
+
+/// So many refusals, far more than a start has, make the warden as nice as its plugin: answering them costs the plugin then, and
+/// not the node. Before that it is not, and neither is the stub: the node waits for their word when the plugin dies.
+const MANY_QUESTIONS: u32 = 256;
 
 /// Who this process is after [`detach`].
 pub(crate) enum Role {
@@ -82,8 +87,6 @@ pub(crate) fn detach(received: Received, walls: &mut Walls) -> Result<(NodeHello
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     // A signal for the node's terminal or process group is the node's to pass on.
     let _ = nix::unistd::setsid();
-    // Best effort: it changes who waits, not what may be done. Answering a plugin's refusals costs the plugin, not the node.
-    let _ = sys::be_nice();
     if let Some(uid) = hello.run_as {
         namespaces::become_uid(uid).map_err(|e| format!("becoming uid {uid}: {e}"))?;
     }
@@ -114,6 +117,9 @@ impl Watch {
         }
         let mut listener: Option<OwnedFd> = None;
         let mut confiding = true;
+        let mut questions = 0;
+        // Told to end, it passes that on; where it could not, the signal ends it, and everything with it.
+        let term = Term::take();
         loop {
             let mut waiting = vec![
                 PollFd::new(self.node.as_fd(), PollFlags::POLLIN),
@@ -124,6 +130,10 @@ impl Watch {
             }
             if confiding {
                 waiting.push(PollFd::new(self.confidence.as_fd(), PollFlags::POLLIN));
+            }
+            let term_at = waiting.len();
+            if let Some(term) = &term {
+                waiting.push(PollFd::new(term.as_fd(), PollFlags::POLLIN));
             }
             let patience = if self.broker.owes() { PollTimeout::from(1000u16) } else { PollTimeout::NONE };
             match poll(&mut waiting, patience) {
@@ -145,13 +155,21 @@ impl Watch {
             if listener.is_some() && !question && ready.get(2) == Some(&true) {
                 listener = None; // it hangs up when nobody is left who could ask
             }
-            let confided = confiding && ready.last() == Some(&true);
+            let confided = confiding && ready.get(term_at - 1) == Some(&true);
             if ready[0] {
                 self.end_all();
+            }
+            if let (Some(term), Some(true)) = (&term, ready.get(term_at)) {
+                term.pass_on(self.stub);
             }
             if let (true, Some(asking)) = (asked, &listener) {
                 match sys::next_question(asking.as_fd()) {
                     Ok(Some(question)) => {
+                        questions += 1;
+                        if questions == MANY_QUESTIONS {
+                            // Best effort: it changes who waits, not what may be done.
+                            let _ = sys::be_nice();
+                        }
                         if self.broker.serve(asking.as_fd(), &question) == Then::Kill {
                             self.kill();
                         }
@@ -185,10 +203,17 @@ impl Watch {
         }
         let mut raw = [0; 4];
         let told = matches!(read(self.verdict.as_fd(), &mut raw), Ok(4));
+        if told {
+            let status = i32::from_ne_bytes(raw);
+            if sys::is_death_by(status, Signal::SIGSYS) {
+                self.broker.killed_unasked();
+            }
+            self.broker.ended(status);
+        }
         // The stub's own end says why, if it could not say what became of the runner.
         let of_stub = sys::wait_any(true).ok().flatten().map_or(1 << 8, |(_, status)| status);
         let status = if told { i32::from_ne_bytes(raw) } else { of_stub };
-        if sys::is_death_by(status, Signal::SIGSYS) {
+        if !told && sys::is_death_by(status, Signal::SIGSYS) {
             self.broker.killed_unasked();
         }
         self.broker.finish();

@@ -182,6 +182,20 @@ fn after_an_orderly_end_there_is_no_process_group_file_or_socket_left() {
 }
 
 #[test]
+fn a_plugin_that_overlooks_the_end_of_its_link_hears_term_before_it_is_killed() {
+    let node = Spec::new("term").with_hostile("deaf", "thread:await-term").with("echo").start();
+    let pids = node.descendants();
+    assert_eq!(node.json(&["plugin", "disable", "deaf"])["error"], Value::Null);
+    settles("deaf", true, || node.status("deaf")["state"] == "Stopped");
+    assert!(node.logs("deaf").iter().any(|line| line.contains("TERM came")), "{:?}", node.logs("deaf"));
+    // One that has no such handler has ended with its link.
+    assert_eq!(node.json(&["plugin", "disable", "echo"])["error"], Value::Null);
+    settles("echo", true, || node.status("echo")["state"] == "Stopped");
+    assert!(!node.logs("echo").iter().any(|line| line.contains("TERM")));
+    assert!(all_gone(&pids, PATIENCE), "nothing of them is left");
+}
+
+#[test]
 fn a_node_that_is_told_to_end_while_a_plugin_spins_in_its_constructor_leaves_nothing() {
     let (mut node, pids) = started(&stubborn());
     let pid = node.pid();

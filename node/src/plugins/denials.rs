@@ -6,9 +6,11 @@ use crate::text::printable;
 use nix::errno::Errno;
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use thenodes_ipc::launch::ProcessLimits;
-use thenodes_ipc::report::{Denial, Phase, Verdict, MAX_ARGUMENTS, MAX_RECORD};
+use thenodes_ipc::report::{self, Denial, Phase, Verdict, MAX_ARGUMENTS, MAX_RECORD};
 use thenodes_ipc::{pack, Frame, FrameDecoder, Generation};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
@@ -164,17 +166,28 @@ impl DenialBook {
 /// Reads records until the warden has ended. `loading` tells whether the plugin is in `on_load`, which its process does not know
 /// by name; `tell` hears each record.
 pub async fn follow(
-    mut report: Receiver,
+    mut pipe: Receiver,
     generation: Generation,
     book: &DenialBook,
     loading: impl Fn() -> bool,
     mut tell: impl FnMut(&Entry),
+    mut ended: impl FnMut(ExitStatus),
 ) {
     let mut decoder = FrameDecoder::new(MAX_RECORD);
     let mut buffer = [0; READ];
     loop {
         match decoder.next() {
-            Ok(Some(Frame::Launch { step: "denial", body })) => {
+            Ok(Some(Frame::Launch { step: report::ENDED, body })) => {
+                if let Ok(status) = pack::decode::<i32>(body) {
+                    let status = ExitStatus::from_raw(status);
+                    // A wait status has more forms than ends of a process.
+                    if status.code().is_some() || status.signal().is_some() {
+                        ended(status);
+                    }
+                }
+                continue;
+            }
+            Ok(Some(Frame::Launch { step: report::DENIAL, body })) => {
                 if let Ok(denial) = pack::decode::<Denial>(body) {
                     let entry = entry(denial, generation, loading());
                     tell(&entry);
@@ -186,7 +199,7 @@ pub async fn follow(
             Ok(None) => {}
             Err(_) => return,
         }
-        match report.read(&mut buffer).await {
+        match pipe.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(count) => decoder.push(&buffer[..count]),
         }

@@ -76,6 +76,8 @@ pub struct Status {
     pub last_start: Option<Duration>,
     /// Starts so far.
     pub starts: u32,
+    /// Processes that were started and of which something may be left.
+    pub unburied: usize,
 }
 
 impl Status {
@@ -97,6 +99,7 @@ impl Status {
             last_recovery: None,
             last_start: None,
             starts: life.starts,
+            unburied: 0,
         }
     }
 }

@@ -153,6 +153,11 @@ impl Broker {
         self.records.flush();
     }
 
+    /// Tells how the plugin's process ended, and before it whatever is still to be told.
+    pub(crate) fn ended(&mut self, status: i32) {
+        self.records.ended(status);
+    }
+
     fn open(
         &mut self,
         listener: BorrowedFd<'_>,

@@ -6,7 +6,7 @@ use nix::poll::{poll, PollFd, PollFlags};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
-use thenodes_ipc::report::{Denial, MAX_RECORD, RECORDS_PER_SECOND};
+use thenodes_ipc::report::{Denial, DENIAL, ENDED, MAX_RECORD, RECORDS_PER_SECOND};
 use thenodes_ipc::{pack, Frame};
 
 /// How long the last record may wait for a node that does not read, milliseconds.
@@ -87,12 +87,23 @@ impl Records {
         }
     }
 
-    /// Writes all of it or nothing: a record is smaller than what a pipe takes at once.
+    /// The wait status of the plugin's process, behind all records. A node that does not read learns it from ours.
+    pub(crate) fn ended(&mut self, status: i32) {
+        self.flush();
+        if let Ok(body) = pack::encode(&status) {
+            self.put(ENDED, &body);
+        }
+    }
+
     fn write(&self, denial: &Denial) -> bool {
+        pack::encode(denial).is_ok_and(|body| self.put(DENIAL, &body))
+    }
+
+    /// Writes all of it or nothing: a record is smaller than what a pipe takes at once.
+    fn put(&self, step: &str, body: &[u8]) -> bool {
         const { assert!(MAX_RECORD <= 4096, "POSIX: larger writes may be cut") };
-        let Ok(body) = pack::encode(denial) else { return false };
         let mut frame = Vec::new();
-        Frame::Launch { step: "denial", body: &body }.encode(&mut frame, MAX_RECORD).is_ok()
+        Frame::Launch { step, body }.encode(&mut frame, MAX_RECORD).is_ok()
             && frame.len() <= MAX_RECORD
             && nix::unistd::write(&self.pipe, &frame) == Ok(frame.len())
     }

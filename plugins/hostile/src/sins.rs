@@ -181,8 +181,37 @@ pub fn commit(sin: &str) -> String {
                 std::hint::spin_loop();
             }
         }
+        "await-term" => await_term(),
         other => format!("no such sin: {other}"),
     }
+}
+
+/// Stops every other thread, so that nobody sees the end of the link, and says goodbye when told to end.
+fn await_term() -> String {
+    extern "C" fn goodbye(_: libc::c_int) {
+        let words = b"TERM came\n";
+        // SAFETY: bytes of our own; both calls may be made in a handler.
+        unsafe {
+            libc::write(1, words.as_ptr().cast(), words.len());
+            libc::_exit(0);
+        }
+    }
+    extern "C" fn stay(_: libc::c_int) {
+        loop {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
+    }
+    // SAFETY: handlers of our own, and numbers: in a namespace of its own a plugin's threads have the next ones.
+    unsafe {
+        libc::signal(libc::SIGTERM, goodbye as extern "C" fn(libc::c_int) as usize);
+        libc::signal(libc::SIGUSR1, stay as extern "C" fn(libc::c_int) as usize);
+        let (process, own) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
+        for thread in (2..64).filter(|thread| *thread != own) {
+            libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGUSR1);
+        }
+    }
+    stay(0);
+    String::new()
 }
 
 /// Copies a descriptor until there are no more, and keeps them.

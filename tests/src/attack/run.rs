@@ -166,7 +166,7 @@ impl World {
         tokio::spawn(listen(stderr, said));
         let (records, to_end) = (book.clone(), tokio::sync::oneshot::channel::<()>());
         tokio::spawn(async move {
-            denials::follow(report, generation, &records, || false, |_| {}).await;
+            denials::follow(report, generation, &records, || false, |_| {}, |_| {}).await;
             drop(to_end.0);
         });
 

@@ -389,7 +389,13 @@ pub fn run(rounds: usize, cores: Cores) {
             continue; // warm-up
         }
         if std::env::var_os("BENCH_VERBOSE").is_some() {
-            eprintln!("raw {} ring {} socket {} many {many:.0} nested {}", p50(&base), p50(&on_ring), p50(&on_socket), p50(&nested));
+            eprintln!(
+                "raw {} ring {} socket {} many {many:.0} nested {}",
+                p50(&base),
+                p50(&on_ring),
+                p50(&on_socket),
+                p50(&nested)
+            );
         }
         let sum = |times: &[u64]| times.iter().sum::<u64>() as f64 / times.len() as f64;
         let ratios = [

@@ -23,8 +23,10 @@ const YIELDS: u32 = 3;
 /// An answer that took longer than this was not worth waiting for on the spot: others had the processor meanwhile.
 const SLOW: Duration = Duration::from_micros(500);
 /// Vain looks in a row after which callers do not look any more, and for how many calls.
-const MOST_VAIN: u32 = 4;
+const MOST_VAIN: u32 = 2;
 const REST: u32 = 64;
+/// How long to look where the last look was in vain: longer than it takes to wake a plugin that has a processor to itself.
+const FIRST_LOOK: Duration = Duration::from_micros(100);
 
 /// How a caller looks for his answer before he sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +111,8 @@ pub(super) struct Intake {
     /// Looks in a row that found nothing, and calls to come that do not look.
     vain: u32,
     rest: u32,
+    /// The last look found something: the plugin has not gone to sleep since.
+    met: bool,
     /// Pieces that were taken: a runner of which something comes is not stuck, however late its answers are.
     pieces: u64,
     /// Room for the frame that has begun; it goes over to the request that the frame turns out to be.
@@ -135,6 +139,7 @@ impl Intake {
             left: None,
             vain: 0,
             rest: 0,
+            met: false,
             pieces: 0,
             begun: None,
         }
@@ -218,6 +223,11 @@ impl Intake {
             None => return false,
         }
         let mut vain = 0u32;
+        let how = match how {
+            // The plugin rests too. It has to be woken, and then sees that we look.
+            Look::Spinning(_) if !self.met => Look::Spinning(FIRST_LOOK),
+            how => how,
+        };
         if how == Look::Yielding {
             how.again(vain, begun); // before that there can be nothing
         }
@@ -251,6 +261,7 @@ impl Intake {
                 break false;
             }
         };
+        self.met = found;
         if found {
             self.vain = 0;
         } else {

@@ -14,6 +14,10 @@ use thenodes_ipc::Generation;
 impl Supervisor {
     pub(super) async fn hear(&mut self, generation: Generation, news: News) {
         let is = |running: &Running| running.generation == generation;
+        if matches!(news, News::Buried) {
+            self.status.send_modify(|status| status.unburied = status.unburied.saturating_sub(1));
+            return;
+        }
         if self.current.as_ref().is_some_and(is) {
             return self.hear_current(generation, news).await;
         }
@@ -69,6 +73,7 @@ impl Supervisor {
                 }
             }
             News::Ended(cause) => self.died(generation, cause).await,
+            News::Buried => {} // counted before it came here
         }
     }
 

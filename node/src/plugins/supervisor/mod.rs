@@ -218,7 +218,10 @@ impl Supervisor {
     }
 
     fn lives(&self) -> bool {
-        self.current.is_some() || self.upgrade.is_some() || !self.leaving.is_empty()
+        self.status.borrow().unburied > 0
+            || self.current.is_some()
+            || self.upgrade.is_some()
+            || !self.leaving.is_empty()
     }
 
     /// One event for the pure function, what follows from it, and the news for everybody.
@@ -295,6 +298,7 @@ impl Supervisor {
 
     fn begin(&mut self, version: Arc<Version>, proving: bool) -> Running {
         self.generation = self.generation.saturating_add(1);
+        self.status.send_modify(|status| status.unburied += 1);
         begin(self.shared.clone(), version, Generation(self.generation), proving, self.news_in.clone())
     }
 

@@ -7,10 +7,12 @@ use crate::plugins::denials;
 use crate::plugins::process;
 use crate::plugins::watchdog::{Limits, Subject, Ticket};
 use std::future::Future;
+use std::process::ExitStatus;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::unix::pipe::Receiver;
+use tokio::sync::oneshot;
 
 /// Events about refusals that one plugin may cause in a second; its log and its book have them all.
 const DENIALS_SHOWN: u32 = 5;
@@ -34,7 +36,12 @@ impl Throttle {
 
 impl ProcessLife {
     /// Carries the warden's records into the book, the log and, not too often, the events.
-    pub(super) fn follow_denials(&self, report: Receiver) -> impl Future<Output = ()> + 'static {
+    /// `ended` hears how the process ended, as soon as the warden knows.
+    pub(super) fn follow_denials(
+        &self,
+        report: Receiver,
+        ended: oneshot::Sender<ExitStatus>,
+    ) -> impl Future<Output = ()> + 'static {
         let (shared, generation, loading) = (self.shared.clone(), self.generation, self.loading.clone());
         async move {
             let mut shown = Throttle { most: DENIALS_SHOWN, since: None, count: 0 };
@@ -46,7 +53,13 @@ impl ProcessLife {
                     shared.change("denied", format!("generation={generation} {entry}"), false);
                 }
             };
-            denials::follow(report, generation, &shared.denials, loading, tell).await;
+            let mut ended = Some(ended);
+            let ended = |status| {
+                if let Some(ended) = ended.take() {
+                    let _ = ended.send(status);
+                }
+            };
+            denials::follow(report, generation, &shared.denials, loading, tell, ended).await;
         }
     }
 

@@ -6,10 +6,11 @@ use super::left::{Phase, StateDesk};
 use super::messages::messages;
 use super::probe::{healthy, probe};
 use super::register::check_registration;
-use super::stop::{end_process, say_goodbye, Farewell};
+use super::stop::{bury, end_process, say_goodbye, Farewell};
 use super::{run_as, Change, Observer, Policy};
 use crate::config::HealthPolicy;
 use crate::plugins::cause::{self, Seen};
+use crate::plugins::cgroup::Leaf;
 use crate::plugins::denials::DenialBook;
 use crate::plugins::handle::Command;
 use crate::plugins::lifecycle::Cause;
@@ -30,8 +31,9 @@ use std::time::{Duration, Instant};
 use thenodes::host::NodeInfo;
 use thenodes_ipc::launch::{LayerReport, Level, Registration};
 use thenodes_ipc::{limits, pack, Generation, PluginName};
+use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// What all processes of one plugin share.
 pub(super) struct Shared {
@@ -75,8 +77,10 @@ pub(super) enum News {
     Missed(String),
     /// Its `on_stop` is over, and what it left.
     Left(Option<Arc<[u8]>>),
-    /// It is gone.
+    /// It has ended, and why.
     Ended(Cause),
+    /// Nothing of it is left.
+    Buried,
 }
 
 /// What a process is told.
@@ -116,7 +120,8 @@ impl Running {
             | News::Healthy
             | News::Missed(_)
             | News::Left(_)
-            | News::Ended(_) => {}
+            | News::Ended(_)
+            | News::Buried => {}
         }
     }
 }
@@ -146,6 +151,38 @@ pub(super) fn begin(
     Running { generation, version, begun, pid: None, walls: None, registration: None, orders }
 }
 
+/// How long the last words of a process may take to arrive.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What is left of a process that has ended.
+struct Grave {
+    /// The warden.
+    child: Child,
+    /// Reads what the warden has still to say.
+    records: JoinHandle<()>,
+    leaf: Arc<Leaf>,
+}
+
+impl Grave {
+    /// Waits for the last record; for a moment, since a warden may be held up.
+    async fn read_records(&mut self) {
+        let _ = tokio::time::timeout(LAST_WORDS, &mut self.records).await;
+    }
+
+    /// When this returns nothing is left, or what is left is the kernel's alone.
+    async fn fill(mut self) {
+        bury(&mut self.child).await;
+        if !self.records.is_finished() {
+            self.read_records().await;
+        }
+        self.records.abort();
+        // Nobody else holds it any more; if somebody did, the last one would remove it.
+        if let Some(leaf) = Arc::into_inner(self.leaf) {
+            leaf.end().await;
+        }
+    }
+}
+
 pub(super) struct ProcessLife {
     pub(super) shared: Arc<Shared>,
     pub(super) version: Arc<Version>,
@@ -160,8 +197,20 @@ pub(super) struct ProcessLife {
 
 impl ProcessLife {
     async fn run(mut self) {
-        let cause = self.live().await;
-        self.tell(News::Ended(cause)).await;
+        match self.live().await {
+            // What is left of one that ended by itself is the kernel's work, and nobody has to wait for it.
+            (Cause::Asked, Some(grave)) => {
+                grave.fill().await;
+                self.tell(News::Ended(Cause::Asked)).await;
+            }
+            (cause, grave) => {
+                self.tell(News::Ended(cause)).await;
+                if let Some(grave) = grave {
+                    grave.fill().await;
+                }
+            }
+        }
+        self.tell(News::Buried).await;
     }
 
     async fn tell(&self, news: News) {
@@ -169,10 +218,10 @@ impl ProcessLife {
         let _ = self.news.send((self.generation, news)).await;
     }
 
-    /// From start to end. When this returns its warden has ended, and the kernel is ending the rest with it.
-    async fn live(&mut self) -> Cause {
+    /// From start to end. When this returns the plugin's own process has ended, and the kernel is ending the rest.
+    async fn live(&mut self) -> (Cause, Option<Grave>) {
         if let Some(why) = &self.version.terms.refusal {
-            return Cause::Permissions(why.clone());
+            return (Cause::Permissions(why.clone()), None);
         }
         let (shared, version, generation) = (self.shared.clone(), self.version.clone(), self.generation);
         let order = Spawn {
@@ -186,18 +235,19 @@ impl ProcessLife {
             transport: shared.policy.transport,
         };
         let leaf = self.leaf().await;
-        let (Started { child, stream, ring, stdout, stderr, report }, leaf) =
+        let (Started { mut child, stream, ring, stdout, stderr, report }, leaf) =
             match process::start(&order, leaf).await {
                 Ok(started) => started,
-                Err(error) => return Cause::Spawn(error.to_string()),
+                Err(error) => return (Cause::Spawn(error.to_string()), None),
             };
         let leaf = Arc::new(leaf);
         let ticket = self.watch(child.id(), &leaf);
         self.tell(News::Started(child.id())).await;
-        let mut pipes = JoinSet::new();
-        pipes.spawn(follow(stdout, shared.logs.clone(), generation.0, "info", "stdout"));
-        pipes.spawn(follow(stderr, shared.logs.clone(), generation.0, "warn", "stderr"));
-        pipes.spawn(self.follow_denials(report));
+        let mut prints = JoinSet::new();
+        prints.spawn(follow(stdout, shared.logs.clone(), generation.0, "info", "stdout"));
+        prints.spawn(follow(stderr, shared.logs.clone(), generation.0, "warn", "stderr"));
+        let (told, verdict) = oneshot::channel();
+        let records = tokio::spawn(self.follow_denials(report, told));
 
         let ended = match self.start_up(Greeting::new(stream, ring)).await {
             Ok(link) => self.serve(link).await,
@@ -205,24 +255,23 @@ impl ProcessLife {
         };
         // The link is closed now; an honest runner ends by itself, and the kernel ends the others. Both take processor time.
         leaf.lift_cpu();
-        let cause = end_process(child, ended).await;
+        let cause = end_process(&mut child, ended, verdict).await;
         drop(ticket);
+        // Pipes end with the plugin's process; what was printed before the death is worth a moment.
+        let _ = tokio::time::timeout(LAST_WORDS, async { while prints.join_next().await.is_some() {} }).await;
         let seen = Seen::of(&leaf, &shared.record);
         let (cause, note) = cause::refine(cause, &seen, &version.terms.process);
         note.into_iter().for_each(|note| shared.logs.add_own(generation.0, "warn", &note));
-        // Pipes end with the last process of the tree; what was printed before the death is worth a moment.
-        let _ = tokio::time::timeout(Duration::from_millis(200), async {
-            while pipes.join_next().await.is_some() {}
-        })
-        .await;
-        // Nobody else holds it any more; if somebody did, the last one would remove it.
-        if let Some(leaf) = Arc::into_inner(leaf) {
-            leaf.end().await;
+        let mut grave = Grave { child, records, leaf };
+        if grave.child.id().is_none() {
+            // The warden has ended too; what it said last is in the pipe. Before a verdict in the pipe all records were read.
+            grave.read_records().await;
         }
-        match (cause, shared.denials.kill_of(generation)) {
+        let cause = match (cause, shared.denials.kill_of(generation)) {
             (Cause::Signal(_), Some(kill)) => Cause::Denied(kill.to_string()),
             (cause, _) => cause,
-        }
+        };
+        (cause, Some(grave))
     }
 
     /// From `hello` to a registered plugin.

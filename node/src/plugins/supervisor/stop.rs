@@ -13,11 +13,14 @@ use std::process::ExitStatus;
 use std::time::Duration;
 use thenodes_ipc::{limits, Generation};
 use tokio::process::Child;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 /// How long a killed process may take to be gone before it is left to the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the kernel may take to end the tree of a process that has ended, before it is killed.
+const BURIAL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a process is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,26 +68,35 @@ pub(super) async fn say_goodbye(
     Ended::Because(Cause::Asked)
 }
 
-/// Waits for the end of the process tree, or makes it, and finds the true cause.
-pub(super) async fn end_process(mut child: Child, ended: Ended) -> Cause {
+/// Waits for the end of the process, or makes it, and finds the true cause. `verdict` comes with the process's own end, before its tree
+/// is gone.
+pub(super) async fn end_process(
+    child: &mut Child,
+    ended: Ended,
+    verdict: oneshot::Receiver<ExitStatus>,
+) -> Cause {
     let (grace, term) = match ended {
         Ended::Closed | Ended::Cut => (Duration::from_secs(1), false), // the wait status follows the closed link at once
         Ended::Because(Cause::Asked) => (limits::TERM_GRACE, true),
         Ended::Because(_) => (Duration::ZERO, false),
     };
-    let mut status = timeout(grace, child.wait()).await;
+    let mut status = timeout(grace, async {
+        tokio::select! {
+            biased;
+            Ok(status) = verdict => Ok(status),
+            status = child.wait() => status,
+        }
+    })
+    .await;
     if let (Err(_), true, Some(pid)) = (&status, term, child.id()) {
-        // To the warden, which was not reaped, so that its number is nobody else's. The kernel ends the rest with it.
+        // To the warden, which was not reaped, so that its number is nobody else's; it passes it on.
         let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
         status = timeout(limits::TERM_GRACE, child.wait()).await;
     }
     let status = match status {
         Ok(status) => status.ok(),
         Err(_) => {
-            // The warden dies, the kernel kills the stub with it, and the namespace with the stub. One that the kernel cannot end
-            // now (it waits for a device) is left to it: the supervisor does not wait with it.
-            let _ = child.start_kill();
-            let _ = timeout(KILL_PATIENCE, child.wait()).await;
+            kill_tree(child).await;
             None
         }
     };
@@ -95,6 +107,20 @@ pub(super) async fn end_process(mut child: Child, ended: Ended) -> Cause {
         (Ended::Cut, Some(status)) if status.signal().is_some() => cause_of(status),
         (Ended::Cut, _) => Cause::Violation("the link ended inside a frame".into()),
         (Ended::Closed, None) => Cause::Violation("closed the link and went on".into()),
+    }
+}
+
+/// The warden dies, the kernel kills the stub with it, and the namespace with the stub. One that the kernel cannot end now (it waits
+/// for a device) is left to it: nobody waits with it.
+async fn kill_tree(child: &mut Child) {
+    let _ = child.start_kill();
+    let _ = timeout(KILL_PATIENCE, child.wait()).await;
+}
+
+/// Waits until the tree of a process that has ended is gone, or makes it.
+pub(super) async fn bury(child: &mut Child) {
+    if timeout(BURIAL_PATIENCE, child.wait()).await.is_err() {
+        kill_tree(child).await;
     }
 }
 

@@ -80,7 +80,8 @@ impl Supervisor {
             | News::Registered(_)
             | News::Healthy
             | News::Missed(_)
-            | News::Left(_) => {}
+            | News::Left(_)
+            | News::Buried => {}
             News::WantsState(give) => {
                 if self.life.state.serves() {
                     upgrade.wants = Some(give);
