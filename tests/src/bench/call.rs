@@ -437,6 +437,10 @@ pub fn only(what: &str, one_core: bool, seconds: usize) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let _inside = runtime.enter();
     let node = Node::new();
+    if what == "fan" {
+        println!("{}", fan_out(&runtime, &node, seconds).json());
+        return;
+    }
     let transport = if what.starts_with("socket") { Transport::Socket } else { Transport::Ring };
     let plugin = runtime.block_on(node.start(transport, 0));
     let small = Bytes::from(vec![b'x'; PAYLOAD]);
