@@ -114,8 +114,8 @@ pub struct NodeHello {
     /// through its rings ([`crate::ring`]), and the socket carries only bytes that say "look".
     #[serde(default)]
     pub ring: bool,
-    /// Microseconds that a runner which has just worked looks for more before it sleeps; zero where looking costs the one
-    /// processor that would bring it.
+    /// Microseconds that a runner which has just worked looks for more before it sleeps; zero where there is one processor for
+    /// both, and looking would cost what would bring it: there it lets the node go first a few times.
     #[serde(default)]
     pub spin_us: u32,
     /// Takes walls away, for tests of the others. Only a runner built for such tests knows it; every other refuses to start.

@@ -97,7 +97,7 @@ pub struct Order<'a> {
 /// Microseconds for which either side of a link looks for more before it sleeps, where there is a processor for each.
 const SPIN_US: u32 = 20;
 
-/// The same on this machine as this process may use it; zero on one processor.
+/// The same on this machine as this process may use it; zero on one processor, where both let the other go first instead.
 pub fn spin_us() -> u32 {
     static SPIN: LazyLock<u32> = LazyLock::new(|| {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);

@@ -28,7 +28,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 const RAW: &str = "raw blocking Unix-socket ping-pong, same bytes";
-const PAYLOAD: usize = 256;
+/// Bytes of an ordinary body.
+pub(super) const PAYLOAD: usize = 256;
 /// Messages of one burst: below the queue's bound, so that none may be lost.
 const BURST: usize = 200;
 const FAN: usize = 100;
@@ -66,7 +67,7 @@ impl Observer for Quiet {
 }
 
 /// A node, as far as plugins see one.
-struct Node {
+pub(super) struct Node {
     image: Arc<Image>,
     runner: std::path::PathBuf,
     watchdog: Watchdog,
@@ -75,7 +76,7 @@ struct Node {
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let runner = bin_dir().join("thenodes-runner");
         let provided = libraries_of_program(&runner).expect("the runner");
         let image = Arc::new(Image::read(&bin_dir().join("libecho.so"), &provided).expect("echo"));
@@ -90,7 +91,7 @@ impl Node {
         Self { image, runner, watchdog, info, _identity: identity }
     }
 
-    async fn start(&self, transport: Transport, slot: u32) -> Handle {
+    pub(super) async fn start(&self, transport: Transport, slot: u32) -> Handle {
         let limits = ProcessLimits {
             memory: 128 << 20,
             threads: 16,
@@ -128,7 +129,7 @@ impl Node {
     }
 }
 
-async fn stop(plugin: Handle) {
+pub(super) async fn stop(plugin: Handle) {
     plugin.stop().await;
     plugin.wait(|status| status.state == State::Stopped).await;
 }
@@ -193,11 +194,11 @@ fn times(count: usize, mut one: impl FnMut()) -> Vec<u64> {
     times
 }
 
-fn nanos(since: Instant) -> u64 {
+pub(super) fn nanos(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn p50(times: &[u64]) -> f64 {
+pub(super) fn p50(times: &[u64]) -> f64 {
     times[times.len() / 2] as f64
 }
 
@@ -212,7 +213,13 @@ async fn call(plugin: &Handle, method: &str, body: &Bytes) -> Bytes {
 }
 
 /// The same calls one after the other, in a task as the node's own callers are.
-fn calls(runtime: &Runtime, plugin: &Handle, method: &'static str, body: &Bytes, count: usize) -> Vec<u64> {
+pub(super) fn calls(
+    runtime: &Runtime,
+    plugin: &Handle,
+    method: &'static str,
+    body: &Bytes,
+    count: usize,
+) -> Vec<u64> {
     let (plugin, body) = (plugin.clone(), body.clone());
     let task = runtime.spawn(async move {
         let mut times = Vec::with_capacity(count);
@@ -257,7 +264,7 @@ async fn counted(plugin: &Handle) -> u64 {
 }
 
 /// Nanoseconds for each of so many messages until all are handled, in bursts below the queue's bound.
-fn stream(runtime: &Runtime, plugin: &Handle, body: &Bytes, bursts: usize) -> f64 {
+pub(super) fn stream(runtime: &Runtime, plugin: &Handle, body: &Bytes, bursts: usize) -> f64 {
     let (plugin, body) = (plugin.clone(), body.clone());
     let task = runtime.spawn(async move {
         let mut want = counted(&plugin).await;
@@ -285,7 +292,7 @@ fn stream(runtime: &Runtime, plugin: &Handle, body: &Bytes, bursts: usize) -> f6
 }
 
 /// A message of about [`PAYLOAD`] bytes that the plugin counts.
-fn message() -> Bytes {
+pub(super) fn message() -> Bytes {
     let kind = MessageType::Extension { kind: "count".into() };
     let text = "x".repeat(PAYLOAD - 100);
     let message = Message::new("a-peer", "*", kind, Some(Payload::Text(text)), None);

@@ -1,7 +1,8 @@
 //! What the benchmark needs beside its subjects: rows, pinning, memory, and a gRPC peer to compare with; and the rows about
-//! starts, memory and many plugins.
+//! starts, memory, many plugins, and what must not grow.
 
 pub mod call;
+pub mod growth;
 pub mod grpc;
 pub mod start;
 
