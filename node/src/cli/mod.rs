@@ -6,6 +6,7 @@ mod logs;
 mod plugin;
 mod show;
 mod top;
+mod trust;
 
 pub(crate) use show::table;
 
@@ -70,7 +71,7 @@ enum Command {
     Cert(CertCommand),
     /// Say whom to trust.
     #[command(subcommand)]
-    Trust(TrustCommand),
+    Trust(trust::TrustCommand),
     /// Find out what this kernel can enforce, by doing it.
     Doctor,
 }
@@ -106,17 +107,6 @@ struct CertNew {
     /// Replace files that exist.
     #[arg(long)]
     force: bool,
-}
-
-#[derive(Debug, Subcommand)]
-enum TrustCommand {
-    /// Trust a key: a fingerprint of 64 hex digits, or a PEM file.
-    Add {
-        /// Fingerprint or file.
-        what: String,
-    },
-    /// List trusted fingerprints.
-    List,
 }
 
 /// Why a command failed: exit code, stable code, text.
@@ -219,27 +209,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             });
             Ok(ExitCode::SUCCESS)
         }
-        Some(Command::Trust(TrustCommand::Add { what })) => {
-            let encryption = encryption(&cli)?;
-            let dir = &encryption.trusted_dir;
-            let added = if PathBuf::from(what).is_file() {
-                pki::trust_file(dir, what.as_ref())?
-            } else {
-                pki::trust_fingerprint(dir, what)?;
-                vec![what.trim().to_ascii_lowercase()]
-            };
-            print(json, &json!({ "version": 1, "trusted": added, "dir": dir }), || {
-                format!("trusted from the next connection on:\n{}", added.join("\n"))
-            });
-            Ok(ExitCode::SUCCESS)
-        }
-        Some(Command::Trust(TrustCommand::List)) => {
-            let set = pki::trusted(&encryption(&cli)?.trusted_dir)?;
-            print(json, &json!({ "version": 1, "trusted": set }), || {
-                set.iter().cloned().collect::<Vec<_>>().join("\n")
-            });
-            Ok(ExitCode::SUCCESS)
-        }
+        Some(Command::Trust(command)) => trust::run(json, &encryption(&cli)?, command),
         Some(Command::Doctor) => {
             let config = config(&cli)?;
             let (value, good) = runtime()?.block_on(doctor::examine(&config));

@@ -33,21 +33,62 @@ pub const DEFAULT_PORT: u16 = 50000;
 /// First uid of plugins under a root node: above the range that systemd and distributions give to users.
 pub const DEFAULT_UID_BASE: u32 = 2_000_000;
 
-/// How a peer's certificate is judged.
+/// How a peer's certificate is judged. Words and meanings are those of the documents of 0.1 and 0.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrustMode {
     /// Any certificate that proves its key.
     Open,
     /// Only certificates whose key is in the trusted directory.
     Allowlist,
+    /// As allowlist, and the certificates of others are kept to be looked at.
+    Observe,
+    /// Trust on first use: a node id belongs to the key that it came with first.
+    Tofu,
+    /// As open, under a name of its own in events.
+    Hybrid,
 }
 
 impl TrustMode {
+    /// All of them.
+    pub const ALL: [TrustMode; 5] =
+        [TrustMode::Open, TrustMode::Allowlist, TrustMode::Observe, TrustMode::Tofu, TrustMode::Hybrid];
+
     /// Upstream's name of the mode in events.
     pub fn event_name(self) -> &'static str {
         match self {
             TrustMode::Open => "Open",
             TrustMode::Allowlist => "Allowlist",
+            TrustMode::Observe => "Observe",
+            TrustMode::Tofu => "Tofu",
+            TrustMode::Hybrid => "HybridPlaceholder",
+        }
+    }
+
+    /// The word in a configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            TrustMode::Open => "open",
+            TrustMode::Allowlist => "allowlist",
+            TrustMode::Observe => "observe",
+            TrustMode::Tofu => "tofu",
+            TrustMode::Hybrid => "hybrid",
+        }
+    }
+
+    /// True if whoever shows no certificate is kept out.
+    pub fn needs_certificates(self) -> bool {
+        match self {
+            TrustMode::Allowlist | TrustMode::Observe | TrustMode::Tofu => true,
+            TrustMode::Open | TrustMode::Hybrid => false,
+        }
+    }
+
+    /// True if certificates of strangers are kept: always in observe, never in allowlist, else where the operator says so.
+    pub fn keeps_strangers(self, store_observed: bool) -> bool {
+        match self {
+            TrustMode::Observe => true,
+            TrustMode::Allowlist => false,
+            TrustMode::Open | TrustMode::Tofu | TrustMode::Hybrid => store_observed,
         }
     }
 }

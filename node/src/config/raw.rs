@@ -469,10 +469,13 @@ impl Raw {
         }
         let policy = self.trust(table)?;
         let mtls = table.mtls.as_ref().is_none_or(|mtls| *mtls.get_ref());
-        if let (false, TrustMode::Allowlist, Some(written)) = (mtls, policy.mode, &table.mtls) {
+        if let (false, true, Some(written)) = (mtls, policy.mode.needs_certificates(), &table.mtls) {
             return self.wrong(
                 written,
-                "mode \"allowlist\" needs certificates from both sides, so it cannot go with mtls = false",
+                &format!(
+                    "mode {:?} needs certificates from both sides, so it cannot go with mtls = false",
+                    policy.mode.word()
+                ),
                 "remove mtls = false, or write mode = \"open\" and accept that anybody may connect",
             );
         }
@@ -496,15 +499,22 @@ impl Raw {
             // Nothing written must not mean that everybody is welcome.
             None | Some((_, "allowlist")) => TrustMode::Allowlist,
             Some((_, "open")) => TrustMode::Open,
-            Some((mode, "tofu" | "observe" | "record" | "quarantine" | "hybrid")) => {
+            Some((_, "observe" | "record" | "quarantine")) => TrustMode::Observe,
+            Some((_, "tofu")) => TrustMode::Tofu,
+            Some((_, "hybrid")) => TrustMode::Hybrid,
+            Some((mode, "ca")) => {
                 return self.wrong(
                     mode,
-                    "this release has the modes open and allowlist",
-                    "use \"allowlist\" and `thenodes trust add`",
+                    "this release checks no certificate chains",
+                    "use \"allowlist\", which trusts keys one by one",
                 )
             }
             Some((mode, _)) => {
-                return self.wrong(mode, "no such trust mode", "use \"allowlist\" or \"open\"")
+                return self.wrong(
+                    mode,
+                    "no such trust mode",
+                    "use \"allowlist\", \"tofu\", \"observe\", \"open\" or \"hybrid\"",
+                )
             }
         };
         if let Some(chain) = trust.enforce_ca_chain.as_ref().filter(|chain| *chain.get_ref()) {

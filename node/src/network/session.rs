@@ -1,7 +1,7 @@
 //! One peer: greeting, then a read loop and a write loop until one of them ends. The id is held by the session and by
 //! nothing else, so whatever ends a session frees the id.
 
-use super::channel::{secure, Bytes, ChannelError};
+use super::channel::{secure, Bytes, ChannelError, Secured};
 use super::handshake::{hello, judge, Refusal};
 use super::peers::{Direction, Place};
 use super::wire::{decode, encode, weight, LineDecoder, WireError, MAX_HELLO, MAX_LINE, MAX_WEIGHT};
@@ -117,16 +117,18 @@ pub async fn carry<S>(
     Outcome::Ended { peer, why }
 }
 
-/// An id belongs to a key: to the one whose certificate names it, else to the first that came with it.
-fn own_id(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
-    if let Some(named) = facts.common_name.as_ref().filter(|name| is_node_id(name)) {
-        if named != node_id {
-            return Err(Refusal::NotItsId {
-                claimed: node_id.into(),
-                why: format!("its certificate names {named}"),
-            });
+/// A certificate that names an id may come with no other.
+fn names_it(node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
+    match facts.common_name.as_ref().filter(|name| is_node_id(name)) {
+        Some(named) if named != node_id => {
+            Err(Refusal::NotItsId { claimed: node_id.into(), why: format!("its certificate names {named}") })
         }
+        Some(_) | None => Ok(()),
     }
+}
+
+/// An id belongs to the first key that came with it while this node runs.
+fn first_key(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
     let mut keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
     match keys.get(node_id) {
         Some(fingerprint) if *fingerprint != facts.fingerprint => {
@@ -151,7 +153,7 @@ async fn greet(
 ) -> Result<Greeted, GreetingError> {
     let closed = |e: std::io::Error| GreetingError::Closed(e.to_string());
     let own = tcp.local_addr().map_err(closed)?;
-    let (mut stream, certificate) = secure(network, tcp, addr, direction).await?;
+    let Secured { mut stream, certificate, pending } = secure(network, tcp, addr, direction).await?;
     // The acceptor speaks first.
     if direction == Direction::Inbound {
         stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;
@@ -170,8 +172,20 @@ async fn greet(
         }
     };
     let greeted = judge(&network.local, &first)?;
+    // In this order: a key that may not have the id must not become the first that came with it.
     if let Some(facts) = &certificate {
-        own_id(network, &greeted.node_id, facts)?;
+        names_it(&greeted.node_id, facts)?;
+    }
+    let remembered = pending.is_some();
+    if let Some(pending) = pending {
+        if let Err(refused) = pending.decide(network, &greeted.node_id).await {
+            let _ = stream.shutdown().await; // it was meant
+            return Err(refused.into());
+        }
+    }
+    // What is remembered on disk holds longer than this node runs, and the operator can change it meanwhile.
+    if let (Some(facts), false) = (&certificate, remembered) {
+        first_key(network, &greeted.node_id, facts)?;
     }
     if direction == Direction::Outbound {
         stream.write_all(&encode(&hello(&network.local, own, &first.from))).await.map_err(closed)?;

@@ -1,15 +1,27 @@
 //! The verdict about a peer's certificate: a pure function of rules, facts, the trusted set and the time. The same for both
 //! directions; it is enforced before the peer's first byte is read.
 
+use super::bindings::{BindingError, Meeting};
 use super::pki::CertificateFacts;
 use crate::config::{TrustMode, TrustPolicy};
 use std::collections::BTreeSet;
 
+/// What follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Let in.
+    Accept,
+    /// Keep out.
+    Reject,
+    /// Hear who it says it is, and nothing else: what its id came with before decides ([`first_use`]).
+    AskMemory,
+}
+
 /// The decision and everything that an audit wants to know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// Let in.
-    pub accepted: bool,
+    /// What follows.
+    pub decision: Decision,
     /// Stable word.
     pub reason: &'static str,
     /// Whether the certificate is within its validity.
@@ -31,7 +43,7 @@ pub fn judge(
     now: i64,
 ) -> Verdict {
     let mut verdict = Verdict {
-        accepted: false,
+        decision: Decision::Reject,
         reason: "fingerprint-missing",
         time_valid: None,
         pinned_fingerprint: None,
@@ -39,13 +51,13 @@ pub fn judge(
         realm_binding: "notapplied",
     };
     let Some(facts) = facts else {
-        let ruled = policy.mode == TrustMode::Allowlist
+        let ruled = policy.mode.needs_certificates()
             || policy.realm_subject_binding
             || !policy.pin_fingerprints.is_empty()
             || !policy.pin_subjects.is_empty();
         if !ruled {
-            verdict.accepted = true;
-            verdict.reason = "open-policy";
+            verdict.decision = Decision::Accept;
+            verdict.reason = everybody(policy.mode);
         }
         return verdict;
     };
@@ -90,15 +102,38 @@ pub fn judge(
             return verdict;
         }
     }
-    (verdict.accepted, verdict.reason) = match (policy.mode, trusted) {
-        (TrustMode::Open, _) => (true, "open-policy"),
-        (TrustMode::Allowlist, None) => (false, "trusted-dir-unreadable"),
-        (TrustMode::Allowlist, Some(set)) if set.contains(&facts.fingerprint) => {
-            (true, "present-in-allowlist")
+    let known = trusted.map(|set| set.contains(&facts.fingerprint));
+    (verdict.decision, verdict.reason) = match (policy.mode, known) {
+        (TrustMode::Open | TrustMode::Hybrid, _) => (Decision::Accept, everybody(policy.mode)),
+        (TrustMode::Allowlist | TrustMode::Observe | TrustMode::Tofu, None) => {
+            (Decision::Reject, "trusted-dir-unreadable")
         }
-        (TrustMode::Allowlist, Some(_)) => (false, "not-in-allowlist"),
+        (TrustMode::Allowlist | TrustMode::Observe, Some(true)) => (Decision::Accept, "present-in-allowlist"),
+        (TrustMode::Allowlist, Some(false)) => (Decision::Reject, "not-in-allowlist"),
+        (TrustMode::Observe, Some(false)) => (Decision::Reject, "observe-only"),
+        (TrustMode::Tofu, Some(true)) => (Decision::Accept, "seen-before"),
+        (TrustMode::Tofu, Some(false)) => (Decision::AskMemory, "first-use"),
     };
     verdict
+}
+
+/// The reason where nobody is kept out for who he is.
+fn everybody(mode: TrustMode) -> &'static str {
+    match mode {
+        TrustMode::Hybrid => "hybrid-placeholder-open",
+        TrustMode::Open | TrustMode::Allowlist | TrustMode::Observe | TrustMode::Tofu => "open-policy",
+    }
+}
+
+/// What follows from what the memory says of an id and a key. What cannot be known is no first use.
+pub fn first_use(met: &Result<Meeting, BindingError>) -> (bool, &'static str) {
+    match met {
+        Ok(Meeting::First) => (true, "new-tofu"),
+        Ok(Meeting::Again) => (true, "seen-before"),
+        Ok(Meeting::Other { .. }) => (false, "tofu-mismatch"),
+        Err(BindingError::Unreadable { .. }) => (false, "tofu-storage-unreadable"),
+        Err(BindingError::Unwritable { .. }) => (false, "tofu-storage-unwritable"),
+    }
 }
 
 #[cfg(test)]
@@ -129,7 +164,7 @@ mod tests {
     fn judged(policy: &TrustPolicy, trusted: &[&str], now: i64) -> (bool, &'static str) {
         let set = trusted.iter().map(ToString::to_string).collect();
         let verdict = judge(policy, Some(&facts()), Some(&set), "My Realm", now);
-        (verdict.accepted, verdict.reason)
+        (verdict.decision == Decision::Accept, verdict.reason)
     }
 
     #[test]
@@ -138,19 +173,57 @@ mod tests {
         assert_eq!(judged(&allow, &["aa"], 150), (true, "present-in-allowlist"));
         assert_eq!(judged(&allow, &["bb"], 150), (false, "not-in-allowlist"));
         assert!(
-            !judge(&allow, Some(&facts()), None, "", 150).accepted,
+            judge(&allow, Some(&facts()), None, "", 150).decision == Decision::Reject,
             "an unreadable directory trusts nobody"
         );
-        assert!(!judge(&allow, None, Some(&BTreeSet::new()), "", 150).accepted, "no certificate, no entry");
+        let without = judge(&allow, None, Some(&BTreeSet::new()), "", 150);
+        assert_eq!(without.decision, Decision::Reject, "no certificate, no entry");
+    }
+
+    #[test]
+    fn each_mode_has_its_own_answer_to_a_stranger_and_none_is_silent_about_it() {
+        let stranger = |mode| judged(&policy(mode), &[], 150);
+        let friend = |mode| judged(&policy(mode), &["aa"], 150);
+        let nobody = |mode| judge(&policy(mode), None, Some(&BTreeSet::new()), "", 150).decision;
+        assert_eq!(stranger(TrustMode::Observe), (false, "observe-only"));
+        assert_eq!(friend(TrustMode::Observe), (true, "present-in-allowlist"));
+        assert_eq!(stranger(TrustMode::Hybrid), (true, "hybrid-placeholder-open"));
+        assert_eq!(friend(TrustMode::Tofu), (true, "seen-before"));
+        let tofu = judge(&policy(TrustMode::Tofu), Some(&facts()), Some(&BTreeSet::new()), "", 150);
+        assert_eq!((tofu.decision, tofu.reason), (Decision::AskMemory, "first-use"));
+        for mode in [TrustMode::Allowlist, TrustMode::Observe, TrustMode::Tofu] {
+            assert_eq!(nobody(mode), Decision::Reject, "{mode:?}");
+            let unreadable = judge(&policy(mode), Some(&facts()), None, "", 150);
+            assert_eq!(unreadable.decision, Decision::Reject, "{mode:?}");
+        }
+        for mode in [TrustMode::Open, TrustMode::Hybrid] {
+            assert_eq!(nobody(mode), Decision::Accept, "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_first_key_of_an_id_is_let_in_and_a_broken_memory_lets_in_nobody() {
+        let path = std::path::PathBuf::from("x");
+        let unreadable = BindingError::Unreadable { path: path.clone(), what: String::new() };
+        let unwritable = BindingError::Unwritable { path, what: String::new() };
+        for (met, verdict) in [
+            (Ok(Meeting::First), (true, "new-tofu")),
+            (Ok(Meeting::Again), (true, "seen-before")),
+            (Ok(Meeting::Other { fingerprint: "bb".into() }), (false, "tofu-mismatch")),
+            (Err(unreadable), (false, "tofu-storage-unreadable")),
+            (Err(unwritable), (false, "tofu-storage-unwritable")),
+        ] {
+            assert_eq!(first_use(&met), verdict);
+        }
     }
 
     #[test]
     fn dates_count_in_every_mode_unless_the_operator_says_otherwise() {
-        for mode in [TrustMode::Open, TrustMode::Allowlist] {
+        for mode in TrustMode::ALL {
             assert_eq!(judged(&policy(mode), &["aa"], 201), (false, "time-invalid"));
             assert_eq!(judged(&policy(mode), &["aa"], 99), (false, "time-invalid"));
             let lax = TrustPolicy { reject_expired: false, ..policy(mode) };
-            assert!(judged(&lax, &["aa"], 201).0);
+            assert!(judged(&lax, &["aa"], 201).0, "{mode:?}");
         }
     }
 
@@ -169,6 +242,6 @@ mod tests {
         let bound = TrustPolicy { realm_subject_binding: true, ..open };
         assert!(judged(&bound, &[], 150).0);
         assert_eq!(judge(&bound, Some(&facts()), None, "Elsewhere", 150).reason, "realm-subject-mismatch");
-        assert!(!judge(&bound, None, None, "My Realm", 150).accepted);
+        assert_eq!(judge(&bound, None, None, "My Realm", 150).decision, Decision::Reject);
     }
 }

@@ -1,0 +1,268 @@
+//! Which key each node id came with first, on disk: the memory of `tofu`. It outlives the node, and one of its entries changes
+//! only when the operator says so. Does not trust peers: an id names a file by its hash, entries are bounded in number and size,
+//! and what cannot be read or written lets nobody in.
+//!
+//! The format is upstream's since 0.4: `<observed>/bindings/<SHA-256 of "node:ID">.txt` with lines `fingerprint=` and `identity=`.
+//! Upstream also keeps entries by subject (`identity=CN=..`), which say nothing of a node id and are passed over.
+
+use super::pki::is_fingerprint;
+use crate::text::hex;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Ids that are remembered; no more come in on first use.
+pub const MAX_BINDINGS: usize = 10_000;
+/// Largest file of one entry, bytes.
+const MAX_FILE: u64 = 4096;
+
+/// How an id and a key met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meeting {
+    /// The id was never seen; from now on it belongs to this key.
+    First,
+    /// They came together before.
+    Again,
+    /// The id belongs to another key.
+    Other {
+        /// Whose fingerprint is this.
+        fingerprint: String,
+    },
+}
+
+/// Why the memory says nothing. Each lets nobody in.
+#[derive(Debug, thiserror::Error)]
+pub enum BindingError {
+    /// An entry, or the directory, cannot be read or means nothing.
+    #[error("{path}: {what}", path = path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A new entry cannot be written.
+    #[error("{path}: {what}", path = path.display())]
+    Unwritable {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// The directory of a node's bindings.
+#[derive(Debug, Clone)]
+pub struct Bindings(PathBuf);
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// Node id.
+    pub node_id: String,
+    /// Fingerprint of its key.
+    pub fingerprint: String,
+}
+
+impl Bindings {
+    /// Below the directory of observed certificates.
+    pub fn below(observed: &Path) -> Self {
+        Self(observed.join("bindings"))
+    }
+
+    fn path(&self, node_id: &str) -> PathBuf {
+        self.0.join(format!("{}.txt", hex(&Sha256::digest(format!("node:{node_id}")))))
+    }
+
+    /// An id comes with a key. Blocks for some small reads, and a write at the first time; of two first times at once one is.
+    pub fn meet(&self, node_id: &str, fingerprint: &str) -> Result<Meeting, BindingError> {
+        let path = self.path(node_id);
+        if let Some(known) = entry(&path)? {
+            return compare(known, node_id, fingerprint, &path);
+        }
+        let unwritable = |what: String| BindingError::Unwritable { path: path.clone(), what };
+        fs::create_dir_all(&self.0).map_err(|e| unwritable(e.to_string()))?;
+        let count = fs::read_dir(&self.0).map_err(|e| unwritable(e.to_string()))?.count();
+        if count >= MAX_BINDINGS {
+            return Err(unwritable(format!(
+                "{count} ids are remembered, and no more; remove those of nodes that are gone with `thenodes trust forget`"
+            )));
+        }
+        let mut file = tempfile::Builder::new()
+            .permissions(fs::Permissions::from_mode(0o644))
+            .tempfile_in(&self.0)
+            .map_err(|e| unwritable(e.to_string()))?;
+        let text = format!("fingerprint={fingerprint}\nidentity=node:{node_id}\n");
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(|e| unwritable(e.to_string()))?;
+        match file.persist_noclobber(&path) {
+            Ok(_) => Ok(Meeting::First),
+            // Somebody was first meanwhile.
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                let known = entry(&path)?.ok_or_else(|| unwritable("it comes and goes".into()))?;
+                compare(known, node_id, fingerprint, &path)
+            }
+            Err(error) => Err(unwritable(error.error.to_string())),
+        }
+    }
+
+    /// All entries of node ids, by id. A file that means nothing is an error: silence would look like an id that was never seen.
+    pub fn list(&self) -> Result<Vec<Binding>, BindingError> {
+        let unreadable =
+            |e: io::Error| BindingError::Unreadable { path: self.0.clone(), what: e.to_string() };
+        let files = match fs::read_dir(&self.0) {
+            Ok(files) => files,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(unreadable(error)),
+        };
+        let mut list = Vec::new();
+        for file in files {
+            let path = file.map_err(unreadable)?.path();
+            if path.extension().is_some_and(|extension| extension == "txt") {
+                list.extend(entry(&path)?.and_then(Entry::of_node));
+            }
+        }
+        list.sort_by(|a: &Binding, b| a.node_id.cmp(&b.node_id));
+        Ok(list)
+    }
+
+    /// Forgets an id: whoever comes with it next is its first. False if it was not known.
+    pub fn forget(&self, node_id: &str) -> Result<bool, BindingError> {
+        let path = self.path(node_id);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(BindingError::Unwritable { path, what: error.to_string() }),
+        }
+    }
+}
+
+/// What stands in a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    fingerprint: String,
+    identity: String,
+}
+
+impl Entry {
+    fn of_node(self) -> Option<Binding> {
+        let node_id = self.identity.strip_prefix("node:")?.to_owned();
+        Some(Binding { node_id, fingerprint: self.fingerprint })
+    }
+}
+
+fn compare(known: Entry, node_id: &str, fingerprint: &str, path: &Path) -> Result<Meeting, BindingError> {
+    if known.identity.strip_prefix("node:") != Some(node_id) {
+        let what = "it speaks of another identity than its name; restore it, or remove it".into();
+        return Err(BindingError::Unreadable { path: path.into(), what });
+    }
+    Ok(match known.fingerprint == fingerprint {
+        true => Meeting::Again,
+        false => Meeting::Other { fingerprint: known.fingerprint },
+    })
+}
+
+fn entry(path: &Path) -> Result<Option<Entry>, BindingError> {
+    let unreadable = |what: String| BindingError::Unreadable { path: path.into(), what };
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error.to_string())),
+    };
+    let mut text = String::new();
+    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|e| unreadable(e.to_string()))?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(unreadable(format!("longer than {MAX_FILE} bytes")));
+    }
+    parse(&text).map(Some).ok_or_else(|| unreadable("no lines `fingerprint=` and `identity=`".into()))
+}
+
+fn parse(text: &str) -> Option<Entry> {
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let fingerprint = value("fingerprint")?.trim().to_ascii_lowercase();
+    let identity = value("identity")?.to_owned();
+    is_fingerprint(&fingerprint).then_some(Entry { fingerprint, identity })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> String {
+        hex(&[n; 32])
+    }
+
+    #[test]
+    fn an_id_belongs_to_its_first_key_until_the_operator_says_otherwise() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bindings = Bindings::below(dir.path());
+        assert_eq!(bindings.list().expect("none yet"), []);
+        assert_eq!(bindings.meet("n", &key(1)).expect("written"), Meeting::First);
+        assert_eq!(bindings.meet("n", &key(1)).expect("read"), Meeting::Again);
+        assert_eq!(bindings.meet("n", &key(2)).expect("read"), Meeting::Other { fingerprint: key(1) });
+        // One key may have many names; what upstream had wrong is one subject for many keys.
+        assert_eq!(bindings.meet("m", &key(1)).expect("written"), Meeting::First);
+        let ids: Vec<String> = bindings.list().expect("two").into_iter().map(|b| b.node_id).collect();
+        assert_eq!(ids, ["m", "n"]);
+        assert!(bindings.forget("n").expect("removed") && !bindings.forget("n").expect("gone"));
+        assert_eq!(bindings.meet("n", &key(2)).expect("written"), Meeting::First);
+    }
+
+    #[test]
+    fn the_file_is_the_one_that_upstream_writes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bindings = Bindings::below(dir.path());
+        bindings.meet("node-b", &key(0xab)).expect("written");
+        let name = format!("{}.txt", hex(&Sha256::digest(b"node:node-b")));
+        let text = fs::read_to_string(dir.path().join("bindings").join(name)).expect("there");
+        assert_eq!(text, format!("fingerprint={}\nidentity=node:node-b\n", key(0xab)));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_lets_nobody_in() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bindings = Bindings::below(dir.path());
+        bindings.meet("n", &key(1)).expect("written");
+        let path = bindings.path("n");
+        let of_other = format!("fingerprint={}\nidentity=node:m\n", key(1));
+        let long = format!("fingerprint={}\nidentity=node:n\n{}", key(1), "x".repeat(5000));
+        for text in ["", "fingerprint=12\nidentity=node:n\n", &of_other, &long] {
+            fs::write(&path, text).expect("written");
+            let met = bindings.meet("n", &key(1));
+            assert!(matches!(met, Err(BindingError::Unreadable { .. })), "{text:.40}: {met:?}");
+        }
+        // A file where the directory should be.
+        fs::write(dir.path().join("file"), "").expect("written");
+        let met = Bindings(dir.path().join("file/bindings")).meet("n", &key(1));
+        assert!(
+            matches!(met, Err(BindingError::Unreadable { .. } | BindingError::Unwritable { .. })),
+            "{met:?}"
+        );
+    }
+
+    #[test]
+    fn of_two_first_times_at_once_one_is_the_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bindings = Bindings::below(dir.path());
+        let met: Vec<Meeting> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8)
+                .map(|n| {
+                    let bindings = bindings.clone();
+                    scope.spawn(move || bindings.meet("n", &key(n)).expect("readable"))
+                })
+                .collect();
+            all.into_iter().map(|one| one.join().expect("no panic")).collect()
+        });
+        assert_eq!(met.iter().filter(|met| **met == Meeting::First).count(), 1, "{met:?}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics_the_reader(text: String) {
+            let _ = parse(&text);
+        }
+    }
+}

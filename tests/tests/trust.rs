@@ -1,0 +1,164 @@
+//! Whom each trust mode lets in, and what it remembers: real nodes with real certificates, restarted and impersonated.
+
+use serde_json::Value;
+use std::fs;
+use tempfile::TempDir;
+use thenodes_tests::{Spec, TestNode};
+
+/// A node that judges in this mode.
+fn judge(id: &str, mode: &str) -> Spec {
+    Spec::encrypted(id).more(&format!("[encryption.trust_policy]\nmode = \"{mode}\""))
+}
+
+/// A node that trusts everybody and dials this one.
+fn dialer(id: &str, node: &TestNode) -> Spec {
+    judge(id, "open").top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", node.port))
+}
+
+fn fingerprint(node: &TestNode) -> String {
+    let value = node.json(&["cert", "fingerprint"]);
+    value["fingerprints"][0].as_str().expect("one").to_owned()
+}
+
+fn peers(node: &TestNode) -> usize {
+    node.json(&["peers"])["peers"].as_array().map_or(0, Vec::len)
+}
+
+/// Ends a node and keeps its directory, with its key and all it remembers.
+fn end(mut node: TestNode) -> TempDir {
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(node.wait().success());
+    std::mem::replace(&mut node.dir, tempfile::tempdir().expect("a directory"))
+}
+
+/// Starts it there again, at the same port.
+fn again(spec: &Spec, dir: TempDir, port: u16) -> TestNode {
+    let path = dir.path().join("config.toml");
+    let text = fs::read_to_string(&path).expect("laid out");
+    fs::write(&path, text.replacen("port = 0", &format!("port = {port}"), 1)).expect("written");
+    spec.start_in(dir)
+}
+
+#[test]
+fn tofu_gives_an_id_to_its_first_key_and_remembers_it_across_a_restart() {
+    let spec = judge("memory", "tofu");
+    let mut node = spec.start_in(spec.lay_out());
+    let (port, of_b) = (node.port, dialer("node-b", &node));
+    let mut b = of_b.start_in(of_b.lay_out());
+    let first = node.seen("reason=new-tofu");
+    assert!(first.contains("decision=Accept") && first.contains(&fingerprint(&b)), "{first}");
+    b.seen("action=app_handshake_success");
+    let known = node.json(&["trust", "bindings"])["bindings"].clone();
+    assert_eq!(
+        (known[0]["node_id"].as_str(), known[0]["fingerprint"].as_str(), known[1].clone()),
+        (Some("node-b"), Some(fingerprint(&b).as_str()), Value::Null)
+    );
+    // Both start again: the memory is on disk.
+    let (own, of_peer) = (end(node), end(b));
+    let mut node = again(&spec, own, port);
+    // Somebody else comes first this time, under the same id and with a certificate that names it.
+    let impostor = dialer("node-b", &node);
+    let impostor = impostor.start_in(impostor.lay_out());
+    let refused = node.seen("reason=tofu-mismatch");
+    assert!(refused.contains("decision=Reject") && refused.contains(&fingerprint(&impostor)), "{refused}");
+    assert!(refused.contains("trust forget node-b"), "{refused}");
+    assert_eq!(peers(&node), 0);
+    let b = of_b.start_in(of_peer);
+    node.seen("reason=seen-before");
+    node.seen("action=app_handshake_success");
+    drop(b);
+    // The operator's word changes it, without a restart.
+    assert_eq!(node.json(&["trust", "forget", "node-b"])["forgotten"], "node-b");
+    node.seen("reason=new-tofu");
+    assert_eq!(
+        node.json(&["trust", "bindings"])["bindings"][0]["fingerprint"],
+        fingerprint(&impostor).as_str()
+    );
+    assert_eq!(node.json(&["trust", "forget", "nobody"])["error"]["code"], "NOT_FOUND");
+}
+
+#[test]
+fn without_a_memory_whoever_comes_first_has_the_id() {
+    // The control: where nothing is remembered, the same impostor is let in after the same restart.
+    let spec = judge("forgetful", "open");
+    let mut node = spec.start_in(spec.lay_out());
+    let (port, of_b) = (node.port, dialer("node-b", &node));
+    let b = of_b.start_in(of_b.lay_out());
+    node.seen("action=app_handshake_success");
+    drop(b);
+    let mut node = again(&spec, end(node), port);
+    let _impostor = dialer("node-b", &node).start();
+    node.seen("action=app_handshake_success");
+}
+
+#[test]
+fn many_keys_with_one_subject_are_many_peers_for_tofu() {
+    // Upstream remembers by subject, and its tool gives every certificate the same one.
+    let mut node = judge("subjects", "tofu").start();
+    for id in ["node-b", "node-c"] {
+        let spec = dialer(id, &node);
+        let dir = spec.lay_out();
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+        let certificate =
+            rcgen::CertificateParams::new(vec![]).and_then(|p| p.self_signed(&key)).expect("made");
+        fs::create_dir_all(dir.path().join("pki/own")).expect("a directory");
+        fs::write(dir.path().join("pki/own/cert.pem"), certificate.pem()).expect("written");
+        let key_path = dir.path().join("pki/own/key.pem");
+        fs::write(&key_path, key.serialize_pem()).expect("written");
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&key_path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        let mut peer = spec.start_in(dir);
+        peer.seen("action=app_handshake_success");
+        node.seen(&format!("node_id={id}"));
+    }
+    assert_eq!(node.json(&["trust", "bindings"])["bindings"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_memory_that_cannot_be_read_or_written_lets_nobody_in() {
+    let spec = judge("broken", "tofu");
+    let dir = spec.lay_out();
+    fs::create_dir_all(dir.path().join("pki/observed")).expect("a directory");
+    // A file where a directory should be, which not even root can write below.
+    fs::write(dir.path().join("pki/observed/certs"), "").expect("written");
+    let mut node = spec.start_in(dir);
+    let mut b = dialer("node-b", &node).start();
+    let refused = node.seen("reason=tofu-storage-un");
+    assert!(refused.contains("decision=Reject"), "{refused}");
+    b.seen("action=dial_start");
+    assert_eq!(peers(&node), 0);
+    // The same peer is welcome as soon as there is a place for its name.
+    fs::remove_file(node.dir.path().join("pki/observed/certs")).expect("removed");
+    node.seen("reason=new-tofu");
+}
+
+#[test]
+fn observe_keeps_strangers_out_and_their_certificates_in_until_one_is_promoted() {
+    let mut node = judge("watcher", "observe").start();
+    let mut b = dialer("node-b", &node).start();
+    let refused = node.seen("reason=observe-only");
+    assert!(refused.contains("decision=Reject"), "{refused}");
+    assert_eq!(peers(&node), 0);
+    let key = fingerprint(&b);
+    assert_eq!(node.json(&["trust", "observed"])["observed"][0], key.as_str());
+    for wrong in ["../../../etc/passwd", &"0".repeat(64)] {
+        assert_eq!(node.json(&["trust", "promote", wrong])["error"]["code"], "NOT_FOUND", "{wrong}");
+    }
+    assert_eq!(node.json(&["trust", "promote", &key])["trusted"][0], key.as_str());
+    node.seen("reason=present-in-allowlist");
+    b.seen("action=app_handshake_success");
+}
+
+#[test]
+fn hybrid_is_open_under_its_own_name_and_an_allowlist_keeps_nothing() {
+    let keeps = "store_new_certs = \"observed\"";
+    let mut node = judge("mixed", "hybrid").more(keeps).start();
+    let _b = dialer("node-b", &node).start();
+    let accepted = node.seen("reason=hybrid-placeholder-open");
+    assert!(accepted.contains("mode=HybridPlaceholder"), "{accepted}");
+    assert_eq!(node.json(&["trust", "observed"])["observed"].as_array().map(Vec::len), Some(1));
+    let mut node = judge("strict", "allowlist").more(keeps).start();
+    let _b = dialer("node-b", &node).start();
+    node.seen("reason=not-in-allowlist");
+    assert_eq!(node.json(&["trust", "observed"])["observed"].as_array().map(Vec::len), Some(0));
+}
