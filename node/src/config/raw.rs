@@ -472,7 +472,7 @@ impl Raw {
         if let (false, true, Some(written)) = (mtls, policy.mode.needs_certificates(), &table.mtls) {
             return self.wrong(
                 written,
-                &format!(
+                format!(
                     "mode {:?} needs certificates from both sides, so it cannot go with mtls = false",
                     policy.mode.word()
                 ),
