@@ -162,3 +162,43 @@ fn hybrid_is_open_under_its_own_name_and_an_allowlist_keeps_nothing() {
     node.seen("reason=not-in-allowlist");
     assert_eq!(node.json(&["trust", "observed"])["observed"].as_array().map(Vec::len), Some(0));
 }
+
+#[test]
+fn nodes_with_keys_of_every_kind_trust_each_other_and_the_certificate_says_what_was_asked_for() {
+    let made = |spec: &Spec, kind: &str| {
+        let dir = spec.lay_out();
+        let done = std::process::Command::new(thenodes_tests::bin_dir().join("thenodes"))
+            .args([
+                "--config",
+                "config.toml",
+                "cert",
+                "new",
+                "--key-type",
+                kind,
+                "--days",
+                "9",
+                "--realm",
+                "Elsewhere",
+            ])
+            .current_dir(dir.path())
+            .status();
+        assert!(done.is_ok_and(|status| status.success()), "{kind}");
+        spec.start_in(dir)
+    };
+    let mut node = made(&Spec::encrypted("node-a"), "p384");
+    let shown = node.json(&["cert", "show"])["certificates"][0].clone();
+    assert_eq!(
+        (shown["key"].as_str(), shown["self_signed"].as_bool()),
+        (Some("ECDSA, 384 bits"), Some(true))
+    );
+    let subject = shown["subject"].as_str().expect("a text");
+    assert!(subject.contains("CN=node-a") && subject.contains("O=Elsewhere"), "{subject}");
+    for (id, kind) in [("node-b", "ed25519"), ("node-c", "p256")] {
+        let dial = format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", node.port);
+        let mut peer = made(&Spec::encrypted(id).top(&dial), kind);
+        assert!(node.command(&["trust", "add", &fingerprint(&peer)]).status.success());
+        assert!(peer.command(&["trust", "add", &fingerprint(&node)]).status.success());
+        peer.seen("action=app_handshake_success");
+        node.seen(&format!("node_id={id}"));
+    }
+}

@@ -2,6 +2,7 @@
 //! `version`. Exit codes: 0 done, 1 failed, 2 wrong usage, 69 no node answers, 78 wrong configuration; `plugin call` has more (docs/operating.md).
 
 mod call;
+mod cert;
 mod logs;
 mod plugin;
 mod show;
@@ -16,7 +17,7 @@ use crate::node::{Node, StartError};
 use crate::security::pki;
 use crate::text::printable;
 use crate::{doctor, prompt};
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use sd_notify::NotifyState;
 use serde_json::{json, Value};
 use show::{enforcement, layers, lines, text};
@@ -24,7 +25,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use thenodes::host::HostError;
-use thenodes::realms::RealmInfo;
 use thenodes_ipc::Code;
 use tokio::signal::unix::{signal, SignalKind};
 
@@ -68,45 +68,12 @@ enum Command {
     Plugin(plugin::PluginCommand),
     /// Make and look at certificates.
     #[command(subcommand)]
-    Cert(CertCommand),
+    Cert(cert::CertCommand),
     /// Say whom to trust.
     #[command(subcommand)]
     Trust(trust::TrustCommand),
     /// Find out what this kernel can enforce, by doing it.
     Doctor,
-}
-
-#[derive(Debug, Subcommand)]
-enum CertCommand {
-    /// Make a self-signed certificate and its key.
-    New(CertNew),
-    /// Print the fingerprints of a PEM file (default: the node's own certificate).
-    Fingerprint {
-        /// The file.
-        file: Option<PathBuf>,
-    },
-}
-
-#[derive(Debug, Args)]
-struct CertNew {
-    /// Node id in the subject (default: the node's own).
-    #[arg(long)]
-    cn: Option<String>,
-    /// Realm in the subject (default: the configuration's).
-    #[arg(long)]
-    realm: Option<String>,
-    /// Days of validity.
-    #[arg(long, default_value_t = pki::DEFAULT_DAYS)]
-    days: u32,
-    /// Where to write the certificate (default: the configuration's).
-    #[arg(long)]
-    out_cert: Option<PathBuf>,
-    /// Where to write the key (default: the configuration's).
-    #[arg(long)]
-    out_key: Option<PathBuf>,
-    /// Replace files that exist.
-    #[arg(long)]
-    force: bool,
 }
 
 /// Why a command failed: exit code, stable code, text.
@@ -194,21 +161,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             value["text"].as_str().unwrap_or_default().to_owned()
         }),
         Some(Command::Plugin(command)) => plugin::run(&cli, command),
-        Some(Command::Cert(CertCommand::New(new))) => cert_new(&cli, new),
-        Some(Command::Cert(CertCommand::Fingerprint { file })) => {
-            let file = match file {
-                Some(file) => file.clone(),
-                None => encryption(&cli)?.own_certificate,
-            };
-            let list = pki::fingerprints(&file)?;
-            print(json, &json!({ "version": 1, "fingerprints": list, "source": file }), || {
-                list.iter()
-                    .map(|f| format!("Fingerprint (spki_sha256): {f}\nSource: {}", file.display()))
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            });
-            Ok(ExitCode::SUCCESS)
-        }
+        Some(Command::Cert(command)) => cert::run(&cli, command),
         Some(Command::Trust(command)) => trust::run(json, &encryption(&cli)?, command),
         Some(Command::Doctor) => {
             let config = config(&cli)?;
@@ -251,32 +204,6 @@ fn encryption(cli: &Cli) -> Result<crate::config::Encryption, Failure> {
         code: Code::ConfigError.to_string(),
         text: "encryption is off in this configuration".into(),
     })
-}
-
-fn cert_new(cli: &Cli, new: &CertNew) -> Result<ExitCode, Failure> {
-    let config = config(cli)?;
-    let paths = match (&new.out_cert, &new.out_key, config.encryption) {
-        (Some(cert), Some(key), _) => (cert.clone(), key.clone()),
-        (cert, key, Some(encryption)) => (
-            cert.clone().unwrap_or(encryption.own_certificate),
-            key.clone().unwrap_or(encryption.own_private_key),
-        ),
-        (_, _, None) => {
-            let text = "encryption is off in this configuration: name --out-cert and --out-key".into();
-            return Err(Failure { exit: EXIT_CONFIG, code: Code::ConfigError.to_string(), text });
-        }
-    };
-    let realm = new.realm.as_ref().map_or(config.realm, |name| RealmInfo::new(name, "1"));
-    let cn = match &new.cn {
-        Some(cn) => cn.clone(),
-        None => crate::identity::resolve(&config.node).map_err(StartError::from)?.0,
-    };
-    let fingerprint = pki::make(&paths.0, &paths.1, &cn, &realm, new.days, new.force)?;
-    let value = json!({ "version": 1, "fingerprint": fingerprint, "certificate": paths.0, "key": paths.1 });
-    print(cli.json, &value, || {
-        format!("certificate: {}\nkey: {}\nspki_sha256: {fingerprint}", paths.0.display(), paths.1.display())
-    });
-    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

@@ -119,21 +119,38 @@ pub fn ensure(encryption: &Encryption, node_id: &str, realm: &RealmInfo) -> Resu
             cert,
             format!("missing, but {} exists; restore the certificate or remove the key", key.display()),
         )),
-        (false, false) => make(cert, key, node_id, realm, DEFAULT_DAYS, false).map(|_| true),
+        (false, false) => make(cert, key, node_id, realm, KeyType::P256, DEFAULT_DAYS, false).map(|_| true),
     }
 }
 
-/// Makes a self-signed P-256 certificate: the node id as common name, the realm as organisation. Returns its fingerprint.
+/// Kinds of keys that we make. All of them prove possession in TLS 1.2 and 1.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyType {
+    /// ECDSA on P-256, as upstream's.
+    P256,
+    /// ECDSA on P-384.
+    P384,
+    /// Ed25519.
+    Ed25519,
+}
+
+/// Makes a self-signed certificate: the node id as common name, the realm as organisation. Returns its fingerprint.
 pub fn make(
     cert: &Path,
     key: &Path,
     node_id: &str,
     realm: &RealmInfo,
+    kind: KeyType,
     days: u32,
     force: bool,
 ) -> Result<String, PkiError> {
     let failed = |e: rcgen::Error| PkiError::Make(e.to_string());
-    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let pair = rcgen::KeyPair::generate_for(match kind {
+        KeyType::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+        KeyType::P384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+        KeyType::Ed25519 => &rcgen::PKCS_ED25519,
+    })
+    .map_err(failed)?;
     let san = format!("realm-{}.thenodes", realm.canonical_code());
     let mut params = rcgen::CertificateParams::new(vec![san]).map_err(failed)?;
     let mut name = rcgen::DistinguishedName::new();
@@ -248,6 +265,85 @@ pub fn fingerprints(file: &Path) -> Result<Vec<String>, PkiError> {
     Ok(list)
 }
 
+/// What stands in a certificate, for people. Texts are the author's of the certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    pub fingerprint: String,
+    /// Subject.
+    pub subject: String,
+    /// Issuer.
+    pub issuer: String,
+    /// First moment of validity.
+    pub not_before: String,
+    /// Last moment of validity.
+    pub not_after: String,
+    /// Algorithm of the key, with its curve or size where they are known.
+    pub key: String,
+    /// Alternative names.
+    pub names: Vec<String>,
+    /// What the key may be used for: `server`, `client`, or any if there is no word about it.
+    pub uses: Vec<String>,
+    /// Issuer and subject are the same; whether the signature is its own is not said.
+    pub self_signed: bool,
+}
+
+/// Looks at the certificates of a PEM file.
+pub fn describe(file: &Path) -> Result<Vec<Description>, PkiError> {
+    let mut list = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(&read(file)?) {
+        let der = certificate.map_err(|e| at(file, e))?;
+        let (_, parsed) =
+            X509Certificate::from_der(&der).map_err(|e| at(file, format!("no X.509 certificate: {e}")))?;
+        list.push(describe_one(&der, &parsed));
+    }
+    if list.is_empty() {
+        return Err(at(file, "holds no PEM certificate"));
+    }
+    Ok(list)
+}
+
+fn describe_one(der: &[u8], parsed: &X509Certificate<'_>) -> Description {
+    use x509_parser::extensions::GeneralName;
+    use x509_parser::public_key::PublicKey;
+    let info = &parsed.tbs_certificate.subject_pki;
+    let key = match info.parsed() {
+        Ok(PublicKey::RSA(key)) => format!("RSA, {} bits", key.key_size()),
+        Ok(PublicKey::EC(point)) => format!("ECDSA, {} bits", point.key_size()),
+        Ok(_) | Err(_) if info.algorithm.algorithm.to_id_string() == "1.3.101.112" => "Ed25519".to_owned(),
+        Ok(_) | Err(_) => info.algorithm.algorithm.to_id_string(),
+    };
+    let names = parsed.subject_alternative_name().ok().flatten();
+    let names = names.map_or_else(Vec::new, |names| {
+        let name = |name: &GeneralName<'_>| match name {
+            GeneralName::DNSName(text) => (*text).to_owned(),
+            other => other.to_string(),
+        };
+        names.value.general_names.iter().map(name).collect()
+    });
+    let uses = match parsed.extended_key_usage().ok().flatten() {
+        None => vec!["any".to_owned()],
+        Some(uses) => {
+            [("server", uses.value.server_auth), ("client", uses.value.client_auth), ("any", uses.value.any)]
+                .into_iter()
+                .filter(|(_, may)| *may)
+                .map(|(word, _)| word.to_owned())
+                .collect()
+        }
+    };
+    Description {
+        fingerprint: facts(der).fingerprint,
+        subject: parsed.subject().to_string(),
+        issuer: parsed.issuer().to_string(),
+        not_before: parsed.validity().not_before.to_string(),
+        not_after: parsed.validity().not_after.to_string(),
+        key,
+        names,
+        uses,
+        self_signed: parsed.subject() == parsed.issuer(),
+    }
+}
+
 /// Writes a peer's certificate to the observed directory, once per fingerprint. True if it was written now.
 pub fn observe(dir: &Path, fingerprint: &str, certificate: &[u8]) -> io::Result<bool> {
     /// Certificates of strangers that are kept; more are not written.
@@ -279,14 +375,45 @@ mod tests {
     fn a_certificate_names_node_and_realm_and_its_key_is_private() {
         let dir = tempfile::tempdir().expect("a directory");
         let (cert, key) = (dir.path().join("own/cert.pem"), dir.path().join("own/key.pem"));
-        let fingerprint = make(&cert, &key, "node-a", &realm(), 1, false).expect("made");
+        let fingerprint = make(&cert, &key, "node-a", &realm(), KeyType::P256, 1, false).expect("made");
         assert_eq!(fs::metadata(&key).expect("a key").permissions().mode() & 0o777, 0o600);
         let der = CertificateDer::from_pem_file(&cert).expect("PEM");
         let facts = facts(&der);
         assert_eq!(facts.fingerprint, fingerprint);
         let subject = facts.subject.expect("a subject");
         assert!(subject.contains("node-a") && subject.contains("Test Realm"), "{subject}");
-        assert!(make(&cert, &key, "node-a", &realm(), 1, false).is_err(), "never over an existing key");
+        assert!(
+            make(&cert, &key, "node-a", &realm(), KeyType::P256, 1, false).is_err(),
+            "never over an existing key"
+        );
+    }
+
+    #[test]
+    fn each_kind_of_key_makes_a_certificate_that_says_what_was_asked_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (kind, key) in [
+            (KeyType::P256, "ECDSA, 256 bits"),
+            (KeyType::P384, "ECDSA, 384 bits"),
+            (KeyType::Ed25519, "Ed25519"),
+        ] {
+            let (cert, file) =
+                (dir.path().join(format!("{kind:?}.pem")), dir.path().join(format!("{kind:?}.key")));
+            let fingerprint = make(&cert, &file, "node-a", &realm(), kind, 7, false).expect("made");
+            let list = describe(&cert).expect("it reads");
+            let [of] = list.as_slice() else { panic!("{list:?}") };
+            assert_eq!((of.fingerprint.as_str(), of.key.as_str()), (fingerprint.as_str(), key));
+            assert_eq!(of.names, ["realm-test-realm.thenodes"]);
+            assert_eq!(
+                (of.uses.as_slice(), of.self_signed),
+                (["server", "client"].map(String::from).as_slice(), true)
+            );
+            assert!(
+                of.subject.contains("CN=node-a") && of.subject.contains("O=Test Realm"),
+                "{}",
+                of.subject
+            );
+        }
+        assert!(describe(&dir.path().join("P256.key")).is_err(), "a key is no certificate");
     }
 
     #[test]
@@ -295,7 +422,7 @@ mod tests {
         let trust = dir.path().join("trusted");
         assert_eq!(trusted(&trust).expect("none"), BTreeSet::new());
         let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
-        let fingerprint = make(&cert, &key, "n", &realm(), 1, false).expect("made");
+        let fingerprint = make(&cert, &key, "n", &realm(), KeyType::P256, 1, false).expect("made");
         assert_eq!(trust_file(&trust, &cert).expect("trusted"), std::slice::from_ref(&fingerprint));
         assert!(!trust_fingerprint(&trust, &fingerprint).expect("again"));
         fs::copy(&cert, trust.join("x.PEM")).expect("copied");
@@ -309,7 +436,7 @@ mod tests {
     fn an_observed_certificate_reads_back_as_itself() {
         let dir = tempfile::tempdir().expect("a directory");
         let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
-        let fingerprint = make(&cert, &key, "n", &realm(), 1, false).expect("made");
+        let fingerprint = make(&cert, &key, "n", &realm(), KeyType::P256, 1, false).expect("made");
         let der = CertificateDer::from_pem_file(&cert).expect("PEM");
         let observed = dir.path().join("observed");
         assert!(observe(&observed, &fingerprint, &der).expect("written"));

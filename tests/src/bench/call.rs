@@ -2,6 +2,7 @@
 //! plugin behind the real trait. Baselines are plain blocking sockets between two processes, with the same bytes, measured in
 //! the same round in turn with the subject. Two placements: everything on one core, or one process on each of two.
 
+use super::floor::{ping_without_sleep, RawRing};
 use super::{pin, Row};
 use crate::bin_dir;
 use bytes::Bytes;
@@ -347,6 +348,16 @@ pub fn run(rounds: usize, cores: Cores) {
             "a plain call, same transport",
         ),
         Row::new(
+            name("floor_of_a_call_over_a_ring", "floor_of_a_call_over_a_ring_two_cores"),
+            "ratio",
+            "the same: what two processes need that only carry the bytes through the same ring",
+        ),
+        Row::new(
+            name("floor_of_a_call_over_a_socket", "floor_of_a_call_over_a_socket_two_cores"),
+            "ratio",
+            "the same, by a caller that may not sleep in its read",
+        ),
+        Row::new(
             name("floor_of_the_stream", "floor_of_the_stream_two_cores"),
             "times as many a second",
             "the same writes: what decoding the messages in the SDK alone would allow",
@@ -357,21 +368,28 @@ pub fn run(rounds: usize, cores: Cores) {
             "one write of the same bytes each, to a process that reads them",
         ),
     ];
-    let mut bodies: Vec<(Row, Row, RawPeer, Bytes)> = [
-        ("call_64KiB_ring", "call_64KiB_socket", 64 * 1024),
+    let mut bodies: Vec<(Row, Row, Row, RawPeer, Bytes)> = [
+        ("call_64KiB_ring", "call_64KiB_socket", "floor_of_64KiB", 64 * 1024),
         // As much as fits into one frame.
-        ("call_1MiB_ring", "call_1MiB_socket", 1024 * 1024 - 1024),
+        ("call_1MiB_ring", "call_1MiB_socket", "floor_of_1MiB", 1024 * 1024 - 1024),
     ]
     .into_iter()
-    .map(|(on_ring, on_socket, size)| {
+    .map(|(on_ring, on_socket, floor, size)| {
         let body = Bytes::from(vec![b'y'; size]);
         let (there, back) = lengths("request.echo", &body, &body);
         let raw = RawPeer::start(there, back, cores);
-        (Row::new(on_ring, "ratio", RAW), Row::new(on_socket, "ratio", RAW), raw, body)
+        let copied =
+            "the same, and two copies of the body: one that a handler may keep, and one that it returns";
+        let floor = Row::new(floor, "ratio", copied);
+        (Row::new(on_ring, "ratio", RAW), Row::new(on_socket, "ratio", RAW), floor, raw, body)
     })
     .collect();
     let (there, _) = lengths("message", &message(), &[]);
     let mut sink = RawPeer::start(there, 0, cores);
+    let (there, back) = lengths("request.echo", &small, &small);
+    let mut bare_ring = RawRing::start(there, back, cores);
+    let mut bare_socket = RawPeer::start(there, back, cores);
+    bare_socket.socket.set_nonblocking(true).expect("set");
     let packed = message();
     for round in 0..=rounds {
         let base = on_core(&mut || times(2000, || raw.ping()));
@@ -379,17 +397,26 @@ pub fn run(rounds: usize, cores: Cores) {
         let on_socket = calls(&runtime, &socket, "request.echo", &small, 2000);
         let many = in_flight(&runtime, &ring, &small, 64, 100);
         let nested = calls(&runtime, &ring, "request.ask", &small, 1000);
+        let by_ring = on_core(&mut || times(2000, || bare_ring.ping()));
+        let RawPeer { socket: bare, out, back, .. } = &mut bare_socket;
+        let by_socket = on_core(&mut || times(2000, || ping_without_sleep(bare, out, back)));
         let written = on_core(&mut || times(20_000, || sink.send()));
         let decoded = times(20_000, || {
             black_box(pack::decode::<Message>(black_box(&packed)).expect("a message"));
         });
         let handled = stream(&runtime, &ring, &message(), 40);
-        let large: Vec<(f64, f64, f64)> = bodies
+        let large: Vec<[f64; 4]> = bodies
             .iter_mut()
-            .map(|(_, _, raw, body)| {
+            .map(|(_, _, _, raw, body)| {
                 let base = p50(&on_core(&mut || times(100, || raw.ping())));
+                let copies = p50(&on_core(&mut || {
+                    times(100, || {
+                        raw.ping();
+                        black_box(black_box(raw.back.to_vec()).to_vec());
+                    })
+                }));
                 let ring = p50(&calls(&runtime, &ring, "request.echo", body, 100));
-                (base, ring, p50(&calls(&runtime, &socket, "request.echo", body, 100)))
+                [base, copies, ring, p50(&calls(&runtime, &socket, "request.echo", body, 100))]
             })
             .collect();
         if round == 0 {
@@ -412,11 +439,15 @@ pub fn run(rounds: usize, cores: Cores) {
             p99(&on_socket) / p99(&base),
             many / p50(&base),
             p50(&nested) / p50(&on_ring),
+            p50(&by_ring) / p50(&base),
+            p50(&by_socket) / p50(&base),
             sum(&written) / sum(&decoded),
             sum(&written) / handled,
         ];
         rows.iter_mut().zip(ratios).for_each(|(row, ratio)| row.add(ratio));
-        for ((on_ring, on_socket, _, _), (base, ring, socket)) in bodies.iter_mut().zip(large) {
+        for ((on_ring, on_socket, floor, _, _), [base, copies, ring, socket]) in bodies.iter_mut().zip(large)
+        {
+            floor.add(copies / base);
             on_ring.add(ring / base);
             on_socket.add(socket / base);
         }
@@ -428,11 +459,13 @@ pub fn run(rounds: usize, cores: Cores) {
     for row in rows {
         println!("{}", row.json());
     }
-    for (on_ring, on_socket, _, _) in bodies {
-        println!("{}\n{}", on_ring.json(), on_socket.json());
+    for (on_ring, on_socket, floor, _, _) in bodies {
+        println!("{}\n{}\n{}", on_ring.json(), on_socket.json(), floor.json());
     }
     if cores == Cores::One {
-        println!("{}", fan_out(&runtime, &node, rounds).json());
+        for row in fan_out(&runtime, &node, rounds) {
+            println!("{}", row.json());
+        }
     }
 }
 
@@ -445,7 +478,9 @@ pub fn only(what: &str, one_core: bool, seconds: usize) {
     let _inside = runtime.enter();
     let node = Node::new();
     if what == "fan" {
-        println!("{}", fan_out(&runtime, &node, seconds).json());
+        for row in fan_out(&runtime, &node, seconds) {
+            println!("{}", row.json());
+        }
         return;
     }
     let transport = if what.starts_with("socket") { Transport::Socket } else { Transport::Ring };
@@ -492,12 +527,10 @@ impl Subject {
 }
 
 /// The node's time for one message to each of [`FAN`] plugins, against a write to as many sleeping processes.
-fn fan_out(runtime: &Runtime, node: &Node, rounds: usize) -> Row {
-    let mut row = Row::new(
-        "same_message_to_100_plugins_time_per_plugin",
-        "ratio",
-        "a raw write of the same bytes to each of 100 processes that wait for it",
-    );
+fn fan_out(runtime: &Runtime, node: &Node, rounds: usize) -> [Row; 2] {
+    const EACH: &str = "a raw write of the same bytes to each of 100 processes that wait for it";
+    let mut row = Row::new("same_message_to_100_plugins_time_per_plugin", "ratio", EACH);
+    let mut floor = Row::new("floor_of_the_fan_out", "ratio", EACH);
     let plugins: Vec<Handle> = runtime.block_on(async {
         let mut list = Vec::new();
         for slot in 0..FAN as u32 {
@@ -508,8 +541,9 @@ fn fan_out(runtime: &Runtime, node: &Node, rounds: usize) -> Row {
     let body = message();
     let (there, _) = lengths("message", &body, &[]);
     let mut sinks: Vec<RawPeer> = (0..FAN).map(|_| RawPeer::start(there, 0, Cores::One)).collect();
+    let mut rings: Vec<RawRing> = (0..FAN).map(|_| RawRing::start(there, 0, Cores::One)).collect();
     for round in 0..=rounds {
-        let (mut base, mut ours) = (Vec::new(), Vec::new());
+        let (mut base, mut ours, mut bare) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..20 {
             let begun = Instant::now();
             sinks.iter_mut().for_each(RawPeer::send);
@@ -523,13 +557,18 @@ fn fan_out(runtime: &Runtime, node: &Node, rounds: usize) -> Row {
                 nanos(begun)
             });
             ours.push(runtime.block_on(spread).expect("it ran"));
+            let begun = Instant::now();
+            rings.iter_mut().for_each(RawRing::send);
+            bare.push(nanos(begun));
             // All asleep again before the next one.
             std::thread::park_timeout(Duration::from_millis(20));
         }
-        base.sort_unstable();
-        ours.sort_unstable();
+        for times in [&mut base, &mut ours, &mut bare] {
+            times.sort_unstable();
+        }
         if round > 0 {
             row.add(p50(&ours) / p50(&base));
+            floor.add(p50(&bare) / p50(&base));
         }
     }
     runtime.block_on(async {
@@ -537,7 +576,7 @@ fn fan_out(runtime: &Runtime, node: &Node, rounds: usize) -> Row {
             stop(plugin).await;
         }
     });
-    row
+    [row, floor]
 }
 
 fn pin_thread(core: usize) {

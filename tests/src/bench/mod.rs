@@ -2,6 +2,7 @@
 //! starts, memory, many plugins, and what must not grow.
 
 pub mod call;
+pub mod floor;
 pub mod growth;
 pub mod grpc;
 pub mod start;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 use thenodes_tests::bench::call::{self, Cores};
-use thenodes_tests::bench::{growth, grpc, pin, start, Row};
+use thenodes_tests::bench::{floor, growth, grpc, pin, start, Row};
 
 /// Bytes of the payload that is echoed.
 const PAYLOAD: usize = 256;
@@ -17,6 +17,9 @@ fn main() {
     let number = |text: &str| text.parse().expect("a number");
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [_, "--raw-echo", there, back, core] => call::raw_echo(number(there), number(back), number(core)),
+        [_, "--raw-ring", there, back, cores] => {
+            floor::raw_ring(number(there), number(back), *cores == "two");
+        }
         [_, "--grpc-echo", path] => grpc::serve(Path::new(path)),
         [_, "--only", what, cores, seconds] => call::only(what, *cores == "1", number(seconds)),
         [_, "--start", rounds] => start_only(number(rounds)),
