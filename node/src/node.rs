@@ -8,7 +8,7 @@ use crate::host::inbound;
 use crate::host::scopes;
 use crate::identity;
 use crate::network::peers::PeerTable;
-use crate::network::{dialer, listener, Local, Network, INBOUND_QUEUE, INBOUND_WEIGHT};
+use crate::network::{dialer, listener, rejudge, Local, Network, INBOUND_QUEUE, INBOUND_WEIGHT};
 use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
 use crate::plugins::registry::Hosts;
@@ -246,12 +246,14 @@ impl Node {
             trust_command: format!("thenodes {config_flag}trust add"),
             up,
             room: Arc::new(Semaphore::new(INBOUND_WEIGHT)),
+            trusted: watch::Sender::default(),
             keys: Mutex::default(),
         });
         let _ = network_later.set(network.clone());
         events.network(LogLevel::Info, "listener_bind", Some(listening.to_string()), None);
         let mut network_tasks = JoinSet::new();
         network_tasks.spawn(listener::listen(network.clone(), socket));
+        network_tasks.spawn(rejudge::look(network.clone()));
         network_tasks.spawn(inbound::distribute(inbound, plugins.clone(), network.events.clone()));
         for target in &config.bootstrap_nodes {
             network_tasks.spawn(dialer::keep(network.clone(), target.clone()));

@@ -85,6 +85,7 @@ fn host(scopes: Scopes, watcher: &Arc<Watcher>) -> NodeHost {
         trust_command: String::new(),
         up,
         room: Arc::new(Semaphore::new(1)),
+        trusted: tokio::sync::watch::Sender::default(),
         keys: Mutex::default(),
     });
     let later: Arc<OnceLock<Arc<Network>>> = Arc::default();

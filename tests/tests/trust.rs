@@ -202,3 +202,48 @@ fn nodes_with_keys_of_every_kind_trust_each_other_and_the_certificate_says_what_
         node.seen(&format!("node_id={id}"));
     }
 }
+
+#[test]
+fn a_connected_peer_is_judged_again_when_trust_changes_and_only_it() {
+    let mut node = Spec::encrypted("node-a").start();
+    let dial = format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", node.port);
+    let connected = |id: &str, node: &mut TestNode| {
+        let mut peer = Spec::encrypted(id).top(&dial).start();
+        assert!(node.command(&["trust", "add", &fingerprint(&peer)]).status.success());
+        assert!(peer.command(&["trust", "add", &fingerprint(node)]).status.success());
+        peer.seen("action=app_handshake_success");
+        node.seen(&format!("node_id={id}"));
+        peer
+    };
+    let mut b = connected("node-b", &mut node);
+    let _c = connected("node-c", &mut node);
+    assert_eq!(peers(&node), 2);
+    // Trust in one of them is taken back.
+    let file = node.dir.path().join("pki/trusted/certs").join(format!("{}.spki", fingerprint(&b)));
+    fs::remove_file(&file).expect("it was trusted by its fingerprint");
+    let ended = node.seen("(judged again)");
+    assert!(ended.contains("node_id=node-b") && ended.contains("not-in-allowlist"), "{ended}");
+    b.seen("action=peer_disconnected");
+    // The other one was judged again too, and stays without having had to come again.
+    assert_eq!(node.json(&["peers"])["peers"][0]["node_id"], "node-c");
+    assert_eq!(node.heard().matches("node_id=node-c direction").count(), 1);
+    // And back, without a restart.
+    fs::write(&file, "").expect("written");
+    b.seen("action=app_handshake_success");
+}
+
+#[test]
+fn an_id_that_gets_another_key_by_hand_ends_the_connection_of_the_old_one() {
+    let mut node = judge("memory", "tofu").start();
+    let mut b = dialer("node-b", &node).start();
+    node.seen("reason=new-tofu");
+    b.seen("action=app_handshake_success");
+    let dir = node.dir.path().join("pki/observed/certs/bindings");
+    let file = fs::read_dir(dir).expect("it is there").flatten().next().expect("one").path();
+    fs::write(&file, format!("fingerprint={}\nidentity=node:node-b\n", "0".repeat(64))).expect("written");
+    let ended = node.seen("(judged again)");
+    assert!(ended.contains("node_id=node-b") && ended.contains("tofu-mismatch"), "{ended}");
+    // Forgotten while it is away: it is the first again.
+    assert_eq!(node.json(&["trust", "forget", "node-b"])["forgotten"], "node-b");
+    node.seen("reason=new-tofu");
+}

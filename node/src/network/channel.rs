@@ -4,8 +4,9 @@
 
 use super::peers::Direction;
 use super::Network;
+use crate::config::Encryption;
 use crate::security::bindings::{Bindings, Meeting};
-use crate::security::trust::Decision;
+use crate::security::trust::{Decision, Verdict};
 use crate::security::{pki, tls, trust};
 use std::io;
 use std::net::SocketAddr;
@@ -76,8 +77,47 @@ impl Pending {
     }
 }
 
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as i64)
+}
+
+/// What is recorded of a verdict.
+pub(super) fn event(
+    network: &Network,
+    encryption: &Encryption,
+    verdict: &Verdict,
+    facts: Option<&pki::CertificateFacts>,
+    direction: Direction,
+    addr: SocketAddr,
+) -> TrustDecisionEvent {
+    let mendable = matches!(verdict.reason, "not-in-allowlist" | "observe-only");
+    TrustDecisionEvent {
+        meta: network.events.meta(LogLevel::Info),
+        role: direction.word().into(),
+        decision: String::new(),
+        reason: verdict.reason.into(),
+        mode: encryption.policy.mode.event_name().into(),
+        fingerprint: facts.map(|facts| facts.fingerprint.clone()),
+        pinned_fingerprint_match: verdict.pinned_fingerprint,
+        pinned_subject_match: verdict.pinned_subject,
+        realm_binding: verdict.realm_binding.into(),
+        chain_valid: None,
+        chain_reason: None,
+        time_valid: verdict.time_valid,
+        time_reason: None,
+        stored: false.to_string(),
+        peer_addr: Some(addr.to_string()),
+        realm: Some(network.local.realm.canonical_code()),
+        dry_run: false,
+        override_action: facts
+            .filter(|_| mendable)
+            .map(|facts| format!("to trust this peer: {} {}", network.trust_command, facts.fingerprint)),
+    }
+}
+
 /// The record of a verdict, for the operator and the audit log.
-fn tell(network: &Network, mut event: TrustDecisionEvent, accepted: bool) {
+pub(super) fn tell(network: &Network, mut event: TrustDecisionEvent, accepted: bool) {
     event.meta = network.events.meta(if accepted { LogLevel::Info } else { LogLevel::Warn });
     event.decision = if accepted { "Accept" } else { "Reject" }.into();
     network.events.emit(LogEvent::TrustDecision(event));
@@ -101,7 +141,6 @@ pub async fn secure(
     };
     let certificate = tls::peer_certificate(&stream);
     let facts = certificate.as_ref().map(|certificate| pki::facts(certificate));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as i64);
     // The directory is read anew for each handshake, off the workers, so that a newly trusted peer needs no restart.
     let dir = encryption.trusted_dir.clone();
     let trusted = tokio::task::spawn_blocking(move || pki::trusted(&dir)).await.map_err(io::Error::other)?;
@@ -109,7 +148,8 @@ pub async fn secure(
         tracing::error!("trusted certificates: {error}");
     }
     let policy = &encryption.policy;
-    let verdict = trust::judge(policy, facts.as_ref(), trusted.as_ref().ok(), &network.local.realm.name, now);
+    let verdict =
+        trust::judge(policy, facts.as_ref(), trusted.as_ref().ok(), &network.local.realm.name, now());
     let mut stored = false;
     let keeps = policy.mode.keeps_strangers(policy.store_observed);
     let known =
@@ -120,30 +160,8 @@ pub async fn secure(
         let written = tokio::task::spawn_blocking(move || pki::observe(&dir, &fingerprint, &der)).await;
         stored = matches!(written, Ok(Ok(true)));
     }
-    let mendable = matches!(verdict.reason, "not-in-allowlist" | "observe-only");
-    let event = TrustDecisionEvent {
-        meta: network.events.meta(LogLevel::Info),
-        role: direction.word().into(),
-        decision: String::new(),
-        reason: verdict.reason.into(),
-        mode: policy.mode.event_name().into(),
-        fingerprint: facts.as_ref().map(|facts| facts.fingerprint.clone()),
-        pinned_fingerprint_match: verdict.pinned_fingerprint,
-        pinned_subject_match: verdict.pinned_subject,
-        realm_binding: verdict.realm_binding.into(),
-        chain_valid: None,
-        chain_reason: None,
-        time_valid: verdict.time_valid,
-        time_reason: None,
-        stored: stored.to_string(),
-        peer_addr: Some(addr.to_string()),
-        realm: Some(network.local.realm.canonical_code()),
-        dry_run: false,
-        override_action: facts
-            .as_ref()
-            .filter(|_| mendable)
-            .map(|facts| format!("to trust this peer: {} {}", network.trust_command, facts.fingerprint)),
-    };
+    let mut event = event(network, encryption, &verdict, facts.as_ref(), direction, addr);
+    event.stored = stored.to_string();
     match (verdict.decision, &facts) {
         (Decision::Accept, _) => {
             tell(network, event, true);

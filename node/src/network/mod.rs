@@ -7,6 +7,7 @@ pub mod dialer;
 pub mod handshake;
 pub mod listener;
 pub mod peers;
+pub mod rejudge;
 pub mod session;
 pub mod wire;
 
@@ -21,7 +22,7 @@ use thenodes::host::PeerInfo;
 use thenodes::network::message::Message;
 use thenodes::network::PeerStore;
 use thenodes::realms::RealmInfo;
-use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 
 /// TCP, TLS and HELLO together must be done by then.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -98,6 +99,8 @@ pub struct Network {
     pub up: mpsc::Sender<Inbound>,
     /// Room on the way up, see [`INBOUND_WEIGHT`].
     pub room: Arc<Semaphore>,
+    /// The keys that are trusted, told anew when peers are to be judged again.
+    pub trusted: watch::Sender<rejudge::Trusted>,
     /// Which key each id came with first: nobody else may use that id while this node runs.
     pub keys: Mutex<HashMap<String, String>>,
 }

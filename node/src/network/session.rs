@@ -4,6 +4,7 @@
 use super::channel::{secure, Bytes, ChannelError, Secured};
 use super::handshake::{hello, judge, Refusal};
 use super::peers::{Direction, Place};
+use super::rejudge::{until_unwelcome, Trusted};
 use super::wire::{decode, encode, weight, LineDecoder, WireError, MAX_HELLO, MAX_LINE, MAX_WEIGHT};
 use super::{
     Inbound, Network, HANDSHAKE_DEADLINE, MAX_REMEMBERED_KEYS, PROBE_INTERVAL, SILENCE, WRITE_DEADLINE,
@@ -11,6 +12,7 @@ use super::{
 use crate::config::is_node_id;
 use crate::security::pki::CertificateFacts;
 use crate::text::printable;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,7 +21,7 @@ use thenodes::host::PeerInfo;
 use thenodes::network::message::{Message, MessageType, Payload};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{timeout, timeout_at, MissedTickBehavior};
 
 /// Texts of HEARTBEAT messages, since 0.3.
@@ -90,7 +92,7 @@ pub async fn carry<S>(
         Err(_) => Err(GreetingError::Deadline),
     };
     drop(stranger);
-    let (stream, decoder, place) = match greeted {
+    let Greeted { stream, decoder, place, certificate, trusted } = match greeted {
         Ok(greeted) => greeted,
         Err(error) => {
             let detail = printable(&error.to_string(), 500);
@@ -111,7 +113,8 @@ pub async fn carry<S>(
     let peer = place.info.clone();
     let connected = format!("node_id={} direction={}", peer.node_id, direction.word());
     network.events.network(LogLevel::Info, "app_handshake_success", Some(addr.to_string()), connected);
-    let why = run(network, stream, decoder, place).await;
+    let unwelcome = until_unwelcome(network, &peer, direction, certificate.as_ref(), trusted);
+    let why = run(network, stream, decoder, place, unwelcome).await;
     let detail = format!("node_id={} reason={}", peer.node_id, printable(&why, 300));
     network.events.network(LogLevel::Info, "peer_disconnected", Some(addr.to_string()), detail);
     Outcome::Ended { peer, why }
@@ -143,7 +146,15 @@ fn first_key(network: &Network, node_id: &str, facts: &CertificateFacts) -> Resu
     }
 }
 
-type Greeted = (Box<dyn Bytes>, LineDecoder, Place);
+/// A peer that was let in.
+struct Greeted {
+    stream: Box<dyn Bytes>,
+    decoder: LineDecoder,
+    place: Place,
+    certificate: Option<CertificateFacts>,
+    /// Changes from before the verdict on.
+    trusted: watch::Receiver<Trusted>,
+}
 
 async fn greet(
     network: &Network,
@@ -153,6 +164,8 @@ async fn greet(
 ) -> Result<Greeted, GreetingError> {
     let closed = |e: std::io::Error| GreetingError::Closed(e.to_string());
     let own = tcp.local_addr().map_err(closed)?;
+    // Before the verdict: what changes meanwhile is a reason for another one.
+    let trusted = network.trusted.subscribe();
     let Secured { mut stream, certificate, pending } = secure(network, tcp, addr, direction).await?;
     // The acceptor speaks first.
     if direction == Direction::Inbound {
@@ -207,24 +220,30 @@ async fn greet(
             network.store.mark_success_with_meta(&listens, Some(id), Some(capabilities)).await;
         }
     }
-    Ok((stream, decoder, place))
+    Ok(Greeted { stream, decoder, place, certificate, trusted })
 }
 
-/// Reads and writes until the end; says why it ended.
-async fn run(network: &Network, stream: Box<dyn Bytes>, decoder: LineDecoder, place: Place) -> String {
+/// Reads and writes until the end, or until the peer is not welcome any more; says why it ended.
+async fn run(
+    network: &Network,
+    stream: Box<dyn Bytes>,
+    decoder: LineDecoder,
+    place: Place,
+    unwelcome: impl Future<Output = String>,
+) -> String {
     let (reader, writer) = tokio::io::split(stream);
     let (heartbeat_in, heartbeats) = mpsc::channel(4);
     let peer = place.info.clone();
     let mut writing = std::pin::pin!(write(network, place, writer, heartbeats));
     let reading = read(network, &peer, reader, decoder, heartbeat_in);
-    tokio::select! {
-        why = reading => {
-            // The writer sees the heartbeat channel close and says goodbye: close_notify frees the id at a TLS peer at once.
-            let _ = timeout(Duration::from_millis(500), &mut writing).await;
-            why
-        }
-        why = &mut writing => why,
-    }
+    let why = tokio::select! {
+        why = reading => why,
+        why = unwelcome => why,
+        why = &mut writing => return why,
+    };
+    // The writer sees the heartbeat channel close and says goodbye: close_notify frees the id at a TLS peer at once.
+    let _ = timeout(Duration::from_millis(500), &mut writing).await;
+    why
 }
 
 async fn read(

@@ -109,6 +109,15 @@ impl Bindings {
         }
     }
 
+    /// The fingerprint of the key that an id belongs to; `None` if it was never seen, or was forgotten.
+    pub fn holder(&self, node_id: &str) -> Result<Option<String>, BindingError> {
+        let known = entry(&self.path(node_id))?;
+        Ok(known
+            .and_then(Entry::of_node)
+            .filter(|known| known.node_id == node_id)
+            .map(|known| known.fingerprint))
+    }
+
     /// All entries of node ids, by id. A file that means nothing is an error: silence would look like an id that was never seen.
     pub fn list(&self) -> Result<Vec<Binding>, BindingError> {
         let unreadable =

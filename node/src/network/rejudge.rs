@@ -1,0 +1,127 @@
+//! Peers that are connected are judged again when the operator changes whom he trusts, and every minute besides, since certificates
+//! grow old. One task looks at the directory; each session judges its own peer, with the rules of the handshake. What cannot be read
+//! for the moment changes nothing for those who are inside, and lets nobody new in (that is [`channel`](super::channel)'s).
+
+use super::channel::{self, tell};
+use super::peers::Direction;
+use super::Network;
+use crate::config::TrustMode;
+use crate::security::bindings::Bindings;
+use crate::security::pki::{self, CertificateFacts};
+use crate::security::trust::{self, Decision};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use thenodes::host::PeerInfo;
+use tokio::sync::watch;
+
+/// How often the directory is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// After so long everybody is judged again, whatever happened.
+const AT_LEAST: Duration = Duration::from_secs(60);
+
+/// The keys that are trusted now; a new value, even an equal one, is a reason to judge again.
+pub type Trusted = Arc<BTreeSet<String>>;
+
+/// Names, sizes and times of the files: changes when one is added, removed or written.
+type Stamp = Vec<(std::ffi::OsString, u64, Option<SystemTime>)>;
+
+fn stamp(dir: &Path) -> Stamp {
+    let Ok(entries) = fs::read_dir(dir) else { return Stamp::new() };
+    let mut stamp: Stamp = entries
+        .flatten()
+        .filter_map(|entry| {
+            let about = entry.metadata().ok()?;
+            Some((entry.file_name(), about.len(), about.modified().ok()))
+        })
+        .collect();
+    stamp.sort();
+    stamp
+}
+
+/// Looks at the directories of trust until the network ends. Returns at once where nobody is judged.
+pub async fn look(network: Arc<Network>) {
+    let Some((_, encryption)) = &network.security else { return };
+    let (trusted, observed) = (encryption.trusted_dir.clone(), encryption.observed_dir.join("bindings"));
+    let remembers = encryption.policy.mode == TrustMode::Tofu;
+    let mut last: Option<(Stamp, Stamp)> = None;
+    let mut told = Instant::now();
+    loop {
+        let (dir, bindings) = (trusted.clone(), observed.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            // First the stamp: what is written between the two is seen the next time.
+            let stamps = (stamp(&dir), if remembers { stamp(&bindings) } else { Stamp::new() });
+            (stamps, pki::trusted(&dir))
+        });
+        if let Ok((stamps, set)) = looked.await {
+            match set {
+                Ok(set) if last.as_ref() != Some(&stamps) || told.elapsed() >= AT_LEAST => {
+                    // The first look is no change.
+                    if last.is_some() {
+                        network.trusted.send_replace(Arc::new(set));
+                    }
+                    (last, told) = (Some(stamps), Instant::now());
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!("trusted certificates: {error}; connected peers stay as they are")
+                }
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Ends with the reason when this peer is not welcome any more.
+pub(super) async fn until_unwelcome(
+    network: &Network,
+    peer: &PeerInfo,
+    direction: Direction,
+    facts: Option<&CertificateFacts>,
+    mut trusted: watch::Receiver<Trusted>,
+) -> String {
+    let Some((_, encryption)) = &network.security else { return std::future::pending().await };
+    loop {
+        if trusted.changed().await.is_err() {
+            return std::future::pending().await; // the node ends, and so do sessions
+        }
+        let set = trusted.borrow_and_update().clone();
+        let realm = &network.local.realm.name;
+        let mut verdict = trust::judge(&encryption.policy, facts, Some(&set), realm, channel::now());
+        if let (Decision::AskMemory, Some(facts)) = (verdict.decision, facts) {
+            let (bindings, id) = (Bindings::below(&encryption.observed_dir), peer.node_id.clone());
+            let holder = tokio::task::spawn_blocking(move || bindings.holder(&id)).await;
+            // Forgotten, or not to be read now: the next handshake decides.
+            if !matches!(holder, Ok(Ok(Some(holder))) if holder != facts.fingerprint) {
+                continue;
+            }
+            (verdict.decision, verdict.reason) = (Decision::Reject, "tofu-mismatch");
+        }
+        if verdict.decision == Decision::Reject {
+            let event = channel::event(network, encryption, &verdict, facts, direction, peer.addr);
+            tell(network, event, false);
+            return format!("certificate refused: {} (judged again)", verdict.reason);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_comes_changes_or_goes_is_seen() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let none = stamp(dir.path());
+        assert_eq!(none, stamp(&dir.path().join("missing")), "no directory is an empty one");
+        let file = dir.path().join("a.pem");
+        fs::write(&file, "1").expect("written");
+        let one = stamp(dir.path());
+        fs::write(&file, "22").expect("written");
+        let other = stamp(dir.path());
+        fs::remove_file(&file).expect("removed");
+        assert!(none != one && one != other && stamp(dir.path()) == none);
+    }
+}
