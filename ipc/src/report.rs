@@ -11,7 +11,7 @@ use std::fmt;
 
 /// Step of a record.
 pub const DENIAL: &str = "denial";
-/// Step of the wait status; the last one on the pipe.
+/// Step of the wait status. Records that a full pipe did not take before may follow it.
 pub const ENDED: &str = "ended";
 /// Most records a warden sends in a second; more are counted and told with the next one.
 pub const RECORDS_PER_SECOND: u32 = 50;

@@ -1,7 +1,7 @@
 //! A node from start to end: the only file that knows every part. Start and shutdown are written once, in order.
 
 use crate::admin;
-use crate::config::{Config, ConfigError, Permission, Raw};
+use crate::config::{Config, ConfigError, Permission, Raw, TrustMode};
 use crate::events::{Bus, Console, Emitter, JsonLines};
 use crate::host::api::{DenialReporter, Forwarder, NodeHost};
 use crate::host::inbound;
@@ -18,7 +18,7 @@ use crate::plugins::terms::Terms;
 use crate::plugins::uids::{Claims, Uids, CLAIMS};
 use crate::plugins::watchdog::Watchdog;
 use crate::plugins::Registry;
-use crate::security::{pki, tls::Tls};
+use crate::security::{bindings::Bindings, pki, tls::Tls};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -203,6 +203,20 @@ impl Node {
                     "certificate_loaded",
                     format!("fingerprint={}", own.fingerprint),
                 );
+                if encryption.policy.mode == TrustMode::Tofu {
+                    // Without it nobody is let in on first use, and each refusal says so; a node of trusted keys goes on.
+                    match Bindings::below(&encryption.observed_dir).prepare() {
+                        Ok(false) => {}
+                        Ok(true) => events.system(
+                            LogLevel::Warn,
+                            "tofu_memory_created",
+                            "there was none: every node id goes to whoever comes with it first".to_owned(),
+                        ),
+                        Err(error) => {
+                            events.system(LogLevel::Error, "tofu_memory_missing", error.to_string())
+                        }
+                    }
+                }
                 Some((Tls::new(&own, encryption.mtls)?, encryption.clone()))
             }
         };
@@ -243,7 +257,7 @@ impl Node {
             store: PeerStore::new(),
             security,
             events: Emitter::new(bus.handle(), "network"),
-            trust_command: format!("thenodes {config_flag}trust add"),
+            command: format!("thenodes {config_flag}"),
             up,
             room: Arc::new(Semaphore::new(INBOUND_WEIGHT)),
             trusted: watch::Sender::default(),

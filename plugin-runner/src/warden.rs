@@ -20,8 +20,8 @@ use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use thenodes_ipc::launch::NodeHello;
 
-/// So many refusals, far more than a start has, make the warden as nice as its plugin: answering them costs the plugin then, and
-/// not the node. Before that it is not, and neither is the stub: the node waits for their word when the plugin dies.
+/// So many questions, far more than a start has, make the warden as nice as its plugin: answering them costs the plugin then, and
+/// not the node. Before that it is not, and the stub never is: the node waits for their word when the plugin dies.
 const MANY_QUESTIONS: u32 = 256;
 
 /// Who this process is after [`detach`].

@@ -82,7 +82,7 @@ fn host(scopes: Scopes, watcher: &Arc<Watcher>) -> NodeHost {
         store: PeerStore::new(),
         security: None,
         events: events.clone(),
-        trust_command: String::new(),
+        command: String::new(),
         up,
         room: Arc::new(Semaphore::new(1)),
         trusted: tokio::sync::watch::Sender::default(),

@@ -61,7 +61,7 @@ fn tofu_gives_an_id_to_its_first_key_and_remembers_it_across_a_restart() {
     let impostor = impostor.start_in(impostor.lay_out());
     let refused = node.seen("reason=tofu-mismatch");
     assert!(refused.contains("decision=Reject") && refused.contains(&fingerprint(&impostor)), "{refused}");
-    assert!(refused.contains("trust forget node-b"), "{refused}");
+    assert!(refused.contains("trust forget -- node-b"), "{refused}");
     assert_eq!(peers(&node), 0);
     let b = of_b.start_in(of_peer);
     node.seen("reason=seen-before");
@@ -129,6 +129,7 @@ fn a_memory_that_cannot_be_read_or_written_lets_nobody_in() {
     assert_eq!(peers(&node), 0);
     // The same peer is welcome as soon as there is a place for its name.
     fs::remove_file(node.dir.path().join("pki/observed/certs")).expect("removed");
+    fs::create_dir_all(node.dir.path().join("pki/observed/certs/bindings")).expect("made");
     node.seen("reason=new-tofu");
 }
 
@@ -246,4 +247,52 @@ fn an_id_that_gets_another_key_by_hand_ends_the_connection_of_the_old_one() {
     // Forgotten while it is away: it is the first again.
     assert_eq!(node.json(&["trust", "forget", "node-b"])["forgotten"], "node-b");
     node.seen("reason=new-tofu");
+}
+
+#[test]
+fn the_id_of_a_trusted_key_is_no_strangers_now_or_after_a_restart() {
+    let spec = judge("memory", "tofu");
+    let mut node = spec.start_in(spec.lay_out());
+    let port = node.port;
+    let of_hub = dialer("hub", &node);
+    let hub_dir = of_hub.lay_out();
+    let made = std::process::Command::new(thenodes_tests::bin_dir().join("thenodes"))
+        .args(["--config", "config.toml", "cert", "new"])
+        .current_dir(hub_dir.path())
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(made.is_ok_and(|status| status.success()));
+    let certificate = hub_dir.path().join("pki/own/cert.pem");
+    assert!(node.command(&["trust", "add", &certificate.to_string_lossy()]).status.success());
+    let hub = of_hub.start_in(hub_dir);
+    node.seen("reason=seen-before");
+    node.seen("action=app_handshake_success");
+    // A stranger with a certificate of that name, while the other is there and after it has gone.
+    let spec_of_stranger = dialer("hub", &node);
+    let stranger = spec_of_stranger.start_in(spec_of_stranger.lay_out());
+    let refused = node.seen("action=peer_reject_foreign_id");
+    assert!(refused.contains("a trusted key came with it before"), "{refused}");
+    let hub_dir = end(hub);
+    node.seen("action=peer_disconnected");
+    let (own, stranger_dir) = (end(node), end(stranger));
+    let mut node = again(&spec, own, port);
+    let _stranger = spec_of_stranger.start_in(stranger_dir);
+    node.seen("reason=tofu-mismatch");
+    assert_eq!(peers(&node), 0);
+    // The control: the one whom it belongs to.
+    let _hub = of_hub.start_in(hub_dir);
+    node.seen("action=app_handshake_success");
+}
+
+#[test]
+fn a_stranger_who_never_says_who_he_is_is_on_record_and_takes_no_id() {
+    let mut node = judge("memory", "tofu").start();
+    // In another realm: its HELLO is refused whoever it is.
+    let other = dialer("lost", &node).more("");
+    let config = other.config.replace("name = \"Test\"", "name = \"Elsewhere\"");
+    let mut lost = Spec { config, ..other }.start();
+    let refused = node.seen("reason=no-valid-hello");
+    assert!(refused.contains("decision=Reject"), "{refused}");
+    lost.seen("action=realm_mismatch");
+    assert_eq!(node.json(&["trust", "bindings"])["bindings"].as_array().map(Vec::len), Some(0));
 }

@@ -479,6 +479,12 @@ impl Raw {
                 "remove mtls = false, or write mode = \"open\" and accept that anybody may connect",
             );
         }
+        if policy.mode == TrustMode::Allowlist && policy.store_observed {
+            without_effect.push(
+                "encryption.trust_policy.store_new_certs: an allowlist keeps no certificates; use mode = \"observe\""
+                    .into(),
+            );
+        }
         let pki = |path: &Option<PathBuf>, default: &str| path.clone().unwrap_or_else(|| default.into());
         let observed =
             table.trust_policy.as_ref().and_then(|trust| trust.paths.as_ref()?.observed_dir.clone());

@@ -4,7 +4,8 @@
 
 use super::peers::Direction;
 use super::Network;
-use crate::config::Encryption;
+use crate::config::{Encryption, TrustMode};
+use crate::events::Emitter;
 use crate::security::bindings::{Bindings, Meeting};
 use crate::security::trust::{Decision, Verdict};
 use crate::security::{pki, tls, trust};
@@ -43,36 +44,66 @@ pub struct Secured {
     pub pending: Option<Pending>,
 }
 
-/// A verdict that waits for the peer's name.
+/// A verdict that waits for the peer's name. One that is never asked for is a refusal, and recorded as such.
 #[must_use = "a peer without a verdict is not let in"]
 pub struct Pending {
+    events: Emitter,
+    forget: String,
+    question: Option<Question>,
+}
+
+struct Question {
     event: TrustDecisionEvent,
     fingerprint: String,
     bindings: Bindings,
+    /// The operator trusts the key: the memory only learns.
+    trusted: bool,
 }
 
 impl Pending {
-    /// Decides by what this id came with first, and records that.
-    pub async fn decide(self, network: &Network, node_id: &str) -> Result<(), ChannelError> {
-        let Pending { mut event, fingerprint, bindings } = self;
-        let (id, of) = (node_id.to_owned(), fingerprint.clone());
-        let met =
-            tokio::task::spawn_blocking(move || bindings.meet(&id, &of)).await.map_err(io::Error::other)?;
-        if let Err(error) = &met {
-            tracing::error!("first use: {error}");
-        }
-        let (accepted, reason) = trust::first_use(&met);
-        event.reason = reason.into();
-        // The command to trust a key, with another word.
-        event.override_action = matches!(met, Ok(Meeting::Other { .. })).then(|| {
-            let command = network.trust_command.replace("trust add", "trust forget");
-            format!("if {node_id} has a new key: {command} {node_id}")
+    /// True if only the memory can let this peer in.
+    pub fn is_strangers(&self) -> bool {
+        self.question.as_ref().is_some_and(|question| !question.trusted)
+    }
+
+    /// Decides by what this id came with first, and records that. `connected`: somebody has the id now.
+    ///
+    /// In a task of its own: whatever becomes of this connection meanwhile, what was remembered is also told.
+    pub async fn decide(mut self, node_id: &str, connected: bool) -> Result<(), ChannelError> {
+        let refused = ChannelError::Untrusted { reason: UNDECIDED };
+        let Some(Question { mut event, fingerprint, bindings, trusted }) = self.question.take() else {
+            return Err(refused);
+        };
+        let (events, id) = (self.events.clone(), node_id.to_owned());
+        let forget = format!("if {id} has a new key: {} -- {id}", self.forget);
+        let decided = tokio::spawn(async move {
+            let asked = tokio::task::spawn_blocking(move || bindings.meet(&id, &fingerprint, connected));
+            let met = asked.await.map_err(io::Error::other)?;
+            if let Err(error) = &met {
+                tracing::error!("first use: {error}");
+            }
+            let (accepted, reason) = if trusted { (true, "seen-before") } else { trust::first_use(&met) };
+            event.reason = reason.into();
+            event.override_action = (!trusted && matches!(met, Ok(Meeting::Other { .. }))).then_some(forget);
+            tell(&events, event, accepted);
+            if accepted {
+                Ok(())
+            } else {
+                Err(ChannelError::Untrusted { reason })
+            }
         });
-        tell(network, event, accepted);
-        if accepted {
-            Ok(())
-        } else {
-            Err(ChannelError::Untrusted { reason })
+        decided.await.map_err(io::Error::other)?
+    }
+}
+
+/// The reason of a verdict that was not asked for: no HELLO came, or one that is refused whoever sent it.
+const UNDECIDED: &str = "no-valid-hello";
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(Question { mut event, .. }) = self.question.take() {
+            event.reason = UNDECIDED.into();
+            tell(&self.events, event, false);
         }
     }
 }
@@ -112,15 +143,15 @@ pub(super) fn event(
         dry_run: false,
         override_action: facts
             .filter(|_| mendable)
-            .map(|facts| format!("to trust this peer: {} {}", network.trust_command, facts.fingerprint)),
+            .map(|facts| format!("to trust this peer: {}trust add {}", network.command, facts.fingerprint)),
     }
 }
 
 /// The record of a verdict, for the operator and the audit log.
-pub(super) fn tell(network: &Network, mut event: TrustDecisionEvent, accepted: bool) {
-    event.meta = network.events.meta(if accepted { LogLevel::Info } else { LogLevel::Warn });
+pub(super) fn tell(events: &Emitter, mut event: TrustDecisionEvent, accepted: bool) {
+    event.meta = events.meta(if accepted { LogLevel::Info } else { LogLevel::Warn });
     event.decision = if accepted { "Accept" } else { "Reject" }.into();
-    network.events.emit(LogEvent::TrustDecision(event));
+    events.emit(LogEvent::TrustDecision(event));
 }
 
 /// Secures a connection as the configuration says.
@@ -162,22 +193,38 @@ pub async fn secure(
     }
     let mut event = event(network, encryption, &verdict, facts.as_ref(), direction, addr);
     event.stored = stored.to_string();
+    let remembers = policy.mode == TrustMode::Tofu;
     match (verdict.decision, &facts) {
+        (Decision::AskMemory, Some(of)) => {
+            let pending = ask(network, encryption, event, &of.fingerprint, false);
+            Ok(Secured { stream: Box::new(stream), certificate: facts, pending: Some(pending) })
+        }
+        // Its id is remembered too, so that no stranger has it after a restart.
+        (Decision::Accept, Some(of)) if remembers => {
+            let pending = ask(network, encryption, event, &of.fingerprint, true);
+            Ok(Secured { stream: Box::new(stream), certificate: facts, pending: Some(pending) })
+        }
         (Decision::Accept, _) => {
-            tell(network, event, true);
+            tell(&network.events, event, true);
             Ok(Secured { stream: Box::new(stream), certificate: facts, pending: None })
         }
-        (Decision::AskMemory, Some(of)) => {
-            let fingerprint = of.fingerprint.clone();
-            let bindings = Bindings::below(&encryption.observed_dir);
-            let pending = Some(Pending { event, fingerprint, bindings });
-            Ok(Secured { stream: Box::new(stream), certificate: facts, pending })
-        }
         (Decision::Reject | Decision::AskMemory, _) => {
-            tell(network, event, false);
+            tell(&network.events, event, false);
             // A close_notify tells the peer that this was meant; without it upstream keeps waiting.
             let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
             Err(ChannelError::Untrusted { reason: verdict.reason })
         }
     }
+}
+
+fn ask(
+    network: &Network,
+    encryption: &Encryption,
+    event: TrustDecisionEvent,
+    fingerprint: &str,
+    trusted: bool,
+) -> Pending {
+    let bindings = Bindings::below(&encryption.observed_dir);
+    let question = Some(Question { event, fingerprint: fingerprint.to_owned(), bindings, trusted });
+    Pending { events: network.events.clone(), forget: format!("{}trust forget", network.command), question }
 }

@@ -93,8 +93,8 @@ pub struct Network {
     pub security: Option<(Tls, Encryption)>,
     /// Events.
     pub events: Emitter,
-    /// How to tell an operator to trust a fingerprint.
-    pub trust_command: String,
+    /// How an operator's command for this node begins, up to and with a blank.
+    pub command: String,
     /// The way up.
     pub up: mpsc::Sender<Inbound>,
     /// Room on the way up, see [`INBOUND_WEIGHT`].

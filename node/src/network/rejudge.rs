@@ -101,7 +101,7 @@ pub(super) async fn until_unwelcome(
         }
         if verdict.decision == Decision::Reject {
             let event = channel::event(network, encryption, &verdict, facts, direction, peer.addr);
-            tell(network, event, false);
+            tell(&network.events, event, false);
             return format!("certificate refused: {} (judged again)", verdict.reason);
         }
     }

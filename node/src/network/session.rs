@@ -1,7 +1,7 @@
 //! One peer: greeting, then a read loop and a write loop until one of them ends. The id is held by the session and by
 //! nothing else, so whatever ends a session frees the id.
 
-use super::channel::{secure, Bytes, ChannelError, Secured};
+use super::channel::{secure, Bytes, ChannelError, Pending, Secured};
 use super::handshake::{hello, judge, Refusal};
 use super::peers::{Direction, Place};
 use super::rejudge::{until_unwelcome, Trusted};
@@ -130,6 +130,18 @@ fn names_it(node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
     }
 }
 
+/// An id that a trusted key came with while this node runs is no stranger's.
+fn not_of_another(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
+    let keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
+    match keys.get(node_id) {
+        Some(fingerprint) if *fingerprint != facts.fingerprint => Err(Refusal::NotItsId {
+            claimed: node_id.into(),
+            why: "a trusted key came with it before".into(),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// An id belongs to the first key that came with it while this node runs.
 fn first_key(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
     let mut keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
@@ -189,9 +201,13 @@ async fn greet(
     if let Some(facts) = &certificate {
         names_it(&greeted.node_id, facts)?;
     }
-    let remembered = pending.is_some();
+    let remembered = pending.as_ref().is_some_and(Pending::is_strangers);
     if let Some(pending) = pending {
-        if let Err(refused) = pending.decide(network, &greeted.node_id).await {
+        if let (Some(facts), true) = (&certificate, remembered) {
+            not_of_another(network, &greeted.node_id, facts)?;
+        }
+        let connected = network.peers.by_id(&greeted.node_id).is_some();
+        if let Err(refused) = pending.decide(&greeted.node_id, connected).await {
             let _ = stream.shutdown().await; // it was meant
             return Err(refused.into());
         }

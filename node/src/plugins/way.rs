@@ -64,11 +64,6 @@ impl Way {
         &self.book.caller
     }
 
-    /// How long a call may take at most, whatever its caller would wait.
-    pub(super) fn call_timeout(&self) -> Duration {
-        self.book.call_timeout
-    }
-
     /// Waits until nobody is inside and no message is open.
     pub(super) async fn drained(&self) {
         loop {
@@ -104,9 +99,9 @@ impl Inside {
         &self.way.book.caller
     }
 
-    /// See [`Way::call_timeout`].
+    /// How long a call may take at most, whatever its caller would wait.
     pub(super) fn call_timeout(&self) -> Duration {
-        self.way.call_timeout()
+        self.way.book.call_timeout
     }
 
     /// The call met its deadline: whether the plugin still answers anything is to be found out.

@@ -25,6 +25,8 @@ pub enum Meeting {
     First,
     /// They came together before.
     Again,
+    /// The id was never seen before, but somebody else is connected under it.
+    Connected,
     /// The id belongs to another key.
     Other {
         /// Whose fingerprint is this.
@@ -76,15 +78,35 @@ impl Bindings {
         self.0.join(format!("{}.txt", hex(&Sha256::digest(format!("node:{node_id}")))))
     }
 
-    /// An id comes with a key. Blocks for some small reads, and a write at the first time; of two first times at once one is.
-    pub fn meet(&self, node_id: &str, fingerprint: &str) -> Result<Meeting, BindingError> {
+    /// Makes the directory; true if there was none. Once, when a node starts: from then on one that is missing is a memory that is
+    /// missing, and not an empty one.
+    pub fn prepare(&self) -> Result<bool, BindingError> {
+        if self.0.is_dir() {
+            return Ok(false);
+        }
+        let unwritable =
+            |e: io::Error| BindingError::Unwritable { path: self.0.clone(), what: e.to_string() };
+        fs::create_dir_all(&self.0).map_err(unwritable).map(|()| true)
+    }
+
+    /// An id comes with a key; `connected`: somebody has the id now, who need not be the same. Blocks for some small reads, and a write
+    /// at the first time; of two first times at once one is.
+    pub fn meet(&self, node_id: &str, fingerprint: &str, connected: bool) -> Result<Meeting, BindingError> {
         let path = self.path(node_id);
         if let Some(known) = entry(&path)? {
             return compare(known, node_id, fingerprint, &path);
         }
+        if connected {
+            return Ok(Meeting::Connected);
+        }
         let unwritable = |what: String| BindingError::Unwritable { path: path.clone(), what };
-        fs::create_dir_all(&self.0).map_err(|e| unwritable(e.to_string()))?;
-        let count = fs::read_dir(&self.0).map_err(|e| unwritable(e.to_string()))?.count();
+        let files = fs::read_dir(&self.0).map_err(|e| {
+            let what = format!("{e}; a node makes this directory when it starts");
+            BindingError::Unreadable { path: self.0.clone(), what }
+        })?;
+        let is_entry =
+            |file: &fs::DirEntry| file.path().extension().is_some_and(|extension| extension == "txt");
+        let count = files.flatten().filter(is_entry).count();
         if count >= MAX_BINDINGS {
             return Err(unwritable(format!(
                 "{count} ids are remembered, and no more; remove those of nodes that are gone with `thenodes trust forget`"
@@ -99,7 +121,11 @@ impl Bindings {
             .and_then(|()| file.as_file().sync_all())
             .map_err(|e| unwritable(e.to_string()))?;
         match file.persist_noclobber(&path) {
-            Ok(_) => Ok(Meeting::First),
+            // What a power cut may take back was not remembered.
+            Ok(_) => match fs::File::open(&self.0).and_then(|dir| dir.sync_all()) {
+                Ok(()) => Ok(Meeting::First),
+                Err(error) => Err(unwritable(error.to_string())),
+            },
             // Somebody was first meanwhile.
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
                 let known = entry(&path)?.ok_or_else(|| unwritable("it comes and goes".into()))?;
@@ -209,22 +235,30 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let bindings = Bindings::below(dir.path());
         assert_eq!(bindings.list().expect("none yet"), []);
-        assert_eq!(bindings.meet("n", &key(1)).expect("written"), Meeting::First);
-        assert_eq!(bindings.meet("n", &key(1)).expect("read"), Meeting::Again);
-        assert_eq!(bindings.meet("n", &key(2)).expect("read"), Meeting::Other { fingerprint: key(1) });
+        let met = bindings.meet("n", &key(1), false);
+        assert!(
+            matches!(met, Err(BindingError::Unreadable { .. })),
+            "a memory that is gone is not empty: {met:?}"
+        );
+        assert!(bindings.prepare().expect("made") && !bindings.prepare().expect("there"));
+        assert_eq!(bindings.meet("n", &key(9), true).expect("read"), Meeting::Connected);
+        assert_eq!(bindings.meet("n", &key(1), false).expect("written"), Meeting::First);
+        assert_eq!(bindings.meet("n", &key(1), false).expect("read"), Meeting::Again);
+        assert_eq!(bindings.meet("n", &key(2), false).expect("read"), Meeting::Other { fingerprint: key(1) });
         // One key may have many names; what upstream had wrong is one subject for many keys.
-        assert_eq!(bindings.meet("m", &key(1)).expect("written"), Meeting::First);
+        assert_eq!(bindings.meet("m", &key(1), false).expect("written"), Meeting::First);
         let ids: Vec<String> = bindings.list().expect("two").into_iter().map(|b| b.node_id).collect();
         assert_eq!(ids, ["m", "n"]);
         assert!(bindings.forget("n").expect("removed") && !bindings.forget("n").expect("gone"));
-        assert_eq!(bindings.meet("n", &key(2)).expect("written"), Meeting::First);
+        assert_eq!(bindings.meet("n", &key(2), false).expect("written"), Meeting::First);
     }
 
     #[test]
     fn the_file_is_the_one_that_upstream_writes() {
         let dir = tempfile::tempdir().expect("a directory");
         let bindings = Bindings::below(dir.path());
-        bindings.meet("node-b", &key(0xab)).expect("written");
+        bindings.prepare().expect("made");
+        bindings.meet("node-b", &key(0xab), false).expect("written");
         let name = format!("{}.txt", hex(&Sha256::digest(b"node:node-b")));
         let text = fs::read_to_string(dir.path().join("bindings").join(name)).expect("there");
         assert_eq!(text, format!("fingerprint={}\nidentity=node:node-b\n", key(0xab)));
@@ -234,18 +268,21 @@ mod tests {
     fn what_cannot_be_understood_lets_nobody_in() {
         let dir = tempfile::tempdir().expect("a directory");
         let bindings = Bindings::below(dir.path());
-        bindings.meet("n", &key(1)).expect("written");
+        bindings.prepare().expect("made");
+        bindings.meet("n", &key(1), false).expect("written");
         let path = bindings.path("n");
         let of_other = format!("fingerprint={}\nidentity=node:m\n", key(1));
         let long = format!("fingerprint={}\nidentity=node:n\n{}", key(1), "x".repeat(5000));
         for text in ["", "fingerprint=12\nidentity=node:n\n", &of_other, &long] {
             fs::write(&path, text).expect("written");
-            let met = bindings.meet("n", &key(1));
+            let met = bindings.meet("n", &key(1), false);
             assert!(matches!(met, Err(BindingError::Unreadable { .. })), "{text:.40}: {met:?}");
         }
         // A file where the directory should be.
         fs::write(dir.path().join("file"), "").expect("written");
-        let met = Bindings(dir.path().join("file/bindings")).meet("n", &key(1));
+        let bindings = Bindings(dir.path().join("file/bindings"));
+        assert!(bindings.prepare().is_err());
+        let met = bindings.meet("n", &key(1), false);
         assert!(
             matches!(met, Err(BindingError::Unreadable { .. } | BindingError::Unwritable { .. })),
             "{met:?}"
@@ -256,11 +293,12 @@ mod tests {
     fn of_two_first_times_at_once_one_is_the_first() {
         let dir = tempfile::tempdir().expect("a directory");
         let bindings = Bindings::below(dir.path());
+        bindings.prepare().expect("made");
         let met: Vec<Meeting> = std::thread::scope(|scope| {
             let all: Vec<_> = (0..8)
                 .map(|n| {
                     let bindings = bindings.clone();
-                    scope.spawn(move || bindings.meet("n", &key(n)).expect("readable"))
+                    scope.spawn(move || bindings.meet("n", &key(n), false).expect("readable"))
                 })
                 .collect();
             all.into_iter().map(|one| one.join().expect("no panic")).collect()

@@ -130,6 +130,7 @@ pub fn first_use(met: &Result<Meeting, BindingError>) -> (bool, &'static str) {
     match met {
         Ok(Meeting::First) => (true, "new-tofu"),
         Ok(Meeting::Again) => (true, "seen-before"),
+        Ok(Meeting::Connected) => (false, "tofu-id-connected"),
         Ok(Meeting::Other { .. }) => (false, "tofu-mismatch"),
         Err(BindingError::Unreadable { .. }) => (false, "tofu-storage-unreadable"),
         Err(BindingError::Unwritable { .. }) => (false, "tofu-storage-unwritable"),
@@ -209,6 +210,7 @@ mod tests {
         for (met, verdict) in [
             (Ok(Meeting::First), (true, "new-tofu")),
             (Ok(Meeting::Again), (true, "seen-before")),
+            (Ok(Meeting::Connected), (false, "tofu-id-connected")),
             (Ok(Meeting::Other { fingerprint: "bb".into() }), (false, "tofu-mismatch")),
             (Err(unreadable), (false, "tofu-storage-unreadable")),
             (Err(unwritable), (false, "tofu-storage-unwritable")),

@@ -87,7 +87,7 @@ impl Records {
         }
     }
 
-    /// The wait status of the plugin's process, behind all records. A node that does not read learns it from ours.
+    /// The wait status of the plugin's process, behind all records that the pipe takes. A node that does not read learns it from ours.
     pub(crate) fn ended(&mut self, status: i32) {
         self.flush();
         if let Ok(body) = pack::encode(&status) {

@@ -181,13 +181,14 @@ pub fn commit(sin: &str) -> String {
                 std::hint::spin_loop();
             }
         }
-        "await-term" => await_term(),
+        "await-term" => await_term(true),
+        "hear-term" => await_term(false),
         other => format!("no such sin: {other}"),
     }
 }
 
-/// Stops every other thread, so that nobody sees the end of the link, and says goodbye when told to end.
-fn await_term() -> String {
+/// Says goodbye when told to end. `deaf`: stops every other thread, so that nobody sees the end of the link.
+fn await_term(deaf: bool) -> String {
     extern "C" fn goodbye(_: libc::c_int) {
         let words = b"TERM came\n";
         // SAFETY: bytes of our own; both calls may be made in a handler.
@@ -206,7 +207,7 @@ fn await_term() -> String {
         libc::signal(libc::SIGTERM, goodbye as extern "C" fn(libc::c_int) as usize);
         libc::signal(libc::SIGUSR1, stay as extern "C" fn(libc::c_int) as usize);
         let (process, own) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
-        for thread in (2..64).filter(|thread| *thread != own) {
+        for thread in (2..64).filter(|thread| deaf && *thread != own) {
             libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGUSR1);
         }
         let words = b"waiting for TERM\n"; // not by `println`: whoever has its lock may be stopped

@@ -84,9 +84,10 @@ impl Caller {
         now: Instant,
     ) -> Result<Bytes, Failed> {
         let until = now + deadline.min(limits::MAX_DEADLINE);
-        let sent = match self.send_now(method, &body, deadline, now) {
-            Some(sent) => Ok(sent),
-            None => timeout_at(until, self.send(method, body, deadline)).await,
+        let (sent, begun) = match self.send_now(method, &body, deadline, now) {
+            Some(sent) => (Ok(sent), now),
+            // Whoever had to wait begins to look when he is through.
+            None => (timeout_at(until, self.send(method, body, deadline)).await, Instant::now()),
         };
         match sent {
             Ok(sent) => {
@@ -95,7 +96,7 @@ impl Caller {
                         self.shared.counters.calls.unanswered(Method::of(method), &error.code);
                     }
                 })?;
-                sent.look(now).await;
+                sent.look(begun).await;
                 sent.answer(until).await
             }
             Err(_) => {
@@ -359,6 +360,9 @@ impl Drop for Sent {
         if shared.leave(self.id).is_some() {
             if let Some(code) = &self.without {
                 shared.counters.calls.unanswered(self.kind, code);
+            }
+            if self.without.is_none() {
+                return; // it never went out
             }
             // If even this does not fit, the runner has not read for a long time, and its deadline will find it.
             let _ = shared.outbox.put(&shared.stream, &Frame::Cancel { id: self.id }, &Bytes::new());

@@ -58,7 +58,7 @@ impl Look {
                 true
             }
             Look::Yielding => {
-                if vain > YIELDS {
+                if vain >= YIELDS {
                     return false;
                 }
                 std::thread::yield_now();
@@ -307,9 +307,16 @@ impl Intake {
         self.decoder.unfinished() > 0
     }
 
+    /// True if requests were served where they were read, by whoever sorted last: others of the runtime may have waited for that.
+    pub(super) fn served_on_the_spot(&mut self) -> bool {
+        self.requests.as_mut().is_some_and(Requests::begin)
+    }
+
     /// Gives the room that [`Rest::NoRoom`] asked for.
     pub(super) fn give_room(&mut self, room: OwnedSemaphorePermit) {
         self.begun = Some(room);
+        // A caller who looked meanwhile met the same want of room; it is met now.
+        self.left.take_if(|left| matches!(left, Rest::NoRoom(_)));
     }
 
     /// Requests that wait for room hold the reader back; this is what they wait for.
@@ -325,6 +332,9 @@ impl Intake {
 
     /// The same for whoever has just looked at the clock.
     fn sort_at(&mut self, shared: &Arc<Shared>, now: Duration) -> Rest {
+        if let Some(requests) = &mut self.requests {
+            requests.begin();
+        }
         loop {
             if let Some((id, method, deadline_ms, body)) = self.waiting.take() {
                 let room = self.begun.take();

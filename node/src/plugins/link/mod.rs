@@ -300,11 +300,15 @@ impl Drop for Link {
 async fn read(shared: &Arc<Shared>) -> Ended {
     let violation = |what: String| Ended::Because(Cause::Violation(what));
     loop {
-        let rest = {
+        let (rest, served) = {
             let mut intake = shared.intake();
             let left = intake.left();
-            left.unwrap_or_else(|| intake.sort(shared))
+            let rest = left.unwrap_or_else(|| intake.sort(shared));
+            (rest, intake.served_on_the_spot())
         };
+        if served {
+            tokio::task::yield_now().await; // a plugin that asks without end does not keep this thread
+        }
         match rest {
             Rest::Hungry => {}
             Rest::Beyond(wait) => {

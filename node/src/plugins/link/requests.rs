@@ -20,6 +20,8 @@ use tokio::time::timeout;
 /// Requests with arguments up to this many bytes begin where they are read. What a longer one costs to look at is for a task of
 /// its own: others wait for the same reader.
 const ON_THE_SPOT: usize = 1024;
+/// And of what was read at once no more than so many: what they cost is the reader's time, and a runtime has few threads.
+pub(super) const MOST_ON_THE_SPOT: u32 = 16;
 
 /// Why a request is not being served.
 pub(super) enum Unserved {
@@ -37,6 +39,8 @@ pub(super) struct Requests {
     host: Arc<dyn Host>,
     open: Open,
     room: Arc<Semaphore>,
+    /// Requests that were begun on the spot since [`Requests::begin`].
+    on_the_spot: u32,
 }
 
 impl Drop for Requests {
@@ -58,7 +62,7 @@ impl Drop for Served {
 
 impl Requests {
     pub(super) fn new(host: Arc<dyn Host>) -> Self {
-        Self { host, open: Arc::default(), room: Arc::new(Semaphore::new(IN_BYTES)) }
+        Self { host, open: Arc::default(), room: Arc::new(Semaphore::new(IN_BYTES)), on_the_spot: 0 }
     }
 
     pub(super) fn host(&self) -> &Arc<dyn Host> {
@@ -67,6 +71,11 @@ impl Requests {
 
     pub(super) fn room(&self) -> Arc<Semaphore> {
         self.room.clone()
+    }
+
+    /// A reader begins to sort what it has read. True if the one before it served requests on the spot.
+    pub(super) fn begin(&mut self) -> bool {
+        std::mem::take(&mut self.on_the_spot) > 0
     }
 
     /// Room for so many bytes of requests, if there is some now.
@@ -115,7 +124,7 @@ impl Requests {
             _ => wanted.min(limits::REQUEST_DEADLINE),
         };
         let (host, link) = (self.host.clone(), shared.clone());
-        let small = body.len() <= ON_THE_SPOT;
+        let small = body.len() <= ON_THE_SPOT && self.on_the_spot < MOST_ON_THE_SPOT;
         let mut serving = Box::pin(async move {
             let _served = served;
             let answer = match timeout(deadline, host.call(request)).await {
@@ -127,6 +136,7 @@ impl Requests {
         });
         // Many answers are there at once; then there is no task to be made, and no turn to be waited for.
         if small {
+            self.on_the_spot += 1;
             let mut first = || serving.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             // A defect of the node's in there must end this request, as it would end its task, and not the reader.
             match catch_unwind(AssertUnwindSafe(&mut first)) {

@@ -129,7 +129,7 @@ async fn signs_of_life(way: &Way) -> Result<Option<Instant>, Cause> {
         return Ok(if way.caller().rests() { None } else { Some(soon) });
     };
     // Handlers run one after the other, so a message may wait for those before it: what counts is that some answer comes.
-    if stalled.messages >= limits::CALL_DEADLINE.min(way.call_timeout()) + limits::CANCEL_GRACE {
+    if stalled.messages >= limits::CALL_DEADLINE + limits::CANCEL_GRACE {
         return Err(Cause::Hang("on_message".into()));
     }
     match limits::SLOW_CALL.checked_sub(stalled.oldest) {
