@@ -9,7 +9,7 @@ use thenodes_ipc::Code;
 use thenodes_node::config::Transport;
 use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::lifecycle::State;
-use thenodes_tests::inside::{ask, ask_again, back_after, how_many, tell, wait_for, Dice, Inside};
+use thenodes_tests::inside::{ask, ask_again, back_after, how_many, tell, wait_for, Dice, Inside, COSTLY};
 use thenodes_tests::{plugin, PATIENCE};
 use tokio::task::JoinSet;
 
@@ -313,5 +313,31 @@ async fn many_wakes_many_calls_and_no_more_threads_end_well() {
         assert!(said.starts_with("denied"), "{said}");
         all(&plugin).join_all().await;
         assert_eq!(plugin.status().starts, 1);
+    }
+}
+
+/// On two threads, two plugins that always have another question: what is answered where it is read may not keep a thread for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plugins_that_ask_without_end_keep_no_thread_of_the_node() {
+    for transport in BOTH {
+        let world = Inside::new(transport);
+        for n in 0..2 {
+            let plugin = world.start(&format!("asks{n}"), &hostile()).await;
+            let words = format!("ask-forever {COSTLY}{n}");
+            assert_eq!(ask(&plugin, &words, PATIENCE).await.as_deref(), Ok(words.as_str()));
+        }
+        // Timers, tasks and other plugins go on; a runtime whose threads are taken would not even come here.
+        let others = async {
+            let quiet = world.start("quiet", &hostile()).await;
+            for n in 0..20 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let words = format!("after-host {n}");
+                assert_eq!(ask(&quiet, &words, PATIENCE).await.as_deref(), Ok(words.as_str()));
+            }
+        };
+        tokio::time::timeout(PATIENCE, others).await.expect("the node has time for others");
+        for n in 0..2 {
+            assert!(world.effects.count(&format!("{COSTLY}{n}")) > 20, "it asks all the time");
+        }
     }
 }

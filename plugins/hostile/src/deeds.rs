@@ -18,6 +18,18 @@ pub async fn on_prompt(input: &str, ctx: &PluginContext) -> Option<String> {
     let time = || Duration::from_millis(arg.parse().unwrap_or(10));
     match deed {
         "effect" => effect(arg, point, ctx).await,
+        // Asks and asks, with many questions open at every moment.
+        "ask-forever" => {
+            let id: Arc<str> = arg.into();
+            for _ in 0..60 {
+                let (id, ctx) = (id.clone(), ctx.clone());
+                tokio::spawn(async move {
+                    loop {
+                        effect(&id, "", &ctx).await;
+                    }
+                });
+            }
+        }
         "after-timer" => tokio::time::sleep(time()).await,
         "after-host" => drop(ctx.peer_manager.list_peers().await),
         "panic-later" => {
