@@ -76,8 +76,6 @@ pub struct Status {
     pub last_start: Option<Duration>,
     /// Starts so far.
     pub starts: u32,
-    /// Processes that were started and of which something may be left.
-    pub unburied: usize,
 }
 
 impl Status {
@@ -99,7 +97,6 @@ impl Status {
             last_recovery: None,
             last_start: None,
             starts: life.starts,
-            unburied: 0,
         }
     }
 }

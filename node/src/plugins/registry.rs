@@ -250,7 +250,7 @@ impl Registry {
                 plugin.stop().await;
             }
             for plugin in self.all() {
-                plugin.wait(|status| !status.state.has_process() && status.unburied == 0).await;
+                plugin.wait(|status| !status.state.has_process()).await;
             }
         };
         let _ = tokio::time::timeout(patience, all).await;

@@ -33,7 +33,12 @@ fn last_words(logs: &LogBook) -> String {
 
 /// For a caller who finds nobody.
 pub(super) fn unavailable(name: &PluginName, status: &Status, logs: &LogBook) -> String {
-    let mut text = format!("plugin {name} {} is {}", status.version.label(), status.state.word());
+    // Between a death and what follows from it the state is still that of the living.
+    let is = match (status.state.serves(), &status.last_death) {
+        (true, Some(_)) => "has just ended".to_owned(),
+        (true, None) | (false, _) => format!("is {}", status.state.word()),
+    };
+    let mut text = format!("plugin {name} {} {is}", status.version.label());
     if let Some(cause) = &status.last_death {
         text.push_str(&format!("; last: {cause}; {}", last_words(logs)));
     }

@@ -81,16 +81,22 @@ pub fn raw_ring(there: usize, back: usize, two: bool) {
     let fd = std::io::stdin().as_fd().try_clone_to_owned().expect("a descriptor");
     let (mut up, mut down) = Region::open(&fd).expect("the ring").runner_side();
     let (mut received, answer) = (Vec::new(), vec![9; back]);
+    let patience = if two { 100_000 } else { 10 };
     loop {
         received.clear();
+        let mut vain = 0;
         while received.len() < there {
             let missing = there - received.len();
             if down.read(&mut received, missing).expect("an honest node") > 0 {
+                vain = 0;
                 continue;
             }
-            match back {
-                0 => drop(down.wait(None)),
-                _ => let_go(cores),
+            vain += 1;
+            // Nobody measures it now: whoever is measured has the processor for himself.
+            if back == 0 || vain > patience {
+                down.wait(None);
+            } else {
+                let_go(cores);
             }
         }
         let mut written = 0;

@@ -14,10 +14,6 @@ use thenodes_ipc::Generation;
 impl Supervisor {
     pub(super) async fn hear(&mut self, generation: Generation, news: News) {
         let is = |running: &Running| running.generation == generation;
-        if matches!(news, News::Buried) {
-            self.status.send_modify(|status| status.unburied = status.unburied.saturating_sub(1));
-            return;
-        }
         if self.current.as_ref().is_some_and(is) {
             return self.hear_current(generation, news).await;
         }
@@ -72,8 +68,8 @@ impl Supervisor {
                     self.hand_over().await;
                 }
             }
+            News::Died(cause) => self.name_death(generation, &cause),
             News::Ended(cause) => self.died(generation, cause).await,
-            News::Buried => {} // counted before it came here
         }
     }
 
@@ -96,38 +92,45 @@ impl Supervisor {
         self.shared.change("ready", detail, false);
     }
 
-    async fn died(&mut self, generation: Generation, cause: Cause) {
-        let hand_over = self.life.state == (State::Stopping { then: Then::HandOver });
+    /// Says why a process has ended, once, as soon as that is known. An end that was asked for is no death.
+    fn name_death(&mut self, generation: Generation, cause: &Cause) {
         if !matches!(*self.door.borrow(), Door::Held) {
             self.door.send_replace(Door::Closed);
         }
+        if matches!(self.life.state, State::Stopping { .. }) || self.named == Some(generation) {
+            return;
+        }
+        self.named = Some(generation);
+        self.died_at = Some(Instant::now());
+        self.shared.counters.deaths.count(cause);
+        self.shared.logs.add_own(generation.0, "error", &format!("died: {cause}"));
+        let version =
+            self.current.as_ref().map_or_else(|| self.version.label(), |current| current.version.label());
+        self.status.send_modify(|status| {
+            status.last_death = Some(cause.clone());
+            status.deaths.push_back(Death {
+                at: SystemTime::now(),
+                generation,
+                version,
+                cause: cause.clone(),
+            });
+            while status.deaths.len() > DEATHS_KEPT {
+                status.deaths.pop_front();
+            }
+        });
+    }
+
+    async fn died(&mut self, generation: Generation, cause: Cause) {
+        let hand_over = self.life.state == (State::Stopping { then: Then::HandOver });
+        self.name_death(generation, &cause);
         self.kept.died(generation);
         let version = self.current.take().map_or_else(|| self.version.clone(), |running| running.version);
         let asked = matches!(self.life.state, State::Stopping { .. });
         let cause = if asked { Cause::Asked } else { cause };
         if asked {
             self.shared.change("stopped", format!("generation {generation} ended"), false);
-        } else {
-            self.died_at = Some(Instant::now());
-            self.shared.counters.deaths.count(&cause);
-            self.shared.logs.add_own(generation.0, "error", &format!("died: {cause}"));
         }
-        self.status.send_modify(|status| {
-            status.pid = None;
-            if !asked {
-                status.last_death = Some(cause.clone());
-                let at = SystemTime::now();
-                status.deaths.push_back(Death {
-                    at,
-                    generation,
-                    version: version.label(),
-                    cause: cause.clone(),
-                });
-                while status.deaths.len() > DEATHS_KEPT {
-                    status.deaths.pop_front();
-                }
-            }
-        });
+        self.status.send_modify(|status| status.pid = None);
         let rolls_back = !asked && self.life.in_probation(Instant::now());
         self.step(Event::Died { cause: cause.clone(), jitter: chance() });
         if hand_over {

@@ -166,6 +166,7 @@ pub fn supervise(image: Arc<Image>, around: Surroundings) -> Handle {
         kept: Kept::default(),
         generation: 0,
         died_at: None,
+        named: None,
         status: status_out,
         door: door_out,
         news_in,
@@ -195,6 +196,8 @@ struct Supervisor {
     kept: Kept,
     generation: u32,
     died_at: Option<Instant>,
+    /// The last process whose death was named.
+    named: Option<Generation>,
     status: watch::Sender<Status>,
     door: watch::Sender<Door>,
     news_in: mpsc::Sender<(Generation, News)>,
@@ -218,10 +221,7 @@ impl Supervisor {
     }
 
     fn lives(&self) -> bool {
-        self.status.borrow().unburied > 0
-            || self.current.is_some()
-            || self.upgrade.is_some()
-            || !self.leaving.is_empty()
+        self.current.is_some() || self.upgrade.is_some() || !self.leaving.is_empty()
     }
 
     /// One event for the pure function, what follows from it, and the news for everybody.
@@ -298,7 +298,6 @@ impl Supervisor {
 
     fn begin(&mut self, version: Arc<Version>, proving: bool) -> Running {
         self.generation = self.generation.saturating_add(1);
-        self.status.send_modify(|status| status.unburied += 1);
         begin(self.shared.clone(), version, Generation(self.generation), proving, self.news_in.clone())
     }
 

@@ -77,10 +77,10 @@ pub(super) enum News {
     Missed(String),
     /// Its `on_stop` is over, and what it left.
     Left(Option<Arc<[u8]>>),
-    /// It has ended, and why.
+    /// Its process has ended, and why; what is left of the tree is still being buried.
+    Died(Cause),
+    /// It is gone.
     Ended(Cause),
-    /// Nothing of it is left.
-    Buried,
 }
 
 /// What a process is told.
@@ -120,8 +120,8 @@ impl Running {
             | News::Healthy
             | News::Missed(_)
             | News::Left(_)
-            | News::Ended(_)
-            | News::Buried => {}
+            | News::Died(_)
+            | News::Ended(_) => {}
         }
     }
 }
@@ -197,20 +197,14 @@ pub(super) struct ProcessLife {
 
 impl ProcessLife {
     async fn run(mut self) {
-        match self.live().await {
-            // What is left of one that ended by itself is the kernel's work, and nobody has to wait for it.
-            (Cause::Asked, Some(grave)) => {
-                grave.fill().await;
-                self.tell(News::Ended(Cause::Asked)).await;
-            }
-            (cause, grave) => {
-                self.tell(News::Ended(cause)).await;
-                if let Some(grave) = grave {
-                    grave.fill().await;
-                }
-            }
+        let (cause, grave) = self.live().await;
+        if let Some(grave) = grave {
+            // The cause is known before the rest is gone. The next process waits for that: two that are taken apart and put up
+            // at the same time hold each other up in the kernel.
+            self.tell(News::Died(cause.clone())).await;
+            grave.fill().await;
         }
-        self.tell(News::Buried).await;
+        self.tell(News::Ended(cause)).await;
     }
 
     async fn tell(&self, news: News) {

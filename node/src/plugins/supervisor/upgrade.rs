@@ -81,7 +81,7 @@ impl Supervisor {
             | News::Healthy
             | News::Missed(_)
             | News::Left(_)
-            | News::Buried => {}
+            | News::Died(_) => {}
             News::WantsState(give) => {
                 if self.life.state.serves() {
                     upgrade.wants = Some(give);
