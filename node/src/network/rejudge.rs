@@ -1,6 +1,6 @@
 //! Peers that are connected are judged again when the operator changes whom he trusts, and every minute besides, since certificates
 //! grow old. One task looks at the directory; each session judges its own peer, with the rules of the handshake. What cannot be read
-//! for the moment changes nothing for those who are inside, and lets nobody new in (that is [`channel`](super::channel)'s).
+//! for the moment changes nothing for those who are inside, and lets nobody new in (that is [`channel`]'s).
 
 use super::channel::{self, tell};
 use super::peers::Direction;
