@@ -321,10 +321,12 @@ async fn many_wakes_many_calls_and_no_more_threads_end_well() {
 async fn plugins_that_ask_without_end_keep_no_thread_of_the_node() {
     for transport in BOTH {
         let world = Inside::new(transport);
+        let mut asking = Vec::new(); // a plugin ends with its last handle
         for n in 0..2 {
             let plugin = world.start(&format!("asks{n}"), &hostile()).await;
             let words = format!("ask-forever {COSTLY}{n}");
             assert_eq!(ask(&plugin, &words, PATIENCE).await.as_deref(), Ok(words.as_str()));
+            asking.push(plugin);
         }
         // Timers, tasks and other plugins go on; a runtime whose threads are taken would not even come here.
         let others = async {
@@ -342,5 +344,6 @@ async fn plugins_that_ask_without_end_keep_no_thread_of_the_node() {
             assert!(begun.elapsed() < PATIENCE, "one of them is not served");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        assert!(asking.iter().all(|plugin| plugin.status().starts == 1), "none of them had to be replaced");
     }
 }
