@@ -44,31 +44,28 @@ fn stamp(dir: &Path) -> Stamp {
 /// Looks at the directories of trust until the network ends. Returns at once where nobody is judged.
 pub async fn look(network: Arc<Network>) {
     let Some((_, encryption)) = &network.security else { return };
-    let (trusted, observed) = (encryption.trusted_dir.clone(), encryption.observed_dir.join("bindings"));
+    let (trusted, bindings) = (encryption.trusted_dir.clone(), Bindings::below(&encryption.observed_dir));
     let remembers = encryption.policy.mode == TrustMode::Tofu;
     let mut last: Option<(Stamp, Stamp)> = None;
     let mut told = Instant::now();
     loop {
-        let (dir, bindings) = (trusted.clone(), observed.clone());
+        let (dir, bindings, before) = (trusted.clone(), bindings.clone(), last.clone());
+        let due = told.elapsed() >= AT_LEAST;
         let looked = tokio::task::spawn_blocking(move || {
             // First the stamp: what is written between the two is seen the next time.
-            let stamps = (stamp(&dir), if remembers { stamp(&bindings) } else { Stamp::new() });
-            (stamps, pki::trusted(&dir))
+            let stamps = (stamp(&dir), if remembers { stamp(bindings.dir()) } else { Stamp::new() });
+            (due || before.as_ref() != Some(&stamps)).then(|| (stamps, pki::trusted(&dir)))
         });
-        if let Ok((stamps, set)) = looked.await {
+        if let Ok(Some((stamps, set))) = looked.await {
             match set {
-                Ok(set) if last.as_ref() != Some(&stamps) || told.elapsed() >= AT_LEAST => {
-                    // The first look is no change.
-                    if last.is_some() {
-                        network.trusted.send_replace(Arc::new(set));
-                    }
-                    (last, told) = (Some(stamps), Instant::now());
-                }
-                Ok(_) => {}
+                // The first look is no change.
+                Ok(_) if last.is_none() => {}
+                Ok(set) => drop(network.trusted.send_replace(Arc::new(set))),
                 Err(error) => {
                     tracing::error!("trusted certificates: {error}; connected peers stay as they are")
                 }
             }
+            (last, told) = (Some(stamps), Instant::now());
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -34,9 +34,10 @@ fn last_words(logs: &LogBook) -> String {
 /// For a caller who finds nobody.
 pub(super) fn unavailable(name: &PluginName, status: &Status, logs: &LogBook) -> String {
     // Between a death and what follows from it the state is still that of the living.
-    let is = match (status.state.serves(), &status.last_death) {
-        (true, Some(_)) => "has just ended".to_owned(),
-        (true, None) | (false, _) => format!("is {}", status.state.word()),
+    let dead = status.deaths.back().is_some_and(|death| death.generation == status.generation);
+    let is = match status.state.serves() && dead {
+        true => "has just ended".to_owned(),
+        false => format!("is {}", status.state.word()),
     };
     let mut text = format!("plugin {name} {} {is}", status.version.label());
     if let Some(cause) = &status.last_death {

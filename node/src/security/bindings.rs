@@ -74,6 +74,11 @@ impl Bindings {
         Self(observed.join("bindings"))
     }
 
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
     fn path(&self, node_id: &str) -> PathBuf {
         self.0.join(format!("{}.txt", hex(&Sha256::digest(format!("node:{node_id}")))))
     }

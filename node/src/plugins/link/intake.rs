@@ -309,7 +309,7 @@ impl Intake {
 
     /// True if requests were served where they were read, by whoever sorted last: others of the runtime may have waited for that.
     pub(super) fn served_on_the_spot(&mut self) -> bool {
-        self.requests.as_mut().is_some_and(Requests::begin)
+        self.requests.as_mut().is_some_and(Requests::take_served)
     }
 
     /// Gives the room that [`Rest::NoRoom`] asked for.
@@ -333,7 +333,7 @@ impl Intake {
     /// The same for whoever has just looked at the clock.
     fn sort_at(&mut self, shared: &Arc<Shared>, now: Duration) -> Rest {
         if let Some(requests) = &mut self.requests {
-            requests.begin();
+            requests.take_served(); // each piece has its own number
         }
         loop {
             if let Some((id, method, deadline_ms, body)) = self.waiting.take() {

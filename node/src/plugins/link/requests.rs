@@ -39,7 +39,7 @@ pub(super) struct Requests {
     host: Arc<dyn Host>,
     open: Open,
     room: Arc<Semaphore>,
-    /// Requests that were begun on the spot since [`Requests::begin`].
+    /// Requests that were begun on the spot since [`Requests::take_served`].
     on_the_spot: u32,
 }
 
@@ -73,8 +73,8 @@ impl Requests {
         self.room.clone()
     }
 
-    /// A reader begins to sort what it has read. True if the one before it served requests on the spot.
-    pub(super) fn begin(&mut self) -> bool {
+    /// True if requests were served on the spot since this was asked last; counts anew from here.
+    pub(super) fn take_served(&mut self) -> bool {
         std::mem::take(&mut self.on_the_spot) > 0
     }
 
