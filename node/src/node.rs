@@ -7,8 +7,9 @@ use crate::host::api::{DenialReporter, Forwarder, NodeHost};
 use crate::host::inbound;
 use crate::host::scopes;
 use crate::identity;
-use crate::network::peers::PeerTable;
-use crate::network::{dialer, listener, rejudge, Local, Network, INBOUND_QUEUE, INBOUND_WEIGHT};
+use crate::network::relay::{self, journal, Relay};
+use crate::network::{connector, delivery, dialer, listener, peerfile, rejudge};
+use crate::network::{Local, Network, INBOUND_QUEUE};
 use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
 use crate::plugins::registry::Hosts;
@@ -21,15 +22,13 @@ use crate::plugins::Registry;
 use crate::security::{bindings::Bindings, pki, tls::Tls};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thenodes::config::ConfigDefaults;
 use thenodes::events::model::LogLevel;
 use thenodes::events::LogSink;
 use thenodes::host::NodeInfo;
-use thenodes::network::PeerStore;
 use thenodes_ipc::pack;
-use tokio::sync::Semaphore;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -244,31 +243,32 @@ impl Node {
         let (up, inbound) = mpsc::channel(INBOUND_QUEUE);
         let config_flag =
             config.file.as_ref().map_or_else(String::new, |file| format!("--config {} ", file.display()));
-        let network = Arc::new(Network {
-            local: Local {
-                node_id: node_id.clone(),
-                realm: config.realm.clone(),
-                node_type: config.node.node_type.clone(),
-                capabilities: config.capabilities.clone(),
-                port: listening.port(),
-                allowed_node_types: config.allowed_node_types.clone(),
-            },
-            peers: PeerTable::new(&node_id),
-            store: PeerStore::new(),
-            security,
-            events: Emitter::new(bus.handle(), "network"),
-            command: format!("thenodes {config_flag}"),
-            up,
-            room: Arc::new(Semaphore::new(INBOUND_WEIGHT)),
-            trusted: watch::Sender::default(),
-            keys: Mutex::default(),
-        });
+        let local = Local {
+            node_id: node_id.clone(),
+            realm: config.realm.clone(),
+            node_type: config.node.node_type.clone(),
+            capabilities: capabilities(&config),
+            nonce: uuid::Uuid::new_v4().simple().to_string(),
+            port: listening.port(),
+            allowed_node_types: config.allowed_node_types.clone(),
+        };
+        let emitter = Emitter::new(bus.handle(), "network");
+        let command = format!("thenodes {config_flag}");
+        let network =
+            Arc::new(Network::new(local, config.networking.clone(), security, emitter, command, up));
         let _ = network_later.set(network.clone());
         events.network(LogLevel::Info, "listener_bind", Some(listening.to_string()), None);
         let mut network_tasks = JoinSet::new();
+        // What an earlier run knew and kept, before anybody can add to it.
+        peerfile::restore(&network).await;
+        journal::restore(&network).await;
         network_tasks.spawn(listener::listen(network.clone(), socket));
         network_tasks.spawn(rejudge::look(network.clone()));
-        network_tasks.spawn(inbound::distribute(inbound, plugins.clone(), network.events.clone()));
+        network_tasks.spawn(inbound::distribute(inbound, network.clone(), plugins.clone()));
+        network_tasks.spawn(peerfile::keep(network.clone()));
+        network_tasks.spawn(relay::sweep(network.clone()));
+        network_tasks.spawn(delivery::sweep(network.clone()));
+        network_tasks.spawn(connector::run(network.clone()));
         for target in &config.bootstrap_nodes {
             network_tasks.spawn(dialer::keep(network.clone(), target.clone()));
         }
@@ -338,10 +338,21 @@ impl Node {
         };
         let _ = tokio::time::timeout(Duration::from_secs(2), gone).await;
         self.network_tasks.shutdown().await;
+        peerfile::write(&self.network).await;
+        journal::write(&self.network).await;
         // Last of all the log, so that it tells about all of the above.
         self.events.system(LogLevel::Info, "stopped", None);
         self.bus.stop().await;
     }
+}
+
+/// What this node announces: what it does, and what its plugins say that they can do.
+fn capabilities(config: &Config) -> Vec<String> {
+    let mut words = Relay::capabilities(&config.networking.relay);
+    // That this node relays is not a plugin's to say.
+    let reserved = [relay::CAPABILITY, relay::CAPABILITY_STORES, relay::CAPABILITY_ACKNOWLEDGES];
+    words.extend(config.capabilities.iter().filter(|word| !reserved.contains(&word.as_str())).cloned());
+    words
 }
 
 /// Takes what plugins suggest, in the order of their names, and reports what became of it.

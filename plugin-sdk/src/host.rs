@@ -5,6 +5,7 @@
 //! link are hostile input: [`Request::decode`] is where their shape is checked, the node checks their meaning.
 
 use crate::events::model::LogEvent;
+use crate::network::delivery::{DeliveryOptions, DeliveryOutcome};
 use crate::network::peer_store::{PeerRecord, PeerSource};
 use crate::realms::RealmInfo;
 use serde::{Deserialize, Serialize};
@@ -177,6 +178,8 @@ requests! {
     SendToNode("peers.send_to_node") { node_id: String, text: String },
     /// Send a message (JSON text) to one peer by address.
     SendToAddr("peers.send_to_addr") { addr: Text<SocketAddr>, text: String },
+    /// Send a message (JSON text) to a node, connected or not, and wait until it is known what became of it.
+    Deliver("peers.deliver") { node_id: String, text: String, options: DeliveryOptions },
     /// The connected peers.
     ListPeers("peers.list") {},
     /// One connected peer, by id or by address.
@@ -253,6 +256,8 @@ pub enum Response {
     Text(Option<String>),
     /// Bytes.
     Bytes(Bytes),
+    /// What became of a message.
+    Outcome(DeliveryOutcome),
     /// The number of a stream, for this process of the plugin only.
     Stream(u64),
 }
@@ -327,6 +332,11 @@ mod tests {
             Request::Broadcast { text: "{}".into() },
             Request::SendToNode { node_id: "n".into(), text: "{}".into() },
             Request::SendToAddr { addr, text: "{}".into() },
+            Request::Deliver {
+                node_id: "n".into(),
+                text: "{}".into(),
+                options: DeliveryOptions::new(crate::network::DeliveryClass::Reliable),
+            },
             Request::ListPeers {},
             Request::FindPeer { node_id: None, addr: Some(addr) },
             Request::RelayStats {},
@@ -350,7 +360,7 @@ mod tests {
             let body = request.encode().expect("encodes");
             assert_eq!(Request::decode(request.method(), &body), Ok(request));
         }
-        assert_eq!(Request::METHODS.len(), 22);
+        assert_eq!(Request::METHODS.len(), 23);
     }
 
     #[test]

@@ -12,13 +12,12 @@ use std::time::Duration;
 use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response};
 use thenodes::net::Net;
 use thenodes::network::message::{Message, MessageType};
-use thenodes::network::PeerStore;
 use thenodes::realms::RealmInfo;
 use thenodes_ipc::{limits, pack, Code, PluginName};
 use thenodes_node::config::{Permission, Raw, Required};
 use thenodes_node::events::{Bus, Emitter};
 use thenodes_node::host::api::{Forwarder, NodeHost};
-use thenodes_node::network::{peers::PeerTable, Local, Network};
+use thenodes_node::network::{Local, Network};
 use thenodes_node::plugins::grants::{Grants, Witness};
 use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
@@ -29,7 +28,7 @@ use thenodes_node::plugins::watchdog::Watchdog;
 use thenodes_node::services::{env::EnvPolicy, net::NetPolicy, Scopes};
 use thenodes_tests::{bin_dir, plugin, Spec, PATIENCE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{mpsc as channel, watch, Semaphore};
+use tokio::sync::{mpsc as channel, watch};
 
 /// Lets a plugin reach this machine by its name, and nothing else; and read one variable.
 struct Here;
@@ -69,25 +68,17 @@ impl Observer for Watcher {
 fn host(scopes: Scopes, watcher: &Arc<Watcher>) -> NodeHost {
     let events = Emitter::new(Bus::start(Vec::new()).handle(), "test");
     let (up, _) = channel::channel(1);
-    let network = Arc::new(Network {
-        local: Local {
-            node_id: "node".into(),
-            realm: RealmInfo::new("Test", "1"),
-            node_type: "daemon".into(),
-            capabilities: Vec::new(),
-            port: 0,
-            allowed_node_types: None,
-        },
-        peers: PeerTable::new("node"),
-        store: PeerStore::new(),
-        security: None,
-        events: events.clone(),
-        command: String::new(),
-        up,
-        room: Arc::new(Semaphore::new(1)),
-        trusted: tokio::sync::watch::Sender::default(),
-        keys: Mutex::default(),
-    });
+    let local = Local {
+        node_id: "node".into(),
+        realm: RealmInfo::new("Test", "1"),
+        node_type: "daemon".into(),
+        capabilities: Vec::new(),
+        nonce: String::new(),
+        port: 0,
+        allowed_node_types: None,
+    };
+    let net = Raw::default().validate().expect("an empty configuration is valid").networking;
+    let network = Arc::new(Network::new(local, net, None, events.clone(), String::new(), up));
     let later: Arc<OnceLock<Arc<Network>>> = Arc::default();
     let _ = later.set(network);
     let name = PluginName::new("fetch").expect("a name");

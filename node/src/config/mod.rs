@@ -5,6 +5,7 @@ mod budget;
 mod error;
 mod giving;
 mod limits;
+mod network;
 mod policy;
 pub(crate) mod raw;
 pub mod scope;
@@ -15,6 +16,9 @@ pub use error::ConfigError;
 pub(crate) use error::Origin;
 pub use limits::ManifestLimits;
 pub(crate) use limits::RawLimits;
+pub use network::{
+    Accepting, Connecting, Deliveries, Discovery, Networking, Persistence, Relaying, Strategy,
+};
 pub use policy::{BadRule, Permission, Required, Rule};
 pub(crate) use raw::is_node_id;
 pub use raw::Raw;
@@ -223,7 +227,7 @@ pub struct Plugins {
 }
 
 /// A configuration whose values are possible.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The file it came from, if any.
     pub file: Option<PathBuf>,
@@ -247,6 +251,8 @@ pub struct Config {
     pub encryption: Option<Encryption>,
     /// Events.
     pub logging: Logging,
+    /// How the network is run.
+    pub networking: Networking,
     /// Plugins.
     pub plugins: Plugins,
     /// Path of the admin socket.
@@ -304,6 +310,12 @@ impl Raw {
         if fill("bootstrap_nodes", bootstrap_nodes.is_some(), self.bootstrap_nodes.is_none()) {
             self.bootstrap_nodes = bootstrap_nodes.map(raw::host_ports);
         }
+        if let Some(asks) = discovery {
+            if fill("discovery", true, self.discovery.is_none()) {
+                let wanted = network::RawDiscovery::suggested;
+                self.discovery = Some(wanted(asks.enabled, asks.request_interval_secs, asks.request_want));
+            }
+        }
         if let Some(more) = bootstrap_nodes_extend {
             let nodes = self.bootstrap_nodes.get_or_insert_default();
             for node in raw::host_ports(more) {
@@ -343,9 +355,6 @@ impl Raw {
         }
         if logging.is_some() {
             applied.refused.push(("logging", "paths are the operator's alone"));
-        }
-        if discovery.is_some() {
-            applied.refused.push(("discovery", "this release asks no peers for peers"));
         }
         applied
     }

@@ -6,6 +6,7 @@ mod encryption;
 use super::error::Origin;
 use super::giving::{Calls, RawForPlugin, RawPluginPolicy};
 use super::limits::RawLimits;
+use super::network::{self, RawDiscovery, RawNetwork};
 use super::supervision::RawSupervision;
 use super::Transport;
 use super::{
@@ -42,7 +43,7 @@ pub struct Raw {
     pub(super) realm: Option<RawRealm>,
     pub(super) node: Option<RawNode>,
     realm_access: Option<RawRealmAccess>,
-    discovery: Option<Spanned<RawDiscovery>>,
+    pub(super) discovery: Option<RawDiscovery>,
     logging: Option<RawLogging>,
     encryption: Option<Spanned<RawEncryption>>,
     network: Option<RawNetwork>,
@@ -85,14 +86,6 @@ pub(super) struct RawNode {
 #[serde(deny_unknown_fields)]
 struct RawRealmAccess {
     allowed_node_types: Option<Vec<String>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawDiscovery {
-    enabled: bool,
-    request_interval_secs: Option<u64>,
-    request_want: Option<u16>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -151,18 +144,6 @@ struct RawTrust {
 #[serde(deny_unknown_fields)]
 struct RawTrustPaths {
     observed_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNetwork {
-    persistence: Option<toml::Table>,
-    relay: Option<toml::Table>,
-    nat: Option<toml::Table>,
-    udp: Option<toml::Table>,
-    connection_policy: Option<toml::Table>,
-    nat_traversal: Option<toml::Table>,
-    delivery: Option<toml::Table>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -282,14 +263,11 @@ impl Raw {
         let socket = self.admin.as_ref().and_then(|admin| admin.socket.clone());
         let admin_socket = socket
             .unwrap_or_else(|| runtime.unwrap_or_else(|| identity.state_dir.clone()).join("admin.sock"));
-        let mut without_effect = self.network_keys();
+        let mut without_effect = Vec::new();
+        let (discovery, state_dir) = (self.discovery.as_ref(), &identity.state_dir);
+        let networking =
+            network::check(&self.origin, self.network.as_ref(), discovery, state_dir, &mut without_effect)?;
         without_effect.extend(self.limit_keys());
-        if self.discovery.as_ref().is_some_and(|discovery| {
-            let discovery = discovery.get_ref();
-            discovery.enabled || discovery.request_interval_secs.is_some() || discovery.request_want.is_some()
-        }) {
-            without_effect.push("discovery: this release asks no peers for peers".into());
-        }
         if self.realm.as_ref().is_some_and(|realm| !realm.capabilities.is_empty()) {
             without_effect.push("realm.capabilities: reserved, as in upstream".into());
         }
@@ -308,6 +286,7 @@ impl Raw {
             capabilities: self.capabilities.clone(),
             encryption,
             logging: self.logging()?,
+            networking,
             plugins: self.plugins()?,
             admin_socket,
             without_effect,
@@ -424,24 +403,6 @@ impl Raw {
             json_rotate: logging.json_rotate.as_ref().map_or(3, |count| *count.get_ref()),
             console: !logging.disable_console.unwrap_or(false),
         })
-    }
-
-    fn network_keys(&self) -> Vec<String> {
-        let Some(network) = &self.network else { return Vec::new() };
-        let tables = [
-            ("persistence", &network.persistence),
-            ("relay", &network.relay),
-            ("nat", &network.nat),
-            ("udp", &network.udp),
-            ("connection_policy", &network.connection_policy),
-            ("nat_traversal", &network.nat_traversal),
-            ("delivery", &network.delivery),
-        ];
-        tables
-            .into_iter()
-            .filter(|(_, table)| table.is_some())
-            .map(|(name, _)| format!("network.{name}: not in this release"))
-            .collect()
     }
 
     fn plugins(&self) -> Result<Plugins, ConfigError> {

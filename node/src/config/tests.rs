@@ -76,8 +76,11 @@ fn the_seeds_configurations_are_read() {
             panic!("{text}\n{error}");
         }
     }
-    let silent = parse(relay).expect("valid").without_effect;
-    assert_eq!(silent, ["network.relay: not in this release"], "an operator is told what has no effect");
+    let seed = parse(relay).expect("valid");
+    let relaying = &seed.networking.relay;
+    assert!(relaying.enabled && relaying.store_forward && relaying.rendezvous, "what it says has its effect");
+    let silent = parse("[network.udp]\nenabled = true\n").expect("valid").without_effect;
+    assert_eq!(silent, ["network.udp: not in this release"], "an operator is told what has no effect");
 }
 
 #[test]

@@ -4,7 +4,10 @@
 
 use crate::config::Permission;
 use crate::events::Emitter;
-use crate::network::peers::{Line, Sent};
+use crate::network::delivery;
+use crate::network::peers::Sent;
+use crate::network::relay::line::opaque;
+use crate::network::relay::Form;
 use crate::network::wire::{self, MAX_LINE};
 use crate::network::Network;
 use crate::plugins::grants::{Grants, Witness};
@@ -20,7 +23,7 @@ use std::time::{Duration, Instant};
 use thenodes::events::model::{LogEvent, LogLevel};
 use thenodes::events::LogSink;
 use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response, Text};
-use thenodes::network::message::{Message, MessageType};
+use thenodes::network::message::{DeliveryClass, Message, MessageType};
 use thenodes::network::PeerSource;
 use thenodes_ipc::{pack, Code, PluginName};
 
@@ -28,6 +31,8 @@ use thenodes_ipc::{pack, Code, PluginName};
 const EVENTS_PER_SECOND: u32 = 50;
 /// Largest event of a plugin, bytes.
 const MAX_EVENT: usize = 4096;
+/// Longest key of an ordered stream, bytes.
+const MAX_KEY: usize = 256;
 /// Most addresses in one answer.
 const MAX_SAMPLE: usize = 256;
 
@@ -116,8 +121,8 @@ impl NodeHost {
         self.network.get().ok_or_else(|| HostError::new(Code::Unavailable, "the node is still starting"))
     }
 
-    /// One line for the wire from a plugin's text.
-    fn line(&self, network: &Network, text: &str) -> Result<Line, HostError> {
+    /// A message from a plugin's text. Its sender is this node, whatever it says.
+    fn message(&self, network: &Network, text: &str) -> Result<Message, HostError> {
         let invalid = |what: String| HostError::new(Code::InvalidInput, what);
         if text.len() > MAX_LINE {
             return Err(invalid(format!("a message of {} bytes; at most {MAX_LINE}", text.len())));
@@ -125,23 +130,43 @@ impl NodeHost {
         let mut message: Message =
             serde_json::from_str(text).map_err(|e| invalid(format!("not a message: {e}")))?;
         message.validate().map_err(|what| invalid(what.into()))?;
-        match message.msg_type {
+        let own = &network.local.node_id;
+        match &mut message.msg_type {
+            MessageType::Text(_)
+            | MessageType::Extension { .. }
+            | MessageType::RelayBind { .. }
+            | MessageType::RelayUnbind { .. }
+            | MessageType::PeerRequest { .. }
+            | MessageType::DataRequest
+            | MessageType::DataResponse => {}
+            MessageType::RelayForward { from, .. } => from.clone_from(own),
             // The words with which nodes speak to each other are not a plugin's.
-            MessageType::Hello { .. } | MessageType::Heartbeat | MessageType::Disconnect => {
-                return Err(invalid(format!("plugins do not send {}", message.msg_type.token())));
-            }
-            _ => {}
+            _ => return Err(invalid(format!("plugins do not send {}", message.msg_type.token()))),
         }
-        message.from.clone_from(&network.local.node_id);
+        message.from.clone_from(own);
+        // What is to arrive is sent by `peers.deliver`, which listens for the answer.
+        (message.via, message.delivery) = (None, None);
         // A plugin without node.info does not know the realm.
         if message.realm.as_ref().is_some_and(|realm| realm.name.is_empty()) {
             message.realm = Some(network.local.realm.clone());
         }
+        Ok(message)
+    }
+
+    /// One line for the wire from a plugin's text. A frame to forward has the form that its relay reads.
+    fn line(&self, network: &Network, text: &str, to: Option<&str>) -> Result<Vec<u8>, HostError> {
+        let mut message = self.message(network, text)?;
+        let new = to.is_some_and(|to| network.relay.form_of(to) == Some(Form::Opaque));
+        if let (MessageType::RelayForward { opaque_payload_b64, .. }, true) = (&mut message.msg_type, new) {
+            let content = message.payload.take();
+            opaque_payload_b64.get_or_insert_with(|| opaque(content.as_ref()));
+        }
         let line = wire::encode(&message);
         if line.len() > MAX_LINE {
-            return Err(invalid(format!("a message of {} bytes; at most {MAX_LINE}", line.len())));
+            let what = format!("a message of {} bytes; at most {MAX_LINE}", line.len());
+            return Err(HostError::new(Code::InvalidInput, what));
         }
-        Ok(line.into())
+        Ok(line)
     }
 
     fn sent(sent: Sent, to: &str) -> Result<Response, HostError> {
@@ -201,7 +226,7 @@ impl Host for NodeHost {
         let network = self.network()?;
         match request {
             Request::Broadcast { text } => {
-                let line = self.line(network, &text)?;
+                let line = self.line(network, &text, None)?;
                 let (took, full) = network.peers.broadcast(&line);
                 if full > 0 {
                     let detail = format!("broadcast: the queues of {full} peers are full");
@@ -210,12 +235,31 @@ impl Host for NodeHost {
                 Ok(Response::Done(took))
             }
             Request::SendToNode { node_id, text } => {
-                let line = self.line(network, &text)?;
-                Self::sent(network.peers.send_to_id(&node_id, line), &printable(&node_id, 128))
+                let line = self.line(network, &text, Some(&node_id))?;
+                Self::sent(network.peers.send_to_id(&node_id, &line), &printable(&node_id, 128))
             }
             Request::SendToAddr { addr: Text(addr), text } => {
-                let line = self.line(network, &text)?;
-                Self::sent(network.peers.send_to_addr(&addr, line), &addr.to_string())
+                let relay = network.peers.by_addr(&addr).map(|peer| peer.node_id);
+                let line = self.line(network, &text, relay.as_deref())?;
+                Self::sent(network.peers.send_to_addr(&addr, &line), &addr.to_string())
+            }
+            Request::Deliver { node_id, text, options } => {
+                let mut message = self.message(network, &text)?;
+                let ordered = options.class == DeliveryClass::OrderedReliable;
+                let key = options.ordering_key.as_deref();
+                if ordered != key.is_some_and(|key| !key.trim().is_empty() && key.len() <= MAX_KEY) {
+                    let what = format!(
+                        "ordered_reliable, and nothing else, has an ordering key of 1 to {MAX_KEY} bytes"
+                    );
+                    return Err(HostError::new(Code::InvalidInput, what));
+                }
+                message.to = node_id;
+                if wire::encode(&message).len() > MAX_LINE / 2 {
+                    // Through a relay it is wrapped in base64.
+                    let what = format!("a message of more than {} bytes", MAX_LINE / 2);
+                    return Err(HostError::new(Code::InvalidInput, what));
+                }
+                Ok(Response::Outcome(delivery::deliver(network, message, &options).await))
             }
             Request::ListPeers {} => Ok(Response::Peers(network.peers.list())),
             Request::FindPeer { node_id: Some(id), addr } => Ok(Response::Peer(
@@ -227,8 +271,13 @@ impl Host for NodeHost {
             Request::FindPeer { node_id: None, addr: None } => {
                 Err(HostError::new(Code::InvalidInput, "peers.find needs node_id or addr"))
             }
-            Request::RelayStats {} | Request::RelayQueueCaps {} => {
-                Err(HostError::new(Code::NotImplemented, "this release relays nothing"))
+            Request::RelayStats {} => {
+                let (stored, forwarded) = network.relay.stats();
+                Ok(Response::Pair(stored, forwarded))
+            }
+            Request::RelayQueueCaps {} => {
+                let caps = &network.relay.config;
+                Ok(Response::Pair(caps.per_target as u64, caps.global as u64))
             }
             // A plugin does not say where its knowledge comes from.
             Request::StoreInsert { addr: Text(addr), source: _ } => {

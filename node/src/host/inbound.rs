@@ -2,20 +2,24 @@
 //! a slow one delays nobody.
 
 use crate::config::Permission;
-use crate::events::Emitter;
-use crate::network::Inbound;
+use crate::network::delivery::{acknowledge, finished, Owed};
+use crate::network::{Inbound, Network};
 use crate::plugins::grants::Subject;
 use crate::plugins::handle::Handle;
 use crate::plugins::Registry;
 use crate::text::printable;
 use bytes::Bytes;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
 use thenodes::network::message::{Message, MessageType};
 use thenodes_ipc::launch::Registration;
 use thenodes_ipc::pack;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
+/// A plugin has taken a message within this time, or it counts as not taken: its deadline for messages, and a moment.
+const TAKING: Duration = Duration::from_secs(8);
 /// Bytes of a TEXT that an event shows.
 const SHOWN: usize = 256;
 
@@ -29,44 +33,84 @@ pub fn wants(registration: Option<&Registration>, message: &Message) -> bool {
 }
 
 /// Distributes until the network is gone.
-pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, plugins: Arc<Registry>, events: Emitter) {
-    while let Some(Inbound { peer, message, room }) = inbound.recv().await {
+pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, network: Arc<Network>, plugins: Arc<Registry>) {
+    let events = &network.events;
+    while let Some(Inbound { peer, message, room, owed }) = inbound.recv().await {
         let (action, detail) = match &message.msg_type {
             MessageType::Text(text) => ("message_text", printable(text, SHOWN)),
             MessageType::Extension { kind } => ("message_other", format!("kind={}", printable(kind, SHOWN))),
             other => ("message_other", other.token().to_owned()),
         };
-        let detail = format!("node_id={} {detail}", peer.node_id);
+        let through = message.via.as_ref().map_or_else(String::new, |via| format!(" via={via}"));
+        let detail = format!("node_id={}{through} {detail}", message.from);
         events.network(LogLevel::Debug, action, Some(peer.addr.to_string()), detail);
+        // Who brings a message in another's name must be one whom the plugin may hear, and so must the other.
         let may = |plugin: &&Handle| {
-            plugin.terms().grants.allows(Permission::MessageReceive, Subject::Peer(&peer.node_id))
+            let grants = &plugin.terms().grants;
+            grants.allows(Permission::MessageReceive, Subject::Peer(&peer.node_id))
+                && (message.via.is_none()
+                    || grants.allows(Permission::MessageReceive, Subject::Peer(&message.from)))
         };
-        let mut wanting = plugins
+        let wanting: Vec<&Handle> = plugins
             .all()
             .filter(may)
             .filter(|plugin| plugin.with_status(|status| wants(status.registration.as_ref(), &message)))
-            .peekable();
-        if wanting.peek().is_none() {
+            .collect();
+        if wanting.is_empty() {
+            // The core has it, and nobody else wants it.
+            drop(room);
+            if let Some(owed) = owed {
+                settle(&network, owed, true);
+            }
             continue;
         }
         let body: Bytes = match pack::encode(&message) {
             Ok(body) => body.into(),
             Err(error) => {
-                events.network(
-                    LogLevel::Error,
-                    "message_not_encoded",
-                    Some(peer.addr.to_string()),
-                    error.to_string(),
-                );
+                let addr = Some(peer.addr.to_string());
+                events.network(LogLevel::Error, "message_not_encoded", addr, error.to_string());
+                if let Some(owed) = owed {
+                    settle(&network, owed, false);
+                }
                 continue;
             }
         };
         // Several plugins may hold the peer; the last one to take the message lets it go.
         let room = Arc::new(room);
-        for plugin in wanting {
-            plugin.deliver_holding(body.clone(), || Box::new(room.clone()));
-        }
+        let Some(owed) = owed else {
+            for plugin in wanting {
+                plugin.deliver_holding(body.clone(), || Box::new(room.clone()));
+            }
+            continue;
+        };
+        let taking: Vec<_> = wanting.iter().map(|plugin| plugin.deliver_acknowledged(body.clone())).collect();
+        let network = network.clone();
+        // One task for each message that is owed an answer; each holds its room, and so they are bounded.
+        tokio::spawn(async move {
+            let mut taken = false;
+            for answer in taking {
+                taken |= matches!(timeout(TAKING, answer).await, Ok(Ok(Ok(_))));
+            }
+            drop(room);
+            finished(&network, &owed, taken).await;
+        });
     }
+}
+
+/// Answers a sender at once; what waited for this message goes up in a task of its own, since this one empties that queue.
+fn settle(network: &Arc<Network>, owed: Owed, taken: bool) {
+    let ordered = owed.about.as_ref().is_some_and(|about| about.ordering_key.is_some());
+    if !ordered {
+        if taken {
+            acknowledge(network, &owed, "ok");
+        }
+        if let Some(about) = &owed.about {
+            let _ = network.desk.arrived().finished(&owed.from, about, taken, Instant::now());
+        }
+        return;
+    }
+    let network = network.clone();
+    tokio::spawn(async move { finished(&network, &owed, taken).await });
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Dials the bootstrap nodes, one task each, and dials again with growing, jittered pauses. A connection that lasted
 //! resets the pause; one that was refused does not, so a node of another realm is not dialed once a second for ever.
 
+use super::greeting::{carry, GreetingError, Outcome};
 use super::handshake::Refusal;
 use super::peers::Direction;
-use super::session::{carry, GreetingError, Outcome};
-use super::{Network, CONNECT_DEADLINE};
+use super::Network;
+use crate::config::Connecting;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,17 +15,32 @@ use thenodes::network::PeerSource;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// First pause.
-pub const BASE: Duration = Duration::from_secs(1);
-/// Longest pause.
-pub const MAX: Duration = Duration::from_secs(60);
+/// A name must have its addresses by then.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
 /// A connection that lasted so long was a good one.
 const LASTED: Duration = Duration::from_secs(10);
 
-/// The pause after `failures` attempts in a row. `chance` is a random number in 0..1 and moves it by a fifth.
-pub fn pause(failures: u32, chance: f64) -> Duration {
-    let doubled = BASE.saturating_mul(1u32.checked_shl(failures.min(16)).unwrap_or(u32::MAX)).min(MAX);
-    doubled.mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0))
+/// The pause after `failures` attempts in a row. `chance` is a random number in 0..1 and moves it by the configured part.
+pub fn pause(config: &Connecting, failures: u32, chance: f64) -> Duration {
+    let exponent = i32::try_from(failures.min(64)).unwrap_or(64);
+    let grown = config.base.as_secs_f64() * config.multiplier.powi(exponent);
+    let bounded = grown.min(config.max.as_secs_f64());
+    Duration::from_secs_f64(bounded * (1.0 - config.jitter + 2.0 * config.jitter * chance.clamp(0.0, 1.0)))
+}
+
+/// A random number in 0..1, good enough to keep nodes out of step.
+pub(super) fn chance() -> f64 {
+    (RandomState::new().hash_one(0u8) % 1000) as f64 / 1000.0
+}
+
+/// Opens a connection, within its deadline.
+pub(super) async fn connect(network: &Network, addr: SocketAddr) -> Result<TcpStream, String> {
+    let deadline = network.net.connecting.connect;
+    match timeout(deadline, TcpStream::connect(addr)).await {
+        Ok(Ok(tcp)) => Ok(tcp),
+        Ok(Err(error)) => Err(format!("{addr}: {error}")),
+        Err(_) => Err(format!("{addr}: no connection within {} ms", deadline.as_millis())),
+    }
 }
 
 /// Keeps one bootstrap node connected until the task is aborted.
@@ -41,7 +57,7 @@ pub async fn keep(network: Arc<Network>, target: String) {
                 failures = 0;
             }
             Ok(Outcome::Ended { .. } | Outcome::Refused(_)) => failures += 1,
-            Err(error) => {
+            Ok(Outcome::NotReached(error)) | Err(error) => {
                 failures += 1;
                 network.events.network(
                     LogLevel::Warn,
@@ -51,14 +67,15 @@ pub async fn keep(network: Arc<Network>, target: String) {
                 );
             }
         }
-        let chance = (RandomState::new().hash_one(0u8) % 1000) as f64 / 1000.0;
-        tokio::time::sleep(pause(failures.saturating_sub(1), chance)).await;
+        let config = &network.net.connecting;
+        tokio::time::sleep(pause(config, failures.saturating_sub(1), chance())).await;
     }
 }
 
-async fn dial(network: &Network, target: &str) -> Result<Outcome, String> {
+/// Dials a node by name or address, and carries the connection to its end.
+pub async fn dial(network: &Network, target: &str) -> Result<Outcome, String> {
     network.events.network(LogLevel::Debug, "dial_start", Some(target.to_owned()), None);
-    let resolved = timeout(CONNECT_DEADLINE, tokio::net::lookup_host(target)).await;
+    let resolved = timeout(RESOLVE_DEADLINE, tokio::net::lookup_host(target)).await;
     let addrs: Vec<SocketAddr> = match resolved {
         Ok(Ok(addrs)) => addrs.take(8).collect(),
         Ok(Err(error)) => return Err(format!("resolving: {error}")),
@@ -67,25 +84,36 @@ async fn dial(network: &Network, target: &str) -> Result<Outcome, String> {
     let mut last = "the name has no address".to_owned();
     for addr in addrs {
         network.store.insert(addr, PeerSource::Bootstrap).await;
-        match timeout(CONNECT_DEADLINE, TcpStream::connect(addr)).await {
-            Ok(Ok(tcp)) => return Ok(carry(network, tcp, addr, Direction::Outbound, ()).await),
-            Ok(Err(error)) => last = format!("{addr}: {error}"),
-            Err(_) => last = format!("{addr}: no connection within {} s", CONNECT_DEADLINE.as_secs()),
+        match connect(network, addr).await {
+            Ok(tcp) => return Ok(carry(network, tcp, addr, Direction::Outbound, ()).await),
+            Err(error) => last = error,
         }
         network.store.mark_failure(&addr).await;
     }
-    Err(last)
+    Ok(Outcome::NotReached(last))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Strategy;
 
     #[test]
     fn pauses_grow_to_their_ceiling_and_never_vanish() {
-        let seconds: Vec<u64> = (0..10).map(|n| pause(n, 0.5).as_secs()).collect();
+        let config = Connecting {
+            strategy: Strategy::DirectOnly,
+            connect: Duration::from_secs(1),
+            probe: Duration::from_secs(1),
+            silence: Duration::from_secs(1),
+            base: Duration::from_secs(1),
+            max: Duration::from_secs(60),
+            multiplier: 2.0,
+            attempts: 8,
+            jitter: 0.2,
+        };
+        let seconds: Vec<u64> = (0..10).map(|n| pause(&config, n, 0.5).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]);
-        assert!(pause(u32::MAX, 1.0) <= MAX.mul_f64(1.2));
-        assert!(pause(0, 0.0) >= BASE.mul_f64(0.79));
+        assert!(pause(&config, u32::MAX, 1.0) <= config.max.mul_f64(1.21));
+        assert!(pause(&config, 0, 0.0) >= config.base.mul_f64(0.79));
     }
 }

@@ -45,7 +45,10 @@ pub enum Refusal {
     /// Not an id.
     #[error("node id {0:?} is none: 1 to 128 characters of A-Z, a-z, 0-9, '.', '_', '-'")]
     BadId(String),
-    /// It has our id: ourselves, or a copy of our state directory.
+    /// It is this very node.
+    #[error("it is this node itself")]
+    Myself,
+    /// It has our id: a copy of our state directory, or ourselves.
     #[error("it has our own node id; if it is not this node, one of the two needs another [node] id")]
     SelfId,
     /// Its type is not let in.
@@ -59,6 +62,9 @@ pub enum Refusal {
         /// Why not.
         why: String,
     },
+    /// The operator disconnected it.
+    #[error("node id {0} was disconnected by the operator; `thenodes peers connect` lets it in again")]
+    HeldOff(String),
     /// A node with this id is connected already.
     #[error("node id {0} is connected already")]
     Duplicate(String),
@@ -72,9 +78,10 @@ impl Refusal {
             Refusal::RealmMismatch { .. } => "realm_mismatch",
             Refusal::NotHello(_) => "unexpected_message",
             Refusal::BadId(_) => "hello_bad_node_id",
-            Refusal::SelfId => "peer_reject_self_id",
+            Refusal::Myself | Refusal::SelfId => "peer_reject_self_id",
             Refusal::NodeType(_) => "peer_reject_node_type",
             Refusal::NotItsId { .. } => "peer_reject_foreign_id",
+            Refusal::HeldOff(_) => "peer_held_off",
             Refusal::Duplicate(_) => "peer_already_connected",
         }
     }
@@ -91,6 +98,7 @@ pub fn hello(local: &Local, own: SocketAddr, to: &str) -> Message {
         capabilities: (!local.capabilities.is_empty()).then(|| local.capabilities.clone()),
         udp_listen_addr: None,
         udp_observed_addr: None,
+        nonce: Some(local.nonce.clone()),
     };
     Message::new("TheNodes", to, hello, None, Some(local.realm.clone()))
 }
@@ -103,11 +111,15 @@ pub fn judge(local: &Local, message: &Message) -> Result<Greeted, Refusal> {
         let words = |realm: &RealmInfo| format!("{} version {}", realm.canonical_code(), realm.version);
         return Err(Refusal::RealmMismatch { theirs: words(realm), ours: words(&local.realm) });
     }
-    let MessageType::Hello { node_id, node_type, capabilities, listen_addr, .. } = &message.msg_type else {
+    let MessageType::Hello { node_id, node_type, capabilities, listen_addr, nonce, .. } = &message.msg_type
+    else {
         return Err(Refusal::NotHello(message.msg_type.token()));
     };
     if !is_node_id(node_id) {
         return Err(Refusal::BadId(node_id.chars().take(128).collect()));
+    }
+    if nonce.as_deref() == Some(&*local.nonce) {
+        return Err(Refusal::Myself);
     }
     if *node_id == local.node_id {
         return Err(Refusal::SelfId);
@@ -143,19 +155,25 @@ mod tests {
             realm: RealmInfo { name: "Interop Test".into(), code: None, version: "1.0".into() },
             node_type: "daemon".into(),
             capabilities: vec![],
+            nonce: "n".into(),
             port: 47001,
             allowed_node_types: None,
         }
     }
 
     fn from(id: &str) -> Message {
-        hello(&Local { node_id: id.into(), ..local() }, "127.0.0.1:9".parse().expect("an address"), "x")
+        hello(
+            &Local { node_id: id.into(), nonce: id.into(), ..local() },
+            "127.0.0.1:9".parse().expect("an address"),
+            "x",
+        )
     }
 
+    /// But for the nonce behind it, which upstream passes over.
     #[test]
     fn our_hello_is_upstreams_byte_for_byte() {
         let hello = hello(&local(), "127.0.0.1:9".parse().expect("an address"), "127.0.0.1:60862").as_json();
-        let expected = r#"{"from":"TheNodes","to":"127.0.0.1:60862","msg_type":{"HELLO":{"node_id":"me","listen_addr":"127.0.0.1:47001","protocol":"TheNodes","version":"1","node_type":"daemon","capabilities":null}},"payload":null,"realm":{"name":"Interop Test","version":"1.0"}}"#;
+        let expected = r#"{"from":"TheNodes","to":"127.0.0.1:60862","msg_type":{"HELLO":{"node_id":"me","listen_addr":"127.0.0.1:47001","protocol":"TheNodes","version":"1","node_type":"daemon","capabilities":null,"nonce":"n"}},"payload":null,"realm":{"name":"Interop Test","version":"1.0"}}"#;
         assert_eq!(hello, expected);
     }
 
@@ -173,6 +191,8 @@ mod tests {
         let text = Message { msg_type: MessageType::Text("hi".into()), ..from("peer") };
         assert_eq!(judge(&local(), &text), Err(Refusal::NotHello("TEXT")));
         assert_eq!(judge(&local(), &from("me")), Err(Refusal::SelfId));
+        let own = hello(&Local { node_id: "other".into(), ..local() }, ([127, 0, 0, 1], 9).into(), "x");
+        assert_eq!(judge(&local(), &own), Err(Refusal::Myself), "by the nonce, whatever the id");
         for bad in ["", "a b", "a\n", &"x".repeat(129)] {
             assert!(matches!(judge(&local(), &from(bad)), Err(Refusal::BadId(_))), "{bad:?}");
         }

@@ -1,11 +1,13 @@
 //! Who is connected. Taking an id and giving it back is one step under one short lock, which nobody holds across a wait.
 
+use super::outbox::{Outbox, Put};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use thenodes::host::PeerInfo;
-use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::watch;
 
 /// Who made a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,37 +31,12 @@ impl Direction {
 /// Two nodes that dial each other make two connections within such a time; older ones are no coincidence.
 const CROSSING: Duration = Duration::from_secs(5);
 
-/// A line for a peer, shared between all that get it.
-pub type Line = Arc<[u8]>;
-
-/// A line in a peer's queue; holds its part of the queue's bytes until it is written.
-#[derive(Debug)]
-pub struct Queued {
-    /// The line.
-    pub line: Line,
-    _room: OwnedSemaphorePermit,
-}
-
-impl Entry {
-    /// Queues a line; false if the queue is full, by number or by bytes.
-    fn queue(&self, line: &Line) -> bool {
-        let size = u32::try_from(line.len()).unwrap_or(u32::MAX);
-        match self.room.clone().try_acquire_many_owned(size) {
-            Ok(room) => self.out.try_send(Queued { line: line.clone(), _room: room }).is_ok(),
-            Err(_) => false,
-        }
-    }
-}
-
 struct Entry {
     info: Arc<PeerInfo>,
     serial: u64,
     direction: Direction,
     since: Instant,
-    out: mpsc::Sender<Queued>,
-    room: Arc<Semaphore>,
-    /// Set to close the connection.
-    close: watch::Sender<bool>,
+    outbox: Arc<Outbox>,
 }
 
 #[derive(Default)]
@@ -74,6 +51,8 @@ struct Inner {
 pub struct PeerTable {
     local_id: String,
     inner: Arc<Mutex<Inner>>,
+    /// Counts whoever comes and goes.
+    epoch: Arc<AtomicU64>,
     changed: Arc<watch::Sender<u64>>,
 }
 
@@ -84,10 +63,8 @@ pub struct Place {
     /// Who has it.
     pub info: Arc<PeerInfo>,
     serial: u64,
-    /// Lines to be written to the peer.
-    pub queue: mpsc::Receiver<Queued>,
-    /// Becomes true when the connection is to be closed.
-    pub closing: watch::Receiver<bool>,
+    /// What is to be written to the peer.
+    pub outbox: Arc<Outbox>,
 }
 
 impl std::fmt::Debug for PeerTable {
@@ -110,7 +87,12 @@ pub enum Sent {
 impl PeerTable {
     /// An empty table of the node with this id.
     pub fn new(local_id: &str) -> Self {
-        Self { local_id: local_id.into(), inner: Arc::default(), changed: Arc::new(watch::Sender::new(0)) }
+        Self {
+            local_id: local_id.into(),
+            inner: Arc::default(),
+            epoch: Arc::default(),
+            changed: Arc::new(watch::Sender::new(0)),
+        }
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -127,55 +109,89 @@ impl PeerTable {
             if !crossing || direction != ours {
                 return Err(info);
             }
-            let _ = old.close.send(true);
+            old.outbox.close();
             let (id, addr) = (old.info.node_id.clone(), old.info.addr);
             inner.by_id.remove(&id);
             inner.by_addr.remove(&addr);
         }
         inner.serial += 1;
         let serial = inner.serial;
-        let (out, queue) = mpsc::channel(super::PEER_QUEUE);
-        let (close, closing) = watch::channel(false);
+        let outbox = Arc::new(Outbox::new(now));
         let info = Arc::new(info);
         inner.by_addr.insert(info.addr, info.node_id.clone());
-        inner.by_id.insert(
-            info.node_id.clone(),
-            Entry {
-                info: info.clone(),
-                serial,
-                direction,
-                since: now,
-                out,
-                room: Arc::new(Semaphore::new(super::PEER_QUEUE_BYTES)),
-                close,
-            },
-        );
+        let entry = Entry { info: info.clone(), serial, direction, since: now, outbox: outbox.clone() };
+        inner.by_id.insert(info.node_id.clone(), entry);
         drop(inner);
-        self.changed.send_modify(|n| *n += 1);
-        Ok(Place { table: self.clone(), info, serial, queue, closing })
+        self.tell_change();
+        Ok(Place { table: self.clone(), info, serial, outbox })
     }
 
-    /// Queues a line for one peer.
-    pub fn send_to_id(&self, node_id: &str, line: Line) -> Sent {
-        match self.locked().by_id.get(node_id) {
-            None => Sent::Unknown,
-            Some(entry) if entry.queue(&line) => Sent::Queued,
-            Some(_) => Sent::Full,
+    fn tell_change(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// A number that changes whenever somebody comes or goes, to be looked at without a lock.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// A peer and what waits for it.
+    pub fn entry(&self, node_id: &str) -> Option<(Arc<PeerInfo>, Arc<Outbox>)> {
+        self.locked().by_id.get(node_id).map(|entry| (entry.info.clone(), entry.outbox.clone()))
+    }
+
+    /// What waits for a peer.
+    pub fn outbox(&self, node_id: &str) -> Option<Arc<Outbox>> {
+        self.locked().by_id.get(node_id).map(|entry| entry.outbox.clone())
+    }
+
+    /// What waits for all.
+    pub fn outboxes(&self) -> Vec<Arc<Outbox>> {
+        self.locked().by_id.values().map(|entry| entry.outbox.clone()).collect()
+    }
+
+    /// The peers that announced a capability.
+    pub fn having(&self, capability: &str) -> Vec<Arc<PeerInfo>> {
+        let inner = self.locked();
+        let with = |entry: &&Entry| entry.info.capabilities.iter().any(|word| word == capability);
+        inner.by_id.values().filter(with).map(|entry| entry.info.clone()).collect()
+    }
+
+    /// How many are connected, and how many of those this node dialed.
+    pub fn count(&self) -> (usize, usize) {
+        let inner = self.locked();
+        let dialed = inner.by_id.values().filter(|entry| entry.direction == Direction::Outbound).count();
+        (inner.by_id.len(), dialed)
+    }
+
+    /// Asks one connection to close; false if there is none.
+    pub fn close(&self, node_id: &str) -> bool {
+        self.outbox(node_id).map(|outbox| outbox.close()).is_some()
+    }
+
+    /// Adds a line, with its newline, to what waits for one peer.
+    pub fn send_to_id(&self, node_id: &str, line: &[u8]) -> Sent {
+        match self.outbox(node_id).map(|outbox| outbox.own(line)) {
+            None | Some(Put::Gone) => Sent::Unknown,
+            Some(Put::Queued) => Sent::Queued,
+            Some(Put::Full | Put::Stalled) => Sent::Full,
         }
     }
 
-    /// Queues a line for the peer with this address.
-    pub fn send_to_addr(&self, addr: &SocketAddr, line: Line) -> Sent {
+    /// The same for the peer with this address.
+    pub fn send_to_addr(&self, addr: &SocketAddr, line: &[u8]) -> Sent {
         let id = self.locked().by_addr.get(addr).cloned();
         id.map_or(Sent::Unknown, |id| self.send_to_id(&id, line))
     }
 
-    /// Queues a line for every peer; how many took it, and how many were full.
-    pub fn broadcast(&self, line: &Line) -> (u64, u64) {
+    /// Adds a line to what waits for every peer; how many took it, and how many were full.
+    pub fn broadcast(&self, line: &[u8]) -> (u64, u64) {
         let inner = self.locked();
-        inner.by_id.values().fold((0, 0), |(took, full), entry| match entry.queue(line) {
-            true => (took + 1, full),
-            false => (took, full + 1),
+        inner.by_id.values().fold((0, 0), |(took, full), entry| match entry.outbox.own(line) {
+            Put::Queued => (took + 1, full),
+            Put::Full | Put::Stalled => (took, full + 1),
+            Put::Gone => (took, full),
         })
     }
 
@@ -216,7 +232,7 @@ impl PeerTable {
     /// Asks every connection to close.
     pub fn close_all(&self) {
         for entry in self.locked().by_id.values() {
-            let _ = entry.close.send(true);
+            entry.outbox.close();
         }
     }
 }
@@ -230,7 +246,7 @@ impl Drop for Place {
             inner.by_addr.remove(&self.info.addr);
         }
         drop(inner);
-        self.table.changed.send_modify(|n| *n += 1);
+        self.table.tell_change();
     }
 }
 
@@ -286,15 +302,17 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_does_not_read_fills_its_own_queue_and_nobody_elses() {
+    fn a_peer_that_does_not_read_fills_its_own_outbox_and_nobody_elses() {
         let (table, now) = (PeerTable::new("m"), Instant::now());
         let _deaf = table.take(info("deaf", 1), Direction::Inbound, now);
-        let mut well = table.take(info("well", 2), Direction::Inbound, now).expect("free");
-        for n in 0..super::super::PEER_QUEUE * 2 {
-            let (took, full) = table.broadcast(&Line::from(&b"x"[..]));
-            assert!(well.queue.try_recv().is_ok());
-            assert_eq!((took, full), if n < super::super::PEER_QUEUE { (2, 0) } else { (1, 1) });
+        let well = table.take(info("well", 2), Direction::Inbound, now).expect("free");
+        let line = vec![b'x'; 1024];
+        let most = super::super::outbox::OWN_BYTES / line.len();
+        for n in 0..most * 2 {
+            let (took, full) = table.broadcast(&line);
+            well.outbox.wrote_all();
+            assert_eq!((took, full), if n < most { (2, 0) } else { (1, 1) });
         }
-        assert_eq!(table.send_to_id("nobody", Line::from(&b"x"[..])), Sent::Unknown);
+        assert_eq!(table.send_to_id("nobody", b"x\n"), Sent::Unknown);
     }
 }

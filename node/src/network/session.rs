@@ -1,246 +1,74 @@
-//! One peer: greeting, then a read loop and a write loop until one of them ends. The id is held by the session and by
-//! nothing else, so whatever ends a session frees the id.
+//! One peer: a read loop and a write loop in one task, until one of them ends. What is read goes one of three ways, see [`Reader`];
+//! what is written is whatever gathered in the outbox, in one piece. Nothing is held for a peer that is silent but its place.
 
-use super::channel::{secure, Bytes, ChannelError, Pending, Secured};
-use super::handshake::{hello, judge, Refusal};
-use super::peers::{Direction, Place};
-use super::rejudge::{until_unwelcome, Trusted};
-use super::wire::{decode, encode, weight, LineDecoder, WireError, MAX_HELLO, MAX_LINE, MAX_WEIGHT};
-use super::{
-    Inbound, Network, HANDSHAKE_DEADLINE, MAX_REMEMBERED_KEYS, PROBE_INTERVAL, SILENCE, WRITE_DEADLINE,
-};
-use crate::config::is_node_id;
-use crate::security::pki::CertificateFacts;
+use super::channel::Bytes;
+use super::outbox::{Next, Outbox, Put};
+use super::peers::Place;
+use super::relay::seat::{Judged, Seat, Sending, What};
+use super::relay::{line, Form};
+use super::taking::{self, Taken};
+use super::wire::{decode, encode, weight, LineDecoder, WireError, MAX_WEIGHT};
+use super::{Network, INBOUND_WEIGHT, WRITE_DEADLINE};
 use crate::text::printable;
+use std::cell::RefCell;
 use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
 use thenodes::network::message::{Message, MessageType, Payload};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{timeout, timeout_at, MissedTickBehavior};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{sleep, timeout, timeout_at, MissedTickBehavior};
 
 /// Texts of HEARTBEAT messages, since 0.3.
-const PROBE: &str = "liveness_probe_v1";
-const ANSWER: &str = "liveness_response_v1";
+pub(super) const PROBE: &str = "liveness_probe_v1";
+pub(super) const ANSWER: &str = "liveness_response_v1";
 /// Invalid lines after which a peer is taken for something else than a node.
 const MAX_INVALID: u32 = 100;
 /// Bytes read at once.
-const READ: usize = 16 * 1024;
+const READ: usize = 64 * 1024;
+/// A peer that answers no probe within this time is taken for one of 0.2, until it answers one.
+const OLD: Duration = Duration::from_secs(2);
+/// A target that is full but takes something holds its sender up so long; then it counts as one that takes nothing.
+const HELD_UP: Duration = Duration::from_secs(5);
 
-/// How a connection ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The peer was never greeted.
-    Refused(GreetingError),
-    /// It was, and the session ended.
-    Ended {
-        /// Who it was.
-        peer: Arc<PeerInfo>,
-        /// Why.
-        why: String,
-    },
+thread_local! {
+    /// Where bytes arrive: one buffer for each thread of the runtime instead of one for each connection.
+    static ARRIVING: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
 }
 
-/// Why a connection has no peer.
-#[derive(Debug, thiserror::Error)]
-pub enum GreetingError {
-    /// No channel.
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    /// A check of HELLO.
-    #[error(transparent)]
-    Hello(#[from] Refusal),
-    /// The first line was no message.
-    #[error("before HELLO: {0}")]
-    Wire(#[from] WireError),
-    /// It closed.
-    #[error("the peer closed the connection before HELLO: {0}")]
-    Closed(String),
-    /// It took too long.
-    #[error("no HELLO within {} s", HANDSHAKE_DEADLINE.as_secs())]
-    Deadline,
-}
-
-impl GreetingError {
-    fn action(&self) -> &'static str {
-        match self {
-            GreetingError::Channel(ChannelError::Tls(_)) => "secure_channel_failed",
-            GreetingError::Channel(ChannelError::Untrusted { .. }) => "secure_channel_refused",
-            GreetingError::Hello(refusal) => refusal.action(),
-            GreetingError::Wire(_) => "message_invalid",
-            GreetingError::Closed(_) => "peer_closed_connection",
-            GreetingError::Deadline => "handshake_timeout",
-        }
-    }
-}
-
-/// Carries one connection from TCP to its end. `stranger` is dropped when the peer is known, or refused.
-pub async fn carry<S>(
-    network: &Network,
-    tcp: TcpStream,
-    addr: SocketAddr,
-    direction: Direction,
-    stranger: S,
-) -> Outcome {
-    let greeted = match timeout(HANDSHAKE_DEADLINE, greet(network, tcp, addr, direction)).await {
-        Ok(greeted) => greeted,
-        Err(_) => Err(GreetingError::Deadline),
-    };
-    drop(stranger);
-    let Greeted { stream, decoder, place, certificate, trusted } = match greeted {
-        Ok(greeted) => greeted,
-        Err(error) => {
-            let detail = printable(&error.to_string(), 500);
-            let level = match error {
-                GreetingError::Hello(Refusal::Duplicate(_)) => LogLevel::Debug,
-                _ => LogLevel::Warn,
-            };
-            let role = direction.word();
-            network.events.network(
-                level,
-                error.action(),
-                Some(addr.to_string()),
-                format!("{role}: {detail}"),
-            );
-            return Outcome::Refused(error);
-        }
-    };
-    let peer = place.info.clone();
-    let connected = format!("node_id={} direction={}", peer.node_id, direction.word());
-    network.events.network(LogLevel::Info, "app_handshake_success", Some(addr.to_string()), connected);
-    let unwelcome = until_unwelcome(network, &peer, direction, certificate.as_ref(), trusted);
-    let why = run(network, stream, decoder, place, unwelcome).await;
-    let detail = format!("node_id={} reason={}", peer.node_id, printable(&why, 300));
-    network.events.network(LogLevel::Info, "peer_disconnected", Some(addr.to_string()), detail);
-    Outcome::Ended { peer, why }
-}
-
-/// A certificate that names an id may come with no other.
-fn names_it(node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
-    match facts.common_name.as_ref().filter(|name| is_node_id(name)) {
-        Some(named) if named != node_id => {
-            Err(Refusal::NotItsId { claimed: node_id.into(), why: format!("its certificate names {named}") })
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// An id that a trusted key came with while this node runs is no stranger's.
-fn not_of_another(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
-    let keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
-    match keys.get(node_id) {
-        Some(fingerprint) if *fingerprint != facts.fingerprint => Err(Refusal::NotItsId {
-            claimed: node_id.into(),
-            why: "a trusted key came with it before".into(),
-        }),
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// An id belongs to the first key that came with it while this node runs.
-fn first_key(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
-    let mut keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
-    match keys.get(node_id) {
-        Some(fingerprint) if *fingerprint != facts.fingerprint => {
-            Err(Refusal::NotItsId { claimed: node_id.into(), why: "it came with another key before".into() })
-        }
-        Some(_) => Ok(()),
-        None if keys.len() >= MAX_REMEMBERED_KEYS => Ok(()),
-        None => {
-            keys.insert(node_id.into(), facts.fingerprint.clone());
-            Ok(())
-        }
-    }
-}
-
-/// A peer that was let in.
-struct Greeted {
-    stream: Box<dyn Bytes>,
-    decoder: LineDecoder,
-    place: Place,
-    certificate: Option<CertificateFacts>,
-    /// Changes from before the verdict on.
-    trusted: watch::Receiver<Trusted>,
-}
-
-async fn greet(
-    network: &Network,
-    tcp: TcpStream,
-    addr: SocketAddr,
-    direction: Direction,
-) -> Result<Greeted, GreetingError> {
-    let closed = |e: std::io::Error| GreetingError::Closed(e.to_string());
-    let own = tcp.local_addr().map_err(closed)?;
-    // Before the verdict: what changes meanwhile is a reason for another one.
-    let trusted = network.trusted.subscribe();
-    let Secured { mut stream, certificate, pending } = secure(network, tcp, addr, direction).await?;
-    // The acceptor speaks first.
-    if direction == Direction::Inbound {
-        stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;
-        stream.flush().await.map_err(closed)?;
-    }
-    let mut decoder = LineDecoder::new(MAX_HELLO);
-    let mut buffer = vec![0; 4096];
-    let first = loop {
-        if let Some(message) = decoder.next()? {
-            break message;
-        }
-        match stream.read(&mut buffer).await {
-            Ok(0) => return Err(GreetingError::Closed("end of stream".into())),
-            Ok(count) => decoder.push(&buffer[..count]),
-            Err(error) => return Err(closed(error)),
-        }
-    };
-    let greeted = judge(&network.local, &first)?;
-    // In this order: a key that may not have the id must not become the first that came with it.
-    if let Some(facts) = &certificate {
-        names_it(&greeted.node_id, facts)?;
-    }
-    let remembered = pending.as_ref().is_some_and(Pending::is_strangers);
-    if let Some(pending) = pending {
-        if let (Some(facts), true) = (&certificate, remembered) {
-            not_of_another(network, &greeted.node_id, facts)?;
-        }
-        let connected = network.peers.by_id(&greeted.node_id).is_some();
-        if let Err(refused) = pending.decide(&greeted.node_id, connected).await {
-            let _ = stream.shutdown().await; // it was meant
-            return Err(refused.into());
-        }
-    }
-    // What is remembered on disk holds longer than this node runs, and the operator can change it meanwhile.
-    if let (Some(facts), false) = (&certificate, remembered) {
-        first_key(network, &greeted.node_id, facts)?;
-    }
-    if direction == Direction::Outbound {
-        stream.write_all(&encode(&hello(&network.local, own, &first.from))).await.map_err(closed)?;
-        stream.flush().await.map_err(closed)?;
-    }
-    let info = PeerInfo { node_id: greeted.node_id, addr, capabilities: greeted.capabilities };
-    let place = network
-        .peers
-        .take(info, direction, Instant::now())
-        .map_err(|info| GreetingError::Hello(Refusal::Duplicate(info.node_id)))?;
-    decoder.set_max(MAX_LINE);
-    if direction == Direction::Outbound {
-        let (id, capabilities) = (place.info.node_id.clone(), place.info.capabilities.clone());
-        network.store.mark_success_with_meta(&addr, Some(id), Some(capabilities)).await;
-    } else if let Some(listens) = greeted.listen_addr.and_then(|text| text.parse::<SocketAddr>().ok()) {
-        // Where it listens is its own word: kept only if it speaks of the address it really has.
-        if listens.ip() == addr.ip() && listens.port() != 0 {
-            let (id, capabilities) = (place.info.node_id.clone(), place.info.capabilities.clone());
-            network.store.mark_success_with_meta(&listens, Some(id), Some(capabilities)).await;
-        }
-    }
-    Ok(Greeted { stream, decoder, place, certificate, trusted })
+/// Reads some bytes into the decoder; zero at the end. Holds no memory while it waits.
+pub(super) async fn receive<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    decoder: &mut LineDecoder,
+    most: usize,
+) -> io::Result<usize> {
+    std::future::poll_fn(|cx| {
+        ARRIVING.with_borrow_mut(|arriving| {
+            let mut room = ReadBuf::new(&mut arriving[..most.min(READ)]);
+            match Pin::new(&mut *reader).poll_read(cx, &mut room) {
+                Poll::Ready(Ok(())) => {
+                    decoder.push(room.filled());
+                    Poll::Ready(Ok(room.filled().len()))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    decoder.rest();
+                    Poll::Pending
+                }
+            }
+        })
+    })
+    .await
 }
 
 /// Reads and writes until the end, or until the peer is not welcome any more; says why it ended.
-async fn run(
+pub(super) async fn run(
     network: &Network,
     stream: Box<dyn Bytes>,
     decoder: LineDecoder,
@@ -248,201 +76,398 @@ async fn run(
     unwelcome: impl Future<Output = String>,
 ) -> String {
     let (reader, writer) = tokio::io::split(stream);
-    let (heartbeat_in, heartbeats) = mpsc::channel(4);
-    let peer = place.info.clone();
-    let mut writing = std::pin::pin!(write(network, place, writer, heartbeats));
-    let reading = read(network, &peer, reader, decoder, heartbeat_in);
-    let why = tokio::select! {
-        why = reading => why,
-        why = unwelcome => why,
-        why = &mut writing => return why,
+    let reading = Reader::new(network, &place, decoder);
+    let why = {
+        let mut writing = std::pin::pin!(write(network, &place, writer));
+        let why = tokio::select! {
+            why = reading.run(reader) => Some(why),
+            why = unwelcome => Some(why),
+            _ = &mut writing => None,
+        };
+        match why {
+            None => writing_ended(&place),
+            Some(why) => {
+                // The writer says goodbye: close_notify frees the id at a TLS peer at once.
+                place.outbox.close();
+                let _ = timeout(Duration::from_millis(500), writing).await;
+                why
+            }
+        }
     };
-    // The writer sees the heartbeat channel close and says goodbye: close_notify frees the id at a TLS peer at once.
-    let _ = timeout(Duration::from_millis(500), &mut writing).await;
+    let left = place.outbox.end();
+    drop(place); // before its frames are kept, so that no new one goes before them
+    network.relay.give_back(network, left);
     why
 }
 
-async fn read(
-    network: &Network,
-    peer: &Arc<PeerInfo>,
-    mut reader: impl AsyncRead + Unpin,
-    mut decoder: LineDecoder,
-    answer: mpsc::Sender<Message>,
-) -> String {
-    let mut buffer = vec![0; READ];
-    let mut invalid = 0;
-    let mut answers_probes = false;
-    let mut heard = tokio::time::Instant::now();
-    let addr = || Some(peer.addr.to_string());
-    loop {
+fn writing_ended(place: &Place) -> String {
+    place.outbox.why().unwrap_or_else(|| "closed by this node".into())
+}
+
+/// Frames of one peer for one other, as they stand behind each other in the decoder.
+struct Run {
+    outbox: Arc<Outbox>,
+    span: Range<usize>,
+    count: u64,
+}
+
+/// The read loop. A line is a frame for another peer, and goes there as it is; or a word between nodes, and is dealt with here; or a
+/// message for this node, and goes up.
+struct Reader<'a> {
+    network: &'a Network,
+    peer: Arc<PeerInfo>,
+    outbox: Arc<Outbox>,
+    decoder: LineDecoder,
+    seat: Seat,
+    taking: taking::Desk,
+    invalid: u32,
+    answers_probes: bool,
+}
+
+impl<'a> Reader<'a> {
+    fn new(network: &'a Network, place: &Place, decoder: LineDecoder) -> Self {
+        let peer = place.info.clone();
+        Self {
+            network,
+            seat: Seat::new(network, &peer),
+            taking: taking::Desk::new(network, &peer, &place.outbox),
+            peer,
+            outbox: place.outbox.clone(),
+            decoder,
+            invalid: 0,
+            answers_probes: false,
+        }
+    }
+
+    async fn run(mut self, mut reader: impl AsyncRead + Unpin) -> String {
+        let since = Instant::now();
         loop {
-            // Room first, then parsing: a short line may be a large tree.
-            let next = match decoder.next_line() {
+            if let Err(why) = self.lines().await {
+                return why;
+            }
+            let silence = self.network.net.connecting.silence;
+            let patience = if self.answers_probes { silence } else { Duration::from_secs(86_400) };
+            let received = receive(&mut reader, &mut self.decoder, READ);
+            match timeout_at(tokio::time::Instant::now() + patience, received).await {
+                Ok(Ok(0)) => return "the peer closed the connection".into(),
+                // An end without close_notify is how upstream ends; the operating system's word is enough.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return "the peer closed the connection".into();
+                }
+                Ok(Err(error)) => return format!("reading: {error}"),
+                Ok(Ok(_)) => {}
+                Err(_) => {
+                    let detail = format!("node_id={}", self.peer.node_id);
+                    self.tell(LogLevel::Warn, "peer_unresponsive", detail);
+                    return format!("silent for {} s", silence.as_secs());
+                }
+            }
+            if !self.answers_probes
+                && since.elapsed() > OLD
+                && self.network.relay.form_of(&self.peer.node_id).is_none()
+            {
+                self.network.relay.set_form(&self.peer.node_id, Form::Payload);
+            }
+        }
+    }
+
+    fn tell(&self, level: LogLevel, action: &'static str, detail: impl Into<Option<String>>) {
+        self.network.events.network(level, action, Some(self.peer.addr.to_string()), detail);
+    }
+
+    /// Deals with all whole lines. An error ends the connection.
+    async fn lines(&mut self) -> Result<(), String> {
+        let mut run: Option<Run> = None;
+        loop {
+            let span = match self.decoder.next_span() {
+                Ok(Some(span)) => span,
                 Ok(None) => break,
-                Ok(Some(line)) => {
-                    let weight = weight(line);
-                    match u32::try_from(weight) {
-                        Ok(size) if weight <= MAX_WEIGHT => {
-                            match network.room.clone().acquire_many_owned(size).await {
-                                Ok(room) => decode(line).map(|message| (message, room)),
-                                Err(_) => return "the node is shutting down".into(),
+                Err(error) => {
+                    self.hand_on(run.take()).await;
+                    self.is_invalid(&error)?;
+                    continue;
+                }
+            };
+            let bytes = self.decoder.bytes(span.clone());
+            if line::may_be(bytes) {
+                match self.seat.judge(self.network, bytes) {
+                    Judged::NotAFrame => {}
+                    Judged::Send(Sending { outbox, what: What::Line, pause, .. }) if pause.is_zero() => {
+                        match &mut run {
+                            Some(run) if run.span.end == span.start && Arc::ptr_eq(&run.outbox, &outbox) => {
+                                run.span.end = span.end + 1;
+                                run.count += 1;
+                            }
+                            _ => {
+                                self.hand_on(run.take()).await;
+                                run = Some(Run { outbox, span: span.start..span.end + 1, count: 1 });
                             }
                         }
-                        _ => Err(WireError::TooHeavy(weight)),
+                        continue;
+                    }
+                    Judged::Send(sending) => {
+                        self.hand_on(run.take()).await;
+                        self.send(sending, span).await;
+                        continue;
+                    }
+                    Judged::Done(pause) => {
+                        if !pause.is_zero() {
+                            self.hand_on(run.take()).await;
+                            sleep(pause).await;
+                        }
+                        continue;
+                    }
+                    Judged::Ours(_) => {
+                        self.hand_on(run.take()).await;
+                        self.ours(span).await?;
+                        continue;
                     }
                 }
-                Err(error) => Err(error),
+            }
+            self.hand_on(run.take()).await;
+            self.message(span).await?;
+        }
+        self.hand_on(run).await;
+        Ok(())
+    }
+
+    /// Hands frames on as they are. Waits while their target is full, so that nothing is lost and only this peer is held up.
+    async fn hand_on(&mut self, run: Option<Run>) {
+        let Some(Run { outbox, span, count }) = run else { return };
+        let until = Instant::now() + HELD_UP;
+        loop {
+            match outbox.relayed(self.decoder.bytes(span.clone())) {
+                Put::Queued => {
+                    self.network.relay.figures.forwarded.fetch_add(count, Ordering::Relaxed);
+                    return;
+                }
+                Put::Full if Instant::now() < until => outbox.wait_for_room(HELD_UP).await,
+                no @ (Put::Full | Put::Stalled | Put::Gone) => {
+                    let mut pause = Duration::ZERO;
+                    let lines = self.decoder.bytes(span.clone());
+                    for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                        pause = pause.max(self.seat.undeliverable(self.network, line, no == Put::Gone));
+                    }
+                    if !pause.is_zero() {
+                        sleep(pause).await;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Hands one frame on that is not to be passed as it is, or not so fast.
+    async fn send(&mut self, sending: Sending, span: Range<usize>) {
+        let Sending { outbox, what, pause, .. } = sending;
+        let until = Instant::now() + HELD_UP;
+        let gone = loop {
+            let put = match &what {
+                What::Line => outbox.relayed(self.decoder.bytes(span.start..span.end + 1)),
+                What::Rewritten(line) => outbox.relayed(line),
+                What::Kept(frame, acknowledges) => outbox.keep(frame, *acknowledges, Instant::now()),
             };
-            match next {
-                Ok((message, room)) => match sort(message, peer, network) {
-                    Sorted::Probe(reply) => drop(answer.try_send(reply)),
-                    Sorted::Alive => answers_probes = true,
-                    Sorted::Goodbye => return "the peer said DISCONNECT".into(),
-                    Sorted::Nothing => {}
-                    Sorted::Up(message) => {
-                        let inbound = Inbound { peer: peer.clone(), message, room };
-                        // Waiting here holds up this peer only.
-                        if network.up.send(inbound).await.is_err() {
-                            return "the node is shutting down".into();
+            match put {
+                Put::Queued => {
+                    self.network.relay.figures.forwarded.fetch_add(1, Ordering::Relaxed);
+                    break None;
+                }
+                Put::Full if Instant::now() < until => outbox.wait_for_room(HELD_UP).await,
+                no @ (Put::Full | Put::Stalled | Put::Gone) => break Some(no == Put::Gone),
+            }
+        };
+        let failed = gone.map(|gone| self.seat.undeliverable(self.network, self.decoder.bytes(span), gone));
+        let pause = pause.max(failed.unwrap_or_default());
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
+    }
+
+    /// A frame whose target is this node.
+    async fn ours(&mut self, span: Range<usize>) -> Result<(), String> {
+        let taken = match line::read(self.decoder.bytes(span)) {
+            None => return Ok(()),
+            Some(forward) => self.taking.frame(self.network, &forward),
+        };
+        self.take(taken, None).await
+    }
+
+    /// Any other line.
+    async fn message(&mut self, span: Range<usize>) -> Result<(), String> {
+        // Room first, then parsing: a short line may be a large tree.
+        let line = self.decoder.bytes(span);
+        let weight = weight(line);
+        let decoded = match u32::try_from(weight) {
+            Ok(size) if weight <= MAX_WEIGHT => {
+                let Ok(room) = self.network.room.clone().acquire_many_owned(size).await else {
+                    return Err("the node is shutting down".into());
+                };
+                decode(line).map(|message| (message, room))
+            }
+            _ => Err(WireError::TooHeavy(weight)),
+        };
+        let (message, room) = match decoded {
+            Ok(decoded) => decoded,
+            Err(error) => return self.is_invalid(&error),
+        };
+        if let MessageType::Heartbeat = &message.msg_type {
+            let from_itself = message.from == self.peer.node_id;
+            match &message.payload {
+                // Only the peer itself is answered: a probe in another name would keep a dead id alive.
+                Some(Payload::Text(text)) if text == PROBE => {
+                    if from_itself {
+                        let answer = encode(&heartbeat(self.network, &self.peer.node_id, ANSWER));
+                        return self.answer(&answer).await;
+                    }
+                    return Ok(());
+                }
+                Some(Payload::Text(text)) if text == ANSWER => {
+                    if from_itself && !self.answers_probes {
+                        self.answers_probes = true;
+                        self.network.relay.set_form(&self.peer.node_id, Form::Opaque);
+                    }
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+        let taken = match message.msg_type {
+            MessageType::Disconnect => return Err("the peer said DISCONNECT".into()),
+            MessageType::Hello { .. } => {
+                self.tell(LogLevel::Debug, "duplicate_hello_ignored", None);
+                return Ok(());
+            }
+            MessageType::RelayBind { .. } => match self.seat.bind(self.network, message.msg_type) {
+                Some(answer) => Taken::Answer(self.reply(answer)),
+                None => Taken::Nothing,
+            },
+            MessageType::RelayUnbind { ref binding_id } => match self.seat.unbind(binding_id) {
+                Some(answer) => Taken::Answer(self.reply(answer)),
+                None => Taken::Nothing,
+            },
+            // A peer acknowledges what it was sent itself.
+            MessageType::Ack { ref from, sequence, .. } => {
+                self.outbox.acknowledged(from, sequence);
+                Taken::Nothing
+            }
+            _ => self.taking.message(self.network, message),
+        };
+        self.take(taken, Some(room)).await
+    }
+
+    fn reply(&self, answer: MessageType) -> Message {
+        let local = &self.network.local;
+        Message::new(&local.node_id, &self.peer.node_id, answer, None, Some(local.realm.clone()))
+    }
+
+    /// Does what is to be done with a message.
+    async fn take(
+        &mut self,
+        taken: Taken,
+        room: Option<tokio::sync::OwnedSemaphorePermit>,
+    ) -> Result<(), String> {
+        match taken {
+            Taken::Nothing => Ok(()),
+            Taken::Answer(answer) => self.answer(&encode(&answer)).await,
+            Taken::Up(message, owed) => {
+                let room = match room {
+                    Some(room) => room,
+                    // A frame's content was bounded by its line; what it is as a tree is weighed like any other.
+                    None => {
+                        let weight = weight(message.as_json().as_bytes());
+                        let size = u32::try_from(weight.min(INBOUND_WEIGHT / 2)).unwrap_or(u32::MAX);
+                        match self.network.room.clone().acquire_many_owned(size).await {
+                            Ok(room) => room,
+                            Err(_) => return Err("the node is shutting down".into()),
                         }
                     }
-                },
-                Err(error) => {
-                    let detail = printable(&error.to_string(), 300);
-                    network.events.network(LogLevel::Warn, "message_invalid", addr(), detail.clone());
-                    invalid += 1;
-                    if error.is_fatal() {
-                        return detail;
-                    }
-                    if invalid >= MAX_INVALID {
-                        return format!("{invalid} invalid lines");
-                    }
+                };
+                let pause = self.taking.pace(Instant::now());
+                if !pause.is_zero() {
+                    sleep(pause).await;
                 }
-            }
-        }
-        let patience = if answers_probes {
-            heard + SILENCE
-        } else {
-            tokio::time::Instant::now() + Duration::from_secs(86_400)
-        };
-        match timeout_at(patience, reader.read(&mut buffer)).await {
-            Ok(Ok(0)) => return "the peer closed the connection".into(),
-            // An end without close_notify is how upstream ends; the operating system's word is enough.
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return "the peer closed the connection".into();
-            }
-            Ok(Err(error)) => return format!("reading: {error}"),
-            Ok(Ok(count)) => {
-                heard = tokio::time::Instant::now();
-                decoder.push(&buffer[..count]);
-            }
-            Err(_) => {
-                network.events.network(
-                    LogLevel::Warn,
-                    "peer_unresponsive",
-                    addr(),
-                    format!("node_id={}", peer.node_id),
-                );
-                return format!("silent for {} s", SILENCE.as_secs());
+                let Some(inbound) = taking::admit(self.network, &self.peer, message, room, owed) else {
+                    return Ok(());
+                };
+                // Waiting here holds up this peer only.
+                self.network.up.send(inbound).await.map_err(|_| "the node is shutting down".into())
             }
         }
     }
-}
 
-/// What a message of a greeted peer leads to.
-enum Sorted {
-    /// Answer with this.
-    Probe(Message),
-    /// It answered our probe, so its silence would mean something.
-    Alive,
-    /// It closes.
-    Goodbye,
-    /// Nothing for anybody.
-    Nothing,
-    /// For plugins.
-    Up(Message),
-}
+    /// Answers the peer; waits while it takes no answers, so that one that only asks costs no memory.
+    async fn answer(&mut self, line: &[u8]) -> Result<(), String> {
+        let until = Instant::now() + WRITE_DEADLINE;
+        loop {
+            match self.outbox.relayed(line) {
+                Put::Queued => return Ok(()),
+                Put::Gone => return Err("closed by this node".into()),
+                Put::Full | Put::Stalled if Instant::now() >= until => {
+                    return Err(format!("the peer took no answers for {} s", WRITE_DEADLINE.as_secs()));
+                }
+                Put::Full => self.outbox.wait_for_room(WRITE_DEADLINE).await,
+                Put::Stalled => sleep(super::outbox::STALLED / 5).await,
+            }
+        }
+    }
 
-fn sort(mut message: Message, peer: &PeerInfo, network: &Network) -> Sorted {
-    match &message.msg_type {
-        MessageType::Heartbeat => match &message.payload {
-            // Only the peer itself is answered: a probe in another name would keep a dead id alive.
-            Some(Payload::Text(text)) if text == PROBE && message.from == peer.node_id => {
-                Sorted::Probe(heartbeat(network, &peer.node_id, ANSWER))
-            }
-            Some(Payload::Text(text)) if text == ANSWER && message.from == peer.node_id => Sorted::Alive,
-            Some(Payload::Text(text)) if text == PROBE || text == ANSWER => Sorted::Nothing,
-            _ => {
-                message.from.clone_from(&peer.node_id);
-                Sorted::Up(message)
-            }
-        },
-        MessageType::Hello { .. } => {
-            network.events.network(
-                LogLevel::Debug,
-                "duplicate_hello_ignored",
-                Some(peer.addr.to_string()),
-                None,
-            );
-            Sorted::Nothing
+    /// Counts an invalid line; an error if the connection cannot go on.
+    fn is_invalid(&mut self, error: &WireError) -> Result<(), String> {
+        let detail = printable(&error.to_string(), 300);
+        self.tell(LogLevel::Warn, "message_invalid", detail.clone());
+        self.invalid += 1;
+        if error.is_fatal() {
+            return Err(detail);
         }
-        MessageType::Disconnect => Sorted::Goodbye,
-        _ => {
-            // The envelope's `from` is a claim; the connection is a proof.
-            message.from.clone_from(&peer.node_id);
-            Sorted::Up(message)
+        if self.invalid >= MAX_INVALID {
+            return Err(format!("{} invalid lines", self.invalid));
         }
+        Ok(())
     }
 }
 
-fn heartbeat(network: &Network, to: &str, text: &str) -> Message {
+pub(super) fn heartbeat(network: &Network, to: &str, text: &str) -> Message {
     let payload = Some(Payload::Text(text.into()));
-    Message::new(
-        &network.local.node_id,
-        to,
-        MessageType::Heartbeat,
-        payload,
-        Some(network.local.realm.clone()),
-    )
+    let realm = Some(network.local.realm.clone());
+    Message::new(&network.local.node_id, to, MessageType::Heartbeat, payload, realm)
 }
 
-async fn write(
-    network: &Network,
-    mut place: Place,
-    mut writer: impl AsyncWrite + Unpin,
-    mut heartbeats: mpsc::Receiver<Message>,
-) -> String {
-    let peer = place.info.clone();
+/// The write loop.
+async fn write(network: &Network, place: &Place, mut writer: impl AsyncWrite + Unpin) {
+    let (peer, outbox) = (&place.info, &place.outbox);
+    let acknowledges = super::relay::seat::has(peer, super::relay::CAPABILITY_ACKNOWLEDGES);
     // The first probe goes out at once: whoever answers it can be expected to answer the next ones.
-    let mut probes = tokio::time::interval(PROBE_INTERVAL);
+    let mut probes = tokio::time::interval(network.net.connecting.probe);
     probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut asks = super::discovery::Asking::new(network, peer);
+    let mut spare = Vec::new();
     let why = loop {
-        let line: super::peers::Line = tokio::select! {
-            biased;
-            asked = place.closing.wait_for(|close| *close) => match asked {
-                Ok(_) => break "closed by this node".to_owned(),
-                Err(_) => break "replaced by another connection".to_owned(),
-            },
-            reply = heartbeats.recv() => match reply {
-                Some(reply) => encode(&reply).into(),
-                None => break "the peer has gone".to_owned(),
-            },
-            _ = probes.tick() => encode(&heartbeat(network, &peer.node_id, PROBE)).into(),
-            line = place.queue.recv() => match line {
-                Some(queued) => queued.line,
-                None => break "closed by this node".to_owned(),
-            },
-        };
-        let write = async {
-            writer.write_all(&line).await?;
-            writer.flush().await
-        };
-        match timeout(WRITE_DEADLINE, write).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => break format!("writing: {error}"),
-            Err(_) => break format!("the peer took no data for {} s", WRITE_DEADLINE.as_secs()),
+        if network.relay.config.store_forward {
+            network.relay.drain(network, &peer.node_id, outbox, acknowledges);
         }
+        let next = tokio::select! {
+            biased; // however much there is to write, a peer that only reads must be asked whether it lives
+            _ = probes.tick() => {
+                outbox.own(&encode(&heartbeat(network, &peer.node_id, PROBE)));
+                continue;
+            }
+            request = asks.next() => {
+                outbox.own(&encode(&request));
+                continue;
+            }
+            next = std::future::poll_fn(|cx| outbox.poll_next(cx, &mut spare)) => next,
+        };
+        let lines = match next {
+            Next::Lines(lines) => lines,
+            Next::Look => continue,
+            Next::Close => break "closed by this node".to_owned(),
+        };
+        if let Err(why) = write_all(outbox, &mut writer, &lines).await {
+            break why;
+        }
+        spare = lines;
     };
+    outbox.set_why(why);
     let goodbye = async {
         let realm = Some(network.local.realm.clone());
         let message =
@@ -451,5 +476,30 @@ async fn write(
         writer.shutdown().await
     };
     let _ = timeout(Duration::from_secs(1), goodbye).await;
-    why
+}
+
+/// Writes lines piece by piece: each piece that the peer takes is a sign of life.
+async fn write_all(
+    outbox: &Outbox,
+    writer: &mut (impl AsyncWrite + Unpin),
+    lines: &[u8],
+) -> Result<(), String> {
+    let too_slow = || format!("the peer took no data for {} s", WRITE_DEADLINE.as_secs());
+    let mut at = 0;
+    while at < lines.len() {
+        match timeout(WRITE_DEADLINE, writer.write(&lines[at..])).await {
+            Ok(Ok(0)) => return Err("writing: the connection takes nothing".into()),
+            Ok(Ok(count)) => {
+                at += count;
+                outbox.wrote(count, Instant::now());
+            }
+            Ok(Err(error)) => return Err(format!("writing: {error}")),
+            Err(_) => return Err(too_slow()),
+        }
+    }
+    match timeout(WRITE_DEADLINE, writer.flush()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(format!("writing: {error}")),
+        Err(_) => Err(too_slow()),
+    }
 }

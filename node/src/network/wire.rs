@@ -1,6 +1,7 @@
 //! Door 1: bytes from strangers become messages. One JSON object per line; the line is bounded before it is kept, must be
 //! UTF-8, and must be a message. Sans-I/O, so that tests and the fuzzer use exactly this.
 
+use std::ops::Range;
 use thenodes::network::message::Message;
 
 /// Longest line of an authenticated peer, bytes without the newline.
@@ -63,7 +64,7 @@ impl LineDecoder {
     /// Adds bytes that were read. Call [`LineDecoder::next`] until it has no more before reading again.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.start > 0 {
-            self.buffer.drain(..self.start);
+            self.buffer.drain(..self.start); // what is left is less than a line
             self.start = 0;
         }
         self.buffer.extend_from_slice(bytes);
@@ -77,9 +78,27 @@ impl LineDecoder {
 
     /// The next line, undecoded, for a reader who first asks what it would weigh. Empty lines are passed over.
     pub fn next_line(&mut self) -> Result<Option<&[u8]>, WireError> {
+        Ok(self.next_span()?.map(|span| &self.buffer[span]))
+    }
+
+    /// Bytes that were pushed and not dropped since; a span stays true until the next push.
+    pub fn bytes(&self, span: Range<usize>) -> &[u8] {
+        &self.buffer[span]
+    }
+
+    /// Gives memory back while nothing waits.
+    pub fn rest(&mut self) {
+        if self.start == self.buffer.len() {
+            self.buffer = Vec::new();
+            self.start = 0;
+        }
+    }
+
+    /// Where the next line stands; its newline stands right behind it. Empty lines are passed over.
+    pub fn next_span(&mut self) -> Result<Option<Range<usize>>, WireError> {
         loop {
             let waiting = &self.buffer[self.start..];
-            let end = waiting[self.searched..].iter().position(|byte| *byte == b'\n');
+            let end = memchr::memchr(b'\n', &waiting[self.searched..]);
             let Some(end) = end.map(|end| end + self.searched) else {
                 self.searched = waiting.len();
                 if waiting.len() > self.max {
@@ -94,7 +113,7 @@ impl LineDecoder {
                 return Err(WireError::TooLong(self.max));
             }
             if !self.buffer[line.clone()].iter().all(u8::is_ascii_whitespace) {
-                return Ok(Some(&self.buffer[line]));
+                return Ok(Some(line));
             }
         }
     }
@@ -115,8 +134,10 @@ pub fn weight(line: &[u8]) -> usize {
 /// Reads one line.
 pub fn decode(line: &[u8]) -> Result<Message, WireError> {
     let text = std::str::from_utf8(line).map_err(|_| WireError::NotUtf8)?;
-    let message: Message = serde_json::from_str(text).map_err(|e| WireError::NotAMessage(e.to_string()))?;
+    let mut message: Message =
+        serde_json::from_str(text).map_err(|e| WireError::NotAMessage(e.to_string()))?;
     message.validate().map_err(|what| WireError::NotAMessage(what.into()))?;
+    message.via = None; // a word between node and plugin
     Ok(message)
 }
 

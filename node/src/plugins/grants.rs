@@ -176,7 +176,9 @@ fn needs(request: &Request) -> Option<(Permission, Subject<'_>)> {
         // A plugin's own state; its supervisor serves it, before the node is asked.
         Request::StateLeave { .. } | Request::StateLeft { .. } => return None,
         Request::Broadcast { .. } | Request::SendToAddr { .. } => (Permission::MessageSend, Subject::Whole),
-        Request::SendToNode { node_id, .. } => (Permission::MessageSend, Subject::Peer(node_id)),
+        Request::SendToNode { node_id, .. } | Request::Deliver { node_id, .. } => {
+            (Permission::MessageSend, Subject::Peer(node_id))
+        }
         Request::ListPeers {}
         | Request::FindPeer { .. }
         | Request::RelayStats {}

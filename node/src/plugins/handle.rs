@@ -5,7 +5,7 @@ use super::denials::DenialBook;
 use super::grants::Subject;
 use super::image::Image;
 use super::lifecycle::{Cause, Desired, Life, State, Then};
-use super::link::{Counters, Failed};
+use super::link::{self, Counters, Failed};
 use super::logs::LogBook;
 use super::metrics::{Figures, Method};
 use super::queue::{Delivery, Hold, Overflow, Queue};
@@ -154,6 +154,13 @@ impl Handle {
                 status.state.has_process() || matches!(status.state, State::Backoff { .. })
             });
         self.queue.deliver(Delivery { body: message, ack: None, hold: holds.then(hold) });
+    }
+
+    /// The same, for a sender who wants to know that the plugin took it: the answer says so. Never waits itself.
+    pub fn deliver_acknowledged(&self, message: Bytes) -> oneshot::Receiver<link::Answer> {
+        let (ack, answer) = oneshot::channel();
+        self.queue.deliver(Delivery { body: message, ack: Some(ack), hold: None });
+        answer
     }
 
     /// Tells the plugin something without waiting.

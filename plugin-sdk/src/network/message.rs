@@ -113,6 +113,9 @@ pub enum MessageType {
         udp_listen_addr: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         udp_observed_addr: Option<String>,
+        /// Drawn once for each run: who sees its own has dialed itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nonce: Option<String>,
     },
     /// Plain text.
     Text(String),
@@ -272,6 +275,10 @@ pub struct Message {
     /// Delivery wishes (0.3).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<DeliveryMetadata>,
+    /// Between node and plugin only: the peer through which this came, if `from` did not send it on its own connection. Then `from` is
+    /// that peer's word. Never on the wire of peers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
 }
 
 impl Message {
@@ -283,7 +290,7 @@ impl Message {
         payload: Option<Payload>,
         realm: Option<RealmInfo>,
     ) -> Self {
-        Self { from: from.into(), to: to.into(), msg_type, payload, realm, delivery: None }
+        Self { from: from.into(), to: to.into(), msg_type, payload, realm, delivery: None, via: None }
     }
 
     /// The message as one line of JSON without a newline; `{}` if it cannot be written (a map key that is no string).

@@ -1,6 +1,8 @@
 //! The connected peers, as a plugin reaches them. Every method is a request to the node (process: the plugin's; the work
 //! happens in the node). Message texts are JSON without a newline; the node checks them and sets `from` to its own id.
 
+use super::delivery::{DeliveryOptions, DeliveryOutcome};
+use super::message::Message;
 use crate::host::{Host, HostError, PeerInfo, Request, Response, Text};
 use std::fmt;
 use std::net::SocketAddr;
@@ -53,6 +55,24 @@ impl PeerManager {
     pub async fn send_to_node_id(&self, node_id: &str, text: String) -> Result<(), String> {
         let request = Request::SendToNode { node_id: node_id.into(), text };
         self.done(request).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Sends to a node, connected or not, as the options ask, and waits until it is known what became of the message: at most the
+    /// options' patience, 25 s. `to` of the message is set to that node.
+    ///
+    /// Errors: `INVALID_INPUT` if it is no message that a plugin may send or is longer than 512 KiB, `PERMISSION_DENIED` without
+    /// the grant `message.send` for that node.
+    pub async fn deliver(
+        &self,
+        node_id: &str,
+        message: &Message,
+        options: DeliveryOptions,
+    ) -> Result<DeliveryOutcome, HostError> {
+        let request = Request::Deliver { node_id: node_id.into(), text: message.as_json(), options };
+        match self.host.call(request).await? {
+            Response::Outcome(outcome) => Ok(outcome),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// All connected peers.

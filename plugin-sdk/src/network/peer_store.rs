@@ -170,6 +170,55 @@ impl PeerStore {
         }
     }
 
+    /// Up to `count` random addresses of a store in this process whose records satisfy a condition.
+    pub fn sample_where(&self, count: usize, mut wanted: impl FnMut(&PeerRecord) -> bool) -> Vec<SocketAddr> {
+        let Inner::Local { records, .. } = &self.inner else { return Vec::new() };
+        let records = records.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut addrs: Vec<_> = records.values().filter(|record| wanted(record)).map(|r| r.addr).collect();
+        let order = RandomState::new();
+        addrs.sort_by_cached_key(|addr| order.hash_one(addr));
+        addrs.truncate(count);
+        addrs
+    }
+
+    /// Remembers addresses by hearsay, in a store in this process: what ever answered makes no room for them. How many are new.
+    pub fn learn(&self, addrs: &[SocketAddr], source: PeerSource) -> usize {
+        let Inner::Local { records, max_entries } = &self.inner else { return 0 };
+        let mut new = 0;
+        for addr in addrs {
+            let room = {
+                let records = records.lock().unwrap_or_else(PoisonError::into_inner);
+                !records.contains_key(addr)
+                    && (records.len() < *max_entries
+                        || records.values().any(|record| record.last_success_epoch.is_none()))
+            };
+            if room {
+                self.update(*addr, source, |_| {});
+                new += 1;
+            }
+        }
+        new
+    }
+
+    /// Takes records of an earlier run into a store in this process, the first ones first.
+    pub fn restore(&self, saved: impl IntoIterator<Item = PeerRecord>) {
+        let Inner::Local { records, max_entries } = &self.inner else { return };
+        let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in saved {
+            if records.len() >= *max_entries {
+                break;
+            }
+            records.entry(record.addr).or_insert(record);
+        }
+    }
+
+    /// Forgets an address, in a store in this process.
+    pub fn forget(&self, addr: &SocketAddr) {
+        if let Inner::Local { records, .. } = &self.inner {
+            records.lock().unwrap_or_else(PoisonError::into_inner).remove(addr);
+        }
+    }
+
     /// All known addresses.
     pub async fn all(&self) -> Vec<SocketAddr> {
         self.records().await.into_iter().map(|record| record.addr).collect()
@@ -219,6 +268,21 @@ async fn tell(host: &Arc<dyn Host>, request: Request) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn hearsay_pushes_out_hearsay_and_nothing_that_answered() {
+        let store = PeerStore::with_capacity(3);
+        let addr = |n: u16| SocketAddr::from(([10, 0, 0, 1], n));
+        store.mark_success(&addr(1)).await;
+        store.mark_success(&addr(2)).await;
+        assert_eq!(store.learn(&[addr(1), addr(3), addr(4)], PeerSource::Gossip), 2);
+        store.mark_success(&addr(4)).await;
+        assert_eq!(store.learn(&[addr(9)], PeerSource::Gossip), 0);
+        let mut left = store.all().await;
+        left.sort();
+        assert_eq!(left, [addr(1), addr(2), addr(4)]);
+        assert_eq!(store.sample_where(9, |record| record.addr.port() > 1).len(), 2);
+    }
 
     #[tokio::test]
     async fn the_store_never_holds_more_than_its_bound_and_keeps_what_answered() {

@@ -57,16 +57,27 @@ impl RelayBindBuilder {
         Message::new(&self.from, &relay.to_string(), bind, None, realm)
     }
 
-    /// Sends it to the relay. A failure is logged; the relay's answer arrives as a `RelayBindAck` message.
+    /// Sends it to the relay. A failure is logged; [`RelayBindBuilder::try_send`] returns it. The relay's answer arrives as a
+    /// `RelayBindAck` message.
     pub async fn send(self, peers: &PeerManager, relay: &SocketAddr, realm: Option<RealmInfo>) {
-        let text = self.build(relay, realm).as_json();
-        if let Err(error) = peers.send_to_addr(relay, text).await {
+        if let Err(error) = self.try_send(peers, relay, realm).await {
             log::warn!("relay bind to {relay}: {error}");
         }
     }
+
+    /// Sends it to the relay. An error says why it is not on its way: no such peer, its queue is full, or not allowed.
+    pub async fn try_send(
+        self,
+        peers: &PeerManager,
+        relay: &SocketAddr,
+        realm: Option<RealmInfo>,
+    ) -> Result<(), String> {
+        let text = self.build(relay, realm).as_json();
+        peers.send_to_addr(relay, text).await
+    }
 }
 
-/// Builds a RELAY_FWD in the form of 0.2 and 0.3, whose content is the outer payload.
+/// Builds a RELAY_FWD. Its content is the outer payload here; the node gives the frame the form that its relay reads.
 #[derive(Debug, Clone)]
 pub struct RelayForwardBuilder {
     from: String,
@@ -116,11 +127,22 @@ impl RelayForwardBuilder {
         Message::new(&self.from, &relay.to_string(), forward, self.payload, realm)
     }
 
-    /// Sends it to the relay. A failure is logged.
+    /// Sends it to the relay. A failure is logged; [`RelayForwardBuilder::try_send`] returns it.
     pub async fn send(self, peers: &PeerManager, relay: &SocketAddr, realm: Option<RealmInfo>) {
-        let text = self.build(relay, realm).as_json();
-        if let Err(error) = peers.send_to_addr(relay, text).await {
+        if let Err(error) = self.try_send(peers, relay, realm).await {
             log::warn!("relay forward to {relay}: {error}");
         }
+    }
+
+    /// Sends it to the relay. An error says why it is not on its way. What becomes of it behind the relay arrives as `RelayNotify`
+    /// messages, if it does not arrive.
+    pub async fn try_send(
+        self,
+        peers: &PeerManager,
+        relay: &SocketAddr,
+        realm: Option<RealmInfo>,
+    ) -> Result<(), String> {
+        let text = self.build(relay, realm).as_json();
+        peers.send_to_addr(relay, text).await
     }
 }

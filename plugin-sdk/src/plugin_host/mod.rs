@@ -11,6 +11,7 @@ use crate::config::ConfigDefaults;
 use crate::events::EventHandle;
 use crate::host::{Host, HostError, NodeInfo};
 use crate::net::Net;
+use crate::network::delivery::{DeliveryOptions, DeliveryOutcome};
 use crate::network::message::Message;
 use crate::network::{PeerManager, PeerStore};
 use crate::realms::RealmInfo;
@@ -136,6 +137,25 @@ impl PluginContext {
     /// Everything the node said of itself when it loaded this plugin.
     pub fn node_info(&self) -> &NodeInfo {
         &self.info
+    }
+
+    /// Sends a message to the node that it names in `to`; see [`PeerManager::deliver`].
+    pub async fn deliver_message(
+        &self,
+        message: Message,
+        options: DeliveryOptions,
+    ) -> Result<DeliveryOutcome, HostError> {
+        self.peer_manager.deliver(&message.to, &message, options).await
+    }
+
+    /// Sends a message to a node; see [`PeerManager::deliver`].
+    pub async fn send_message(
+        &self,
+        node_id: &str,
+        message: Message,
+        options: DeliveryOptions,
+    ) -> Result<DeliveryOutcome, HostError> {
+        self.peer_manager.deliver(node_id, &message, options).await
     }
 
     /// What the node says of itself when asked now. Needs the permission `node.info`.

@@ -1,0 +1,234 @@
+//! From TCP to a peer: the channel, HELLO both ways, the checks, the place in the table. Until the last of them the other side is a
+//! stranger: it gets little memory, little time, and no message of it reaches anybody.
+
+use super::channel::{secure, Bytes, ChannelError, Pending, Secured};
+use super::handshake::{hello, judge, Refusal};
+use super::peers::{Direction, Place};
+use super::rejudge::{until_unwelcome, Trusted};
+use super::session::{receive, run};
+use super::wire::{encode, LineDecoder, WireError, MAX_HELLO, MAX_LINE};
+use super::{Network, HANDSHAKE_DEADLINE, MAX_REMEMBERED_KEYS};
+use crate::config::is_node_id;
+use crate::security::pki::CertificateFacts;
+use crate::text::printable;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+use thenodes::events::model::LogLevel;
+use thenodes::host::PeerInfo;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// There is no connection.
+    NotReached(String),
+    /// The peer was never greeted.
+    Refused(GreetingError),
+    /// It was, and the session ended.
+    Ended {
+        /// Who it was.
+        peer: Arc<PeerInfo>,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Why a connection has no peer.
+#[derive(Debug, thiserror::Error)]
+pub enum GreetingError {
+    /// No channel.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// A check of HELLO.
+    #[error(transparent)]
+    Hello(#[from] Refusal),
+    /// The first line was no message.
+    #[error("before HELLO: {0}")]
+    Wire(#[from] WireError),
+    /// It closed.
+    #[error("the peer closed the connection before HELLO: {0}")]
+    Closed(String),
+    /// It took too long.
+    #[error("no HELLO within {} s", HANDSHAKE_DEADLINE.as_secs())]
+    Deadline,
+}
+
+impl GreetingError {
+    fn action(&self) -> &'static str {
+        match self {
+            GreetingError::Channel(ChannelError::Tls(_)) => "secure_channel_failed",
+            GreetingError::Channel(ChannelError::Untrusted { .. }) => "secure_channel_refused",
+            GreetingError::Hello(refusal) => refusal.action(),
+            GreetingError::Wire(_) => "message_invalid",
+            GreetingError::Closed(_) => "peer_closed_connection",
+            GreetingError::Deadline => "handshake_timeout",
+        }
+    }
+}
+
+/// Carries one connection from TCP to its end. `stranger` is dropped when the peer is known, or refused.
+pub async fn carry<S>(
+    network: &Network,
+    tcp: TcpStream,
+    addr: SocketAddr,
+    direction: Direction,
+    stranger: S,
+) -> Outcome {
+    // On the heap, so that a connection pays for its handshake only as long as it lasts.
+    let greeted = match timeout(HANDSHAKE_DEADLINE, Box::pin(greet(network, tcp, addr, direction))).await {
+        Ok(greeted) => greeted,
+        Err(_) => Err(GreetingError::Deadline),
+    };
+    drop(stranger);
+    let Greeted { stream, decoder, place, certificate, trusted } = match greeted {
+        Ok(greeted) => greeted,
+        Err(error) => {
+            let detail = printable(&error.to_string(), 500);
+            let level = match error {
+                GreetingError::Hello(Refusal::Duplicate(_)) => LogLevel::Debug,
+                _ => LogLevel::Warn,
+            };
+            let role = direction.word();
+            network.events.network(
+                level,
+                error.action(),
+                Some(addr.to_string()),
+                format!("{role}: {detail}"),
+            );
+            return Outcome::Refused(error);
+        }
+    };
+    let peer = place.info.clone();
+    let connected = format!("node_id={} direction={}", peer.node_id, direction.word());
+    network.events.network(LogLevel::Info, "app_handshake_success", Some(addr.to_string()), connected);
+    let unwelcome = until_unwelcome(network, &peer, direction, certificate.as_ref(), trusted);
+    let why = run(network, stream, decoder, place, unwelcome).await;
+    let detail = format!("node_id={} reason={}", peer.node_id, printable(&why, 300));
+    network.events.network(LogLevel::Info, "peer_disconnected", Some(addr.to_string()), detail);
+    Outcome::Ended { peer, why }
+}
+
+/// A certificate that names an id may come with no other.
+fn names_it(node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
+    match facts.common_name.as_ref().filter(|name| is_node_id(name)) {
+        Some(named) if named != node_id => {
+            Err(Refusal::NotItsId { claimed: node_id.into(), why: format!("its certificate names {named}") })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// An id that a trusted key came with while this node runs is no stranger's.
+fn not_of_another(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
+    let keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
+    match keys.get(node_id) {
+        Some(fingerprint) if *fingerprint != facts.fingerprint => Err(Refusal::NotItsId {
+            claimed: node_id.into(),
+            why: "a trusted key came with it before".into(),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// An id belongs to the first key that came with it while this node runs.
+fn first_key(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
+    let mut keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
+    match keys.get(node_id) {
+        Some(fingerprint) if *fingerprint != facts.fingerprint => {
+            Err(Refusal::NotItsId { claimed: node_id.into(), why: "it came with another key before".into() })
+        }
+        Some(_) => Ok(()),
+        None if keys.len() >= MAX_REMEMBERED_KEYS => Ok(()),
+        None => {
+            keys.insert(node_id.into(), facts.fingerprint.clone());
+            Ok(())
+        }
+    }
+}
+
+/// A peer that was let in.
+struct Greeted {
+    stream: Box<dyn Bytes>,
+    decoder: LineDecoder,
+    place: Place,
+    certificate: Option<CertificateFacts>,
+    /// Changes from before the verdict on.
+    trusted: watch::Receiver<Trusted>,
+}
+
+async fn greet(
+    network: &Network,
+    tcp: TcpStream,
+    addr: SocketAddr,
+    direction: Direction,
+) -> Result<Greeted, GreetingError> {
+    let closed = |e: std::io::Error| GreetingError::Closed(e.to_string());
+    let own = tcp.local_addr().map_err(closed)?;
+    // Before the verdict: what changes meanwhile is a reason for another one.
+    let trusted = network.trusted.subscribe();
+    let Secured { mut stream, certificate, pending } = secure(network, tcp, addr, direction).await?;
+    // The acceptor speaks first.
+    if direction == Direction::Inbound {
+        stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;
+        stream.flush().await.map_err(closed)?;
+    }
+    let mut decoder = LineDecoder::new(MAX_HELLO);
+    let first = loop {
+        if let Some(message) = decoder.next()? {
+            break message;
+        }
+        match receive(&mut stream, &mut decoder, MAX_HELLO).await {
+            Ok(0) => return Err(GreetingError::Closed("end of stream".into())),
+            Ok(_) => {}
+            Err(error) => return Err(closed(error)),
+        }
+    };
+    let greeted = judge(&network.local, &first)?;
+    if network.held_off(&greeted.node_id) {
+        return Err(Refusal::HeldOff(greeted.node_id).into());
+    }
+    // In this order: a key that may not have the id must not become the first that came with it.
+    if let Some(facts) = &certificate {
+        names_it(&greeted.node_id, facts)?;
+    }
+    let remembered = pending.as_ref().is_some_and(Pending::is_strangers);
+    if let Some(pending) = pending {
+        if let (Some(facts), true) = (&certificate, remembered) {
+            not_of_another(network, &greeted.node_id, facts)?;
+        }
+        let connected = network.peers.by_id(&greeted.node_id).is_some();
+        if let Err(refused) = pending.decide(&greeted.node_id, connected).await {
+            let _ = stream.shutdown().await; // it was meant
+            return Err(refused.into());
+        }
+    }
+    // What is remembered on disk holds longer than this node runs, and the operator can change it meanwhile.
+    if let (Some(facts), false) = (&certificate, remembered) {
+        first_key(network, &greeted.node_id, facts)?;
+    }
+    if direction == Direction::Outbound {
+        stream.write_all(&encode(&hello(&network.local, own, &first.from))).await.map_err(closed)?;
+        stream.flush().await.map_err(closed)?;
+    }
+    let info = PeerInfo { node_id: greeted.node_id, addr, capabilities: greeted.capabilities };
+    let place = network
+        .peers
+        .take(info, direction, Instant::now())
+        .map_err(|info| GreetingError::Hello(Refusal::Duplicate(info.node_id)))?;
+    decoder.set_max(MAX_LINE);
+    if direction == Direction::Outbound {
+        let (id, capabilities) = (place.info.node_id.clone(), place.info.capabilities.clone());
+        network.store.mark_success_with_meta(&addr, Some(id), Some(capabilities)).await;
+    } else if let Some(listens) = greeted.listen_addr.and_then(|text| text.parse::<SocketAddr>().ok()) {
+        // Where it listens is its own word: kept only if it speaks of the address it really has.
+        if listens.ip() == addr.ip() && listens.port() != 0 {
+            let (id, capabilities) = (place.info.node_id.clone(), place.info.capabilities.clone());
+            network.store.mark_success_with_meta(&listens, Some(id), Some(capabilities)).await;
+        }
+    }
+    Ok(Greeted { stream, decoder, place, certificate, trusted })
+}

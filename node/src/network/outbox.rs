@@ -1,0 +1,446 @@
+//! What waits to be written to one peer: bytes of whole lines, in one buffer, so that whatever has gathered goes out in one write.
+//! Nobody who adds to it waits inside; a peer that reads slowly is told to the adder as "full", and only those who relay for another
+//! peer wait for room, each on its own connection.
+//!
+//! Frames that must not be lost are remembered until they are written, or acknowledged where the peer acknowledges; what is left when
+//! the connection ends goes back to whoever keeps it.
+
+use super::relay::client::Client;
+use super::relay::Frame;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Lines of this node and its plugins are taken until so many bytes wait.
+pub const OWN_BYTES: usize = 1024 * 1024;
+/// Relayed lines are taken until so many bytes wait; whoever brings more is held up.
+pub const RELAYED_BYTES: usize = 256 * 1024;
+/// Room is announced when no more than so many bytes wait.
+const LOW: usize = RELAYED_BYTES / 2;
+/// A peer that takes nothing for so long, with a full outbox, holds nobody up any more.
+pub const STALLED: Duration = Duration::from_millis(250);
+/// Frames that wait for an acknowledgement of the peer.
+pub const MAX_KEPT: usize = 1024;
+/// A frame without acknowledgement is sent again after so long.
+const RESEND: Duration = Duration::from_millis(500);
+/// So often.
+const RESENDS: u32 = 3;
+/// A buffer of more than this is given back when it is empty.
+const SPARE: usize = 16 * 1024;
+
+/// What became of lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// They wait to be written.
+    Queued,
+    /// There is no room, but there will be.
+    Full,
+    /// There is no room, and the peer takes nothing.
+    Stalled,
+    /// The connection has ended.
+    Gone,
+}
+
+/// A frame that must not be lost.
+#[derive(Debug)]
+struct Kept {
+    /// Written when so many bytes of this connection are.
+    end: u64,
+    frame: Arc<Frame>,
+    /// Forgotten only when the peer acknowledges it.
+    acknowledged: bool,
+    resends: u32,
+    sent: Instant,
+}
+
+#[derive(Debug)]
+struct State {
+    lines: Vec<u8>,
+    /// Bytes that the writer has.
+    writing: usize,
+    /// Bytes added, and written, since the connection began.
+    added: u64,
+    written: u64,
+    kept: VecDeque<Kept>,
+    waker: Option<Waker>,
+    /// When the peer took something last, or when the outbox was empty last.
+    progress: Instant,
+    closing: bool,
+    look: bool,
+    gone: bool,
+}
+
+/// What waits for one peer.
+#[derive(Debug)]
+pub struct Outbox {
+    state: Mutex<State>,
+    room: Notify,
+    client: Mutex<Client>,
+    why: OnceLock<String>,
+}
+
+/// What the writer gets.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Write these.
+    Lines(Vec<u8>),
+    /// Look whether frames are kept for the peer.
+    Look,
+    /// Say goodbye.
+    Close,
+}
+
+impl Outbox {
+    /// An empty one.
+    pub fn new(now: Instant) -> Self {
+        let state = State {
+            lines: Vec::new(),
+            writing: 0,
+            added: 0,
+            written: 0,
+            kept: VecDeque::new(),
+            waker: None,
+            progress: now,
+            closing: false,
+            look: false,
+            gone: false,
+        };
+        Self { state: Mutex::new(state), room: Notify::new(), client: Mutex::default(), why: OnceLock::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this node said to the peer as to its relay.
+    pub fn client(&self) -> MutexGuard<'_, Client> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why nothing is written any more.
+    pub fn why(&self) -> Option<String> {
+        self.why.get().cloned()
+    }
+
+    /// Says why nothing is written any more; the first word counts.
+    pub fn set_why(&self, why: String) {
+        let _ = self.why.set(why);
+    }
+
+    /// Bytes that wait.
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting()
+    }
+
+    /// Adds lines of this node, each with its newline.
+    pub fn own(&self, lines: &[u8]) -> Put {
+        self.put(lines, OWN_BYTES)
+    }
+
+    /// Adds lines that another peer sent, each with its newline.
+    pub fn relayed(&self, lines: &[u8]) -> Put {
+        self.put(lines, RELAYED_BYTES)
+    }
+
+    fn put(&self, lines: &[u8], most: usize) -> Put {
+        let mut state = self.lock();
+        if let Some(no) = state.refuses(most) {
+            return no;
+        }
+        let waker = state.add(lines);
+        drop(state);
+        waker.map(Waker::wake);
+        Put::Queued
+    }
+
+    /// Adds a frame that must not be lost. `acknowledges`: the peer will say that it has it.
+    pub fn keep(&self, frame: &Arc<Frame>, acknowledges: bool, now: Instant) -> Put {
+        let mut state = self.lock();
+        if let Some(no) = state.refuses(RELAYED_BYTES) {
+            return no;
+        }
+        if state.kept.len() >= MAX_KEPT {
+            let oldest = state.kept.front().map(|kept| kept.sent);
+            let stalled = oldest.is_some_and(|sent| now.saturating_duration_since(sent) > STALLED);
+            return if stalled { Put::Stalled } else { Put::Full };
+        }
+        let waker = state.add_kept(frame.clone(), acknowledges, now);
+        drop(state);
+        waker.map(Waker::wake);
+        Put::Queued
+    }
+
+    /// Begins with these frames, whatever room there is: they were kept in memory before.
+    pub fn begin(&self, frames: Vec<Arc<Frame>>, acknowledges: bool, now: Instant) {
+        let mut state = self.lock();
+        let mut wakers = Vec::new();
+        for frame in frames {
+            wakers.extend(state.add_kept(frame, acknowledges, now));
+        }
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// The peer says that it has a frame. False if no such frame waits for that.
+    pub fn acknowledged(&self, origin: &str, sequence: u64) -> bool {
+        let mut state = self.lock();
+        let of = |kept: &Kept| kept.frame.sequence == Some(sequence) && *kept.frame.origin == *origin;
+        let Some(at) = state.kept.iter().position(of) else { return false };
+        state.kept.remove(at);
+        drop(state);
+        self.room.notify_waiters();
+        true
+    }
+
+    /// Sends again what was not acknowledged in time; gives back what was not acknowledged at all.
+    pub fn resend(&self, now: Instant) -> Vec<Arc<Frame>> {
+        let mut state = self.lock();
+        if state.kept.is_empty() || state.gone {
+            return Vec::new();
+        }
+        let (mut lost, mut again) = (Vec::new(), Vec::new());
+        let written = state.written;
+        state.kept.retain_mut(|kept| {
+            let due = kept.acknowledged
+                && kept.end <= written
+                && now.saturating_duration_since(kept.sent) >= RESEND;
+            if !due {
+                return true;
+            }
+            if kept.resends >= RESENDS {
+                lost.push(kept.frame.clone());
+                return false;
+            }
+            kept.resends += 1;
+            kept.sent = now;
+            again.push(kept.frame.clone());
+            true
+        });
+        let mut wakers = Vec::new();
+        for frame in again {
+            wakers.extend(state.add(&frame.line));
+        }
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        if !lost.is_empty() {
+            self.room.notify_waiters();
+        }
+        lost
+    }
+
+    /// Waits until there is room for relayed lines again, the peer has stalled, or the connection has ended. Ends after `patience`
+    /// in any case.
+    pub async fn wait_for_room(&self, patience: Duration) {
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            let mut announced = std::pin::pin!(self.room.notified());
+            announced.as_mut().enable();
+            let look_again = {
+                let state = self.lock();
+                if state.gone || (state.waiting() < RELAYED_BYTES && state.kept.len() < MAX_KEPT) {
+                    return;
+                }
+                let silent = state.progress.elapsed();
+                if silent >= STALLED {
+                    return;
+                }
+                STALLED - silent
+            };
+            let until_look = (tokio::time::Instant::now() + look_again).min(until);
+            if tokio::time::timeout_at(until_look, announced).await.is_err()
+                && tokio::time::Instant::now() >= until
+            {
+                return;
+            }
+        }
+    }
+
+    /// Asks the writer to say goodbye.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.closing = true;
+        let waker = state.waker.take();
+        drop(state);
+        waker.map(Waker::wake);
+    }
+
+    /// Asks the writer to look whether frames are kept for the peer.
+    pub fn nudge(&self) {
+        let mut state = self.lock();
+        state.look = true;
+        let waker = state.waker.take();
+        drop(state);
+        waker.map(Waker::wake);
+    }
+
+    /// The writer's next work. `spare` is an empty buffer to be used again.
+    pub fn poll_next(&self, cx: &mut Context<'_>, spare: &mut Vec<u8>) -> Poll<Next> {
+        let mut state = self.lock();
+        if state.closing {
+            return Poll::Ready(Next::Close);
+        }
+        if std::mem::take(&mut state.look) {
+            return Poll::Ready(Next::Look);
+        }
+        if state.lines.is_empty() {
+            if spare.capacity() > SPARE {
+                *spare = Vec::new();
+            }
+            if state.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+                state.waker = Some(cx.waker().clone());
+            }
+            return Poll::Pending;
+        }
+        spare.clear();
+        let lines = std::mem::replace(&mut state.lines, std::mem::take(spare));
+        state.writing = lines.len();
+        Poll::Ready(Next::Lines(lines))
+    }
+
+    /// So many bytes of what the writer has are with the peer.
+    pub fn wrote(&self, bytes: usize, now: Instant) {
+        let mut state = self.lock();
+        state.writing = state.writing.saturating_sub(bytes);
+        state.written += bytes as u64;
+        state.progress = now;
+        let written = state.written;
+        while state.kept.front().is_some_and(|kept| kept.end <= written && !kept.acknowledged) {
+            state.kept.pop_front();
+        }
+        let room = state.waiting() <= LOW;
+        drop(state);
+        if room {
+            self.room.notify_waiters();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn wrote_all(&self) {
+        let next = self.poll_next(&mut Context::from_waker(Waker::noop()), &mut Vec::new());
+        if let Poll::Ready(Next::Lines(lines)) = next {
+            self.wrote(lines.len(), Instant::now());
+        }
+    }
+
+    /// The connection has ended: what must not be lost, in order. What was written but not acknowledged counts as lost too.
+    pub fn end(&self) -> Vec<Arc<Frame>> {
+        let mut state = self.lock();
+        state.gone = true;
+        state.lines = Vec::new();
+        let kept = std::mem::take(&mut state.kept);
+        drop(state);
+        self.room.notify_waiters();
+        kept.into_iter().map(|kept| kept.frame).collect()
+    }
+}
+
+impl State {
+    fn waiting(&self) -> usize {
+        self.lines.len() + self.writing
+    }
+
+    fn refuses(&mut self, most: usize) -> Option<Put> {
+        if self.gone || self.closing {
+            return Some(Put::Gone);
+        }
+        if self.waiting() < most {
+            return None;
+        }
+        Some(if self.progress.elapsed() >= STALLED { Put::Stalled } else { Put::Full })
+    }
+
+    fn add(&mut self, lines: &[u8]) -> Option<Waker> {
+        if self.waiting() == 0 {
+            self.progress = Instant::now();
+        }
+        self.lines.extend_from_slice(lines);
+        self.added += lines.len() as u64;
+        self.waker.take()
+    }
+
+    fn add_kept(&mut self, frame: Arc<Frame>, acknowledged: bool, now: Instant) -> Option<Waker> {
+        let waker = self.add(&frame.line);
+        let end = self.added;
+        self.kept.push_back(Kept { end, frame, acknowledged, resends: 0, sent: now });
+        waker
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(sequence: u64) -> Arc<Frame> {
+        let line = format!("{sequence}\n").into_bytes().into_boxed_slice();
+        Arc::new(Frame {
+            origin: "o".into(),
+            target: "t".into(),
+            sequence: Some(sequence),
+            line,
+            expires: 0,
+            wants: Default::default(),
+        })
+    }
+
+    fn next(outbox: &Outbox) -> Poll<Next> {
+        outbox.poll_next(&mut Context::from_waker(Waker::noop()), &mut Vec::new())
+    }
+
+    #[test]
+    fn what_gathers_goes_out_at_once_and_what_is_beyond_the_bound_is_refused() {
+        let outbox = Outbox::new(Instant::now());
+        assert_eq!((outbox.own(b"a\n"), outbox.relayed(b"b\n")), (Put::Queued, Put::Queued));
+        assert_eq!(next(&outbox), Poll::Ready(Next::Lines(b"a\nb\n".to_vec())));
+        assert_eq!(outbox.relayed(&[b'x'; RELAYED_BYTES]), Put::Queued, "what is written waits still");
+        assert_eq!((outbox.relayed(b"c\n"), outbox.own(b"d\n")), (Put::Full, Put::Queued));
+        assert!(outbox.waiting() <= RELAYED_BYTES + 8);
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_stalled_until_it_takes_something() {
+        let outbox = Outbox::new(Instant::now());
+        assert_eq!(outbox.relayed(&[b'x'; RELAYED_BYTES + 1]), Put::Queued);
+        outbox.lock().progress = Instant::now() - STALLED;
+        assert_eq!(outbox.relayed(b"y\n"), Put::Stalled);
+        assert!(next(&outbox).is_ready());
+        outbox.wrote(1, Instant::now());
+        assert_eq!(outbox.relayed(b"y\n"), Put::Full);
+        outbox.wrote(RELAYED_BYTES, Instant::now());
+        assert_eq!(outbox.relayed(b"y\n"), Put::Queued);
+    }
+
+    #[test]
+    fn frames_that_were_not_written_come_back_in_order() {
+        let now = Instant::now();
+        let outbox = Outbox::new(now);
+        outbox.begin((1..=4).map(frame).collect(), false, now);
+        assert!(next(&outbox).is_ready());
+        outbox.wrote(4, now);
+        let left: Vec<_> = outbox.end().iter().filter_map(|frame| frame.sequence).collect();
+        assert_eq!(left, [3, 4]);
+        assert_eq!(outbox.own(b"x\n"), Put::Gone);
+    }
+
+    #[test]
+    fn a_frame_is_sent_again_until_it_is_acknowledged_or_given_up() {
+        let now = Instant::now();
+        let outbox = Outbox::new(now);
+        assert_eq!(outbox.keep(&frame(1), true, now), Put::Queued);
+        assert_eq!(outbox.keep(&frame(2), true, now), Put::Queued);
+        assert!(next(&outbox).is_ready());
+        outbox.wrote(4, now);
+        assert!(outbox.acknowledged("o", 2) && !outbox.acknowledged("o", 2) && !outbox.acknowledged("x", 1));
+        let mut later = now;
+        for _ in 0..RESENDS {
+            later += RESEND;
+            assert!(outbox.resend(later).is_empty());
+            assert_eq!(next(&outbox), Poll::Ready(Next::Lines(b"1\n".to_vec())));
+            outbox.wrote(2, later);
+        }
+        let lost = outbox.resend(later + RESEND);
+        assert_eq!(lost.iter().filter_map(|frame| frame.sequence).collect::<Vec<_>>(), [1]);
+        assert!(outbox.end().is_empty());
+    }
+}

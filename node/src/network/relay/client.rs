@@ -1,0 +1,72 @@
+//! This node as a relay's customer: what it says to one relay to reach a node behind it. Lives as long as the connection to the relay.
+
+use super::line::opaque;
+use super::{Form, Wants};
+use crate::network::wire::encode;
+use crate::network::Local;
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+use thenodes::network::message::{Message, MessageType, Payload};
+
+/// Targets whose binding is remembered; a forgotten one is bound again.
+const MAX_BOUND: usize = 1024;
+
+/// What was bound at one relay.
+#[derive(Debug)]
+pub struct Client {
+    bound: HashMap<String, Wants>,
+    next: u64,
+}
+
+impl Default for Client {
+    /// Numbers go on from the clock, not from 1: a relay of upstream's remembers the highest of a pair for ever, and drops what is below.
+    fn default() -> Self {
+        let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_micros());
+        Self { bound: HashMap::new(), next: u64::try_from(micros).unwrap_or(1) }
+    }
+}
+
+impl Client {
+    /// The lines that send a message to a node behind the relay: the binding, if it is not bound so already, and the frame.
+    pub fn lines(
+        &mut self,
+        local: &Local,
+        relay: &str,
+        target: &str,
+        wants: Wants,
+        form: Form,
+        inner: &Message,
+    ) -> Vec<u8> {
+        let mut lines = Vec::new();
+        let realm = Some(local.realm.clone());
+        let sequence = self.next;
+        self.next += 1;
+        if self.bound.get(target) != Some(&wants) {
+            if self.bound.len() >= MAX_BOUND {
+                self.bound.clear();
+            }
+            self.bound.insert(target.to_owned(), wants);
+            let bind = MessageType::RelayBind {
+                target: target.to_owned(),
+                want_store_forward: wants.store,
+                qos: Some(if wants.store { "reliable" } else { "low_latency" }.into()),
+                nonce: Some(sequence),
+                expires_at: None,
+            };
+            lines = encode(&Message::new(&local.node_id, relay, bind, None, realm.clone()));
+        }
+        let content = Payload::Text(inner.as_json());
+        let (opaque_payload_b64, payload) = match form {
+            Form::Opaque => (Some(opaque(Some(&content))), None),
+            Form::Payload => (None, Some(content)),
+        };
+        let forward = MessageType::RelayForward {
+            to: target.to_owned(),
+            from: local.node_id.clone(),
+            sequence: Some(sequence),
+            opaque_payload_b64,
+        };
+        lines.extend(encode(&Message::new(&local.node_id, relay, forward, payload, realm)));
+        lines
+    }
+}
