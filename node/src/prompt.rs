@@ -5,22 +5,92 @@ use crate::admin::{Question, View};
 use crate::security::pki;
 use crate::text::printable;
 use crate::Config;
+use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::validate::Validator;
+use rustyline::{Context, Editor, Helper};
+use serde_json::Value;
 use std::io::Write;
+use std::path::PathBuf;
 use thenodes::constants::{build_timestamp, full_version, git_commit, PROTOCOL_VERSION};
+use thenodes::host::HostError;
+use thenodes::network::DeliveryClass;
 use tokio::sync::{mpsc, oneshot};
 
 /// Longest line of a plugin's answer that is shown, bytes.
 const SHOWN: usize = 64 * 1024;
 
+/// Words that can stand first at the root.
+const WORDS: [&str; 13] = [
+    "about",
+    "connect",
+    "disconnect",
+    "exit",
+    "help",
+    "node",
+    "peers",
+    "plugins",
+    "relay",
+    "send",
+    "status",
+    "trust",
+    "version",
+];
+/// Lines of history that are kept.
+const HISTORY: usize = 1000;
+
+/// Completes first words, prompts of plugins, and ids of peers.
+struct Words(View);
+
+impl Completer for Words {
+    type Candidate = String;
+
+    fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+        let before = line.get(..at).unwrap_or(line);
+        let start = before.rfind(' ').map_or(0, |blank| blank + 1);
+        let (first, word) = (before.split(' ').next().unwrap_or_default(), &before[start..]);
+        let candidates: Vec<String> = match (start, first) {
+            (0, _) => WORDS.iter().map(|word| (*word).to_owned()).chain(self.0.prompts()).collect(),
+            (_, "send" | "disconnect") => self.0.peer_ids(),
+            (_, "trust") => ["own", "trusted", "observed", "promote", "list"].map(Into::into).into(),
+            _ => Vec::new(),
+        };
+        let mut fitting: Vec<String> =
+            candidates.into_iter().filter(|candidate| candidate.starts_with(word)).collect();
+        fitting.sort();
+        Ok((start, fitting))
+    }
+}
+
+impl Hinter for Words {
+    type Hint = String;
+}
+impl Highlighter for Words {}
+impl Validator for Words {}
+impl Helper for Words {}
+
+/// Where lines of earlier prompts are, as upstream has it; none without a home.
+fn history() -> Option<PathBuf> {
+    std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".thenodes_history"))
+}
+
 /// Reads lines on a thread of its own: waiting for a person must not hold a runtime thread.
-fn reader(lines: mpsc::Sender<(String, oneshot::Sender<String>)>) {
-    let Ok(mut editor) = rustyline::DefaultEditor::new() else { return };
+fn reader(view: View, lines: mpsc::Sender<(String, oneshot::Sender<String>)>) {
+    let config = rustyline::Config::builder().max_history_size(HISTORY).map(|config| config.build());
+    let Ok(mut editor) = Editor::<Words, _>::with_config(config.unwrap_or_default()) else { return };
+    editor.set_helper(Some(Words(view)));
+    let file = history();
+    // A history is a comfort: without one the prompt works all the same.
+    file.as_ref().map(|file| editor.load_history(file));
     let mut label = "TheNodes> ".to_owned();
     loop {
         match editor.readline(&label) {
             Ok(line) => {
-                let _ = editor.add_history_entry(line.trim());
+                if editor.add_history_entry(line.trim()).unwrap_or(false) {
+                    file.as_ref().map(|file| editor.append_history(file));
+                }
                 let (next, answered) = oneshot::channel();
                 if lines.blocking_send((line, next)).is_err() {
                     return;
@@ -46,7 +116,8 @@ enum Place {
 /// Serves the prompt until `exit` or the end of the input.
 pub async fn run(view: View, config: Config) {
     let (lines_in, mut lines) = mpsc::channel(1);
-    std::thread::spawn(move || reader(lines_in));
+    let completing = view.clone();
+    std::thread::spawn(move || reader(completing, lines_in));
     let mut place = Place::Root;
     while let Some((line, next)) = lines.recv().await {
         let line = line.trim().to_owned();
@@ -105,25 +176,36 @@ async fn at_root(view: &View, config: &Config, line: &str) -> String {
         ),
         ["help" | "/help"] => {
             let mut text = String::from(
-                "version | peers | status | plugins | trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | exit",
+                "version | node | peers | peers known | connect HOST:PORT | disconnect NODE | send NODE TEXT | send reliable NODE TEXT | relay | status | plugins | trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | exit",
             );
             for prefix in view.prompts() {
                 text.push_str(&format!("\n{prefix}: enters the prompt of a plugin; `{prefix} LINE` passes it one line"));
             }
             text
         }
-        ["peers" | "/peers"] => match view.answer(Question::Peers, "prompt").await {
-            Ok(value) => {
-                let peers: Vec<String> = value["peers"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .map(|peer| format!("{} {}", peer["addr"].as_str().unwrap_or("?"), peer["node_id"].as_str().unwrap_or("?")))
-                    .collect();
-                if peers.is_empty() { "No connected peers.".into() } else { peers.join("\n") }
-            }
-            Err(error) => error.to_string(),
-        },
+        ["peers" | "/peers"] => shown(view.answer(Question::Peers, "prompt").await, crate::cli::peers_listed),
+        ["peers", "known"] => shown(view.answer(Question::PeersKnown, "prompt").await, |value| {
+            let line = |known: &Value| format!("{} {}", word(&known["addr"]), word(&known["node_id"]));
+            known_or(value["known"].as_array(), line, "No known addresses.")
+        }),
+        ["connect", target] => {
+            let order = Question::PeerConnect { target: (*target).to_owned() };
+            shown(view.answer(order, "prompt").await, |value| format!("✅ Connected to {}", word(&value["connected"])))
+        }
+        ["disconnect", node_id] => {
+            let order = Question::PeerDisconnect { node_id: (*node_id).to_owned() };
+            shown(view.answer(order, "prompt").await, |value| {
+                format!("✅ Disconnected from {}; held off until `connect`", word(&value["disconnected"]))
+            })
+        }
+        ["send", "reliable", node_id, _, ..] => send(view, node_id, rest(line, 3), DeliveryClass::Reliable).await,
+        ["send", node_id, _, ..] => send(view, node_id, rest(line, 2), DeliveryClass::FireAndForget).await,
+        ["node" | "/node"] => shown(view.answer(Question::Status, "prompt").await, |value| {
+            format!("node {} realm {} port {}", word(&value["node_id"]), word(&value["realm"]["name"]), value["port"])
+        }),
+        ["relay" | "/relay"] => {
+            shown(view.answer(Question::Relay, "prompt").await, |value| crate::cli::pairs(&value["relay"]))
+        }
         ["status" | "/status"] => match view.answer(Question::Status, "prompt").await {
             Ok(value) => format!(
                 "--- Connection Status ---\nnode {} on port {}, {} peers, {} plugins\n-------------------------",
@@ -144,6 +226,39 @@ async fn at_root(view: &View, config: &Config, line: &str) -> String {
         }
         _ => format!("⚠️ Unknown command or plugin: {}", printable(line, 200)),
     }
+}
+
+/// An answer as text, or why there is none.
+fn shown(answer: Result<Value, HostError>, show: impl FnOnce(&Value) -> String) -> String {
+    match answer {
+        Ok(value) => show(&value),
+        Err(error) => format!("⚠️ {}", printable(&error.to_string(), SHOWN)),
+    }
+}
+
+fn word(value: &Value) -> String {
+    printable(value.as_str().unwrap_or("-"), 256)
+}
+
+fn known_or(list: Option<&Vec<Value>>, line: impl Fn(&Value) -> String, none: &str) -> String {
+    match list {
+        Some(list) if !list.is_empty() => list.iter().map(line).collect::<Vec<_>>().join("\n"),
+        _ => none.into(),
+    }
+}
+
+/// What stands behind so many words.
+fn rest(line: &str, words: usize) -> String {
+    let mut rest = line.trim_start();
+    for _ in 0..words {
+        rest = rest.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim_start());
+    }
+    rest.to_owned()
+}
+
+async fn send(view: &View, node_id: &str, text: String, class: DeliveryClass) -> String {
+    let order = Question::Send { node_id: node_id.to_owned(), text, class, key: None };
+    shown(view.answer(order, "prompt").await, |value| format!("✅ {}", word(&value["outcome"])))
 }
 
 fn trust(config: &Config, words: &[&str]) -> String {

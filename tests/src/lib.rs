@@ -6,6 +6,7 @@ pub mod attack;
 pub mod bench;
 pub mod fuse;
 pub mod inside;
+pub mod peer;
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;

@@ -1,6 +1,7 @@
 //! What answers an operator: the view of network and plugins behind the admin socket and the prompt. Orders are recorded with
 //! whoever gave them.
 
+mod network;
 mod question;
 mod shown;
 mod socket;
@@ -64,6 +65,11 @@ impl View {
         self.plugins.all().flat_map(Handle::prompts).collect()
     }
 
+    /// Ids of connected peers.
+    pub fn peer_ids(&self) -> Vec<String> {
+        self.network.peers.list().into_iter().map(|peer| peer.node_id).collect()
+    }
+
     /// Passes a line to a plugin's prompt. `None`: the plugin does not know what to do with it.
     pub async fn prompt(&self, prefix: &str, line: &str) -> Result<Option<String>, HostError> {
         let plugin = self
@@ -90,11 +96,16 @@ impl View {
                 "realm": self.network.local.realm,
                 "port": self.network.local.port,
                 "encrypted": self.network.security.is_some(),
-                "peers": self.network.peers.list().len(),
+                "peers": self.network.peers.count().0,
                 "plugins": self.plugins.all().count(),
                 "rejected": self.plugins.rejected.len(),
             })),
-            Question::Peers => Ok(json!({ "version": 1, "peers": self.network.peers.list() })),
+            Question::Peers => Ok(self.peers()),
+            Question::PeersKnown => Ok(self.known().await),
+            Question::PeerConnect { target } => self.connect(&target, who).await,
+            Question::PeerDisconnect { node_id } => self.disconnect(&node_id, who),
+            Question::Send { node_id, text, class, key } => self.send(&node_id, text, class, key).await,
+            Question::Relay => Ok(self.relay()),
             Question::PluginList => Ok(json!({
                 "version": 1,
                 "plugins": self.plugins.all().map(brief).collect::<Vec<_>>(),
@@ -125,7 +136,7 @@ impl View {
                 };
                 let figures = look(plugins).await?;
                 let node = NodeFigures {
-                    peers: self.network.peers.list().len() as u64,
+                    peers: self.network.peers.count().0 as u64,
                     rejected: self.plugins.rejected.len() as u64,
                 };
                 let of_node = name.is_none().then_some(&node);

@@ -5,6 +5,7 @@ use crate::plugins::logs::Severity;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
+use thenodes::network::DeliveryClass;
 use thenodes_ipc::limits;
 
 /// Longest body of a request to a plugin, bytes: a frame has it and its header.
@@ -22,6 +23,32 @@ pub enum Question {
     Status,
     /// Connected peers.
     Peers,
+    /// Known addresses.
+    PeersKnown,
+    /// Dial a node.
+    PeerConnect {
+        /// `host:port`.
+        target: String,
+    },
+    /// Close the connection to a node and hold it off.
+    PeerDisconnect {
+        /// Its id.
+        node_id: String,
+    },
+    /// Send a text to a node.
+    Send {
+        /// Its id.
+        node_id: String,
+        /// The text.
+        text: String,
+        /// How it is delivered.
+        class: DeliveryClass,
+        /// Stream of an ordered one.
+        #[serde(default)]
+        key: Option<String>,
+    },
+    /// What the relay keeps and did.
+    Relay,
     /// All plugins.
     PluginList,
     /// One plugin in detail.

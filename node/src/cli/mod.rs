@@ -4,12 +4,14 @@
 mod call;
 mod cert;
 mod logs;
+mod peers;
 mod plugin;
 mod show;
 mod top;
 mod trust;
 
-pub(crate) use show::table;
+pub(crate) use peers::listed as peers_listed;
+pub(crate) use show::{pairs, table};
 
 use crate::admin::{ask, Question};
 use crate::config::{Config, ConfigError, Raw};
@@ -20,7 +22,7 @@ use crate::{doctor, prompt};
 use clap::{Parser, Subcommand};
 use sd_notify::NotifyState;
 use serde_json::{json, Value};
-use show::{enforcement, layers, lines, text};
+use show::{enforcement, layers, text};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -59,8 +61,15 @@ enum Command {
     Run,
     /// Ask the running node about itself.
     Status,
-    /// List connected peers of the running node.
-    Peers,
+    /// List connected peers of the running node; connect, disconnect.
+    Peers {
+        #[command(subcommand)]
+        command: Option<peers::PeersCommand>,
+    },
+    /// Send a text to a node, connected or behind a relay.
+    Send(peers::SendArgs),
+    /// What the running node, as a relay, keeps for others and did for them.
+    Relay,
     /// Counters and gauges of the running node and its plugins, as Prometheus text.
     Metrics,
     /// Look at plugins of the running node; start, stop, upgrade them.
@@ -153,10 +162,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
                 value["plugins"]
             )
         }),
-        Some(Command::Peers) => show(&cli, &Question::Peers, |value| {
-            let line = |peer: &Value| format!("{:<40} {}", text(&peer["node_id"]), text(&peer["addr"]));
-            lines(value["peers"].as_array(), line, "no connected peers")
-        }),
+        Some(Command::Peers { command }) => peers::run(&cli, command.as_ref()),
+        Some(Command::Send(args)) => peers::send(&cli, args),
+        Some(Command::Relay) => show(&cli, &Question::Relay, |value| show::pairs(&value["relay"])),
         Some(Command::Metrics) => show(&cli, &Question::Metrics { name: None }, |value| {
             value["text"].as_str().unwrap_or_default().to_owned()
         }),

@@ -142,7 +142,7 @@ pub(super) fn denials(value: &Value) -> String {
 }
 
 /// A flat object in one line.
-fn pairs(value: &Value) -> String {
+pub(crate) fn pairs(value: &Value) -> String {
     let pair = |(key, value): (&String, &Value)| format!("{} {}", printable(key, 64), text(value));
     match value.as_object() {
         Some(all) => all.iter().map(pair).collect::<Vec<_>>().join(", "),

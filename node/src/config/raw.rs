@@ -202,7 +202,8 @@ pub(super) fn host_ports(nodes: Vec<String>) -> Vec<Spanned<String>> {
     nodes.into_iter().filter(|node| is_host_port(node)).take(MAX_BOOTSTRAP).map(unspanned).collect()
 }
 
-fn is_host_port(node: &str) -> bool {
+/// A name or an address, and a port.
+pub(crate) fn is_host_port(node: &str) -> bool {
     let Some((host, port)) = node.rsplit_once(':') else { return false };
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]%".contains(&b);
     !host.is_empty()

@@ -163,9 +163,23 @@ pub async fn secure(
 ) -> Result<Secured, ChannelError> {
     // Messages are small and each is one write: waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
-    let Some((tls, encryption)) = &network.security else {
-        return Ok(Secured { stream: Box::new(tcp), certificate: None, pending: None });
-    };
+    match &network.security {
+        None => Ok(Secured { stream: Box::new(tcp), certificate: None, pending: None }),
+        // On the heap: who speaks plainly does not pay for it.
+        Some((tls, encryption)) => {
+            Box::pin(tls_channel(network, tls, encryption, tcp, addr, direction)).await
+        }
+    }
+}
+
+async fn tls_channel(
+    network: &Network,
+    tls: &tls::Tls,
+    encryption: &Encryption,
+    tcp: TcpStream,
+    addr: SocketAddr,
+    direction: Direction,
+) -> Result<Secured, ChannelError> {
     let mut stream = match direction {
         Direction::Inbound => tls.accept(tcp).await?,
         Direction::Outbound => tls.connect(tcp, addr).await?,

@@ -48,7 +48,7 @@ pub async fn keep(network: Arc<Network>, target: String) {
     let mut failures: u32 = 0;
     loop {
         let begun = Instant::now();
-        let outcome = dial(&network, &target).await;
+        let outcome = dial(&network, &target, PeerSource::Bootstrap).await;
         match outcome {
             Ok(Outcome::Ended { .. }) if begun.elapsed() >= LASTED => failures = 0,
             // It dialed us, or another address of it answered: it is connected, which is all we want.
@@ -73,7 +73,7 @@ pub async fn keep(network: Arc<Network>, target: String) {
 }
 
 /// Dials a node by name or address, and carries the connection to its end.
-pub async fn dial(network: &Network, target: &str) -> Result<Outcome, String> {
+pub async fn dial(network: &Network, target: &str, source: PeerSource) -> Result<Outcome, String> {
     network.events.network(LogLevel::Debug, "dial_start", Some(target.to_owned()), None);
     let resolved = timeout(RESOLVE_DEADLINE, tokio::net::lookup_host(target)).await;
     let addrs: Vec<SocketAddr> = match resolved {
@@ -83,7 +83,7 @@ pub async fn dial(network: &Network, target: &str) -> Result<Outcome, String> {
     };
     let mut last = "the name has no address".to_owned();
     for addr in addrs {
-        network.store.insert(addr, PeerSource::Bootstrap).await;
+        network.store.insert(addr, source).await;
         match connect(network, addr).await {
             Ok(tcp) => return Ok(carry(network, tcp, addr, Direction::Outbound, ()).await),
             Err(error) => last = error,

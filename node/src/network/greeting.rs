@@ -232,3 +232,35 @@ async fn greet(
     }
     Ok(Greeted { stream, decoder, place, certificate, trusted })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Raw;
+    use crate::events::{Bus, Emitter};
+    use crate::network::Local;
+    use thenodes::realms::RealmInfo;
+
+    /// What a connection waits with is most of what an idle peer costs; a future that grows here costs it for every peer.
+    #[tokio::test]
+    async fn a_connection_that_waits_is_small() {
+        let events = Emitter::new(Bus::start(Vec::new()).handle(), "test");
+        let local = Local {
+            node_id: "n".into(),
+            realm: RealmInfo::new("T", "1"),
+            node_type: "d".into(),
+            capabilities: vec![],
+            nonce: "n".into(),
+            port: 0,
+            allowed_node_types: None,
+        };
+        let net = Raw::default().validate().expect("nothing written is valid").networking;
+        let (up, _) = tokio::sync::mpsc::channel(1);
+        let network = Network::new(local, net, None, events, String::new(), up);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let addr = listener.local_addr().expect("an address");
+        let tcp = TcpStream::connect(addr).await.expect("connected");
+        let size = std::mem::size_of_val(&carry(&network, tcp, addr, Direction::Inbound, ()));
+        assert!(size <= 3072, "{size} bytes");
+    }
+}

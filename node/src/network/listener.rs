@@ -12,13 +12,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use thenodes::events::model::LogLevel;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
+/// Connections that may wait to be accepted; the kernel has a bound of its own. One that finds no room comes again a second later.
+const BACKLOG: u32 = 4096;
+
 /// Opens the listening socket; a failure is the caller's, not a node that runs on deaf.
 pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(addr).await
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?; // as the standard library does: a restart need not wait for old connections to time out
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 /// Connections, counted by where they come from.

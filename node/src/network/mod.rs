@@ -149,6 +149,17 @@ impl Network {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(node_id)
     }
 
+    /// Lets in again whoever is known at this address.
+    pub fn release(&self, target: &str) {
+        let at = target.parse().ok().and_then(|addr| self.store.node_id_of(&addr));
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match at {
+            Some(id) => drop(held.remove(&id)),
+            // A name: nobody knows whom it meant before.
+            None => held.clear(),
+        }
+    }
+
     /// Keeps a node off, or lets it in again.
     pub fn hold_off(&self, node_id: &str, hold: bool) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);

@@ -203,6 +203,30 @@ impl PeerTable {
         list
     }
 
+    /// All peers with what an operator wants to see of their connections, by id.
+    pub fn listed(&self) -> Vec<serde_json::Value> {
+        let mut list: Vec<(Arc<PeerInfo>, &'static str, u64, usize)> = {
+            let inner = self.locked();
+            let of = |entry: &Entry| {
+                let since = entry.since.elapsed().as_secs();
+                (entry.info.clone(), entry.direction.word(), since, entry.outbox.waiting())
+            };
+            inner.by_id.values().map(of).collect()
+        };
+        list.sort_by(|a, b| a.0.node_id.cmp(&b.0.node_id));
+        let shown = |(info, direction, since, waiting): (Arc<PeerInfo>, &str, u64, usize)| {
+            serde_json::json!({
+                "node_id": info.node_id,
+                "addr": info.addr.to_string(),
+                "capabilities": info.capabilities,
+                "direction": direction,
+                "connected_s": since,
+                "waiting_bytes": waiting,
+            })
+        };
+        list.into_iter().map(shown).collect()
+    }
+
     /// The peer with this id.
     pub fn by_id(&self, node_id: &str) -> Option<PeerInfo> {
         self.locked().by_id.get(node_id).map(|entry| (*entry.info).clone())

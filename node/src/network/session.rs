@@ -142,7 +142,8 @@ impl<'a> Reader<'a> {
     async fn run(mut self, mut reader: impl AsyncRead + Unpin) -> String {
         let since = Instant::now();
         loop {
-            if let Err(why) = self.lines().await {
+            // On the heap: most of the time a connection only waits, and what it waits with is all that it costs.
+            if let Err(why) = Box::pin(self.lines()).await {
                 return why;
             }
             let silence = self.network.net.connecting.silence;
@@ -462,19 +463,19 @@ async fn write(network: &Network, place: &Place, mut writer: impl AsyncWrite + U
             Next::Look => continue,
             Next::Close => break "closed by this node".to_owned(),
         };
-        if let Err(why) = write_all(outbox, &mut writer, &lines).await {
+        if let Err(why) = Box::pin(write_all(outbox, &mut writer, &lines)).await {
             break why;
         }
         spare = lines;
     };
     outbox.set_why(why);
-    let goodbye = async {
+    let goodbye = Box::pin(async {
         let realm = Some(network.local.realm.clone());
         let message =
             Message::new(&network.local.node_id, &peer.node_id, MessageType::Disconnect, None, realm);
         writer.write_all(&encode(&message)).await?;
         writer.shutdown().await
-    };
+    });
     let _ = timeout(Duration::from_secs(1), goodbye).await;
 }
 

@@ -212,6 +212,12 @@ impl PeerStore {
         }
     }
 
+    /// The node id that an address gave, in a store in this process.
+    pub fn node_id_of(&self, addr: &SocketAddr) -> Option<String> {
+        let Inner::Local { records, .. } = &self.inner else { return None };
+        records.lock().unwrap_or_else(PoisonError::into_inner).get(addr)?.node_id.clone()
+    }
+
     /// Forgets an address, in a store in this process.
     pub fn forget(&self, addr: &SocketAddr) {
         if let Inner::Local { records, .. } = &self.inner {

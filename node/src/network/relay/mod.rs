@@ -120,6 +120,8 @@ pub struct Relay {
     stored: AtomicUsize,
     changed: AtomicBool,
     forms: Mutex<HashMap<String, Form>>,
+    /// Changes with them.
+    forms_epoch: AtomicU64,
     /// Counters.
     pub figures: Figures,
 }
@@ -139,6 +141,7 @@ impl Relay {
             stored: AtomicUsize::new(0),
             changed: AtomicBool::new(false),
             forms: Mutex::default(),
+            forms_epoch: AtomicU64::new(0),
             figures: Figures::default(),
         }
     }
@@ -169,6 +172,12 @@ impl Relay {
         (self.stored.load(Ordering::Acquire) as u64, self.figures.forwarded.load(Ordering::Relaxed))
     }
 
+    /// Frames that are kept now, and their bytes.
+    pub fn kept(&self) -> (usize, usize) {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        (store.len(), store.bytes())
+    }
+
     /// True if frames wait for this peer.
     pub fn has_stored(&self, target: &str) -> bool {
         self.stored.load(Ordering::Acquire) > 0
@@ -185,6 +194,11 @@ impl Relay {
         self.forms.lock().unwrap_or_else(PoisonError::into_inner).get(node_id).copied()
     }
 
+    /// A number that changes when a form becomes known, to be looked at without a lock.
+    pub fn forms_epoch(&self) -> u64 {
+        self.forms_epoch.load(Ordering::Acquire)
+    }
+
     /// Remembers how a node wants its frames: one that answers probes is 0.3 or later and takes the new form.
     pub fn set_form(&self, node_id: &str, form: Form) {
         let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
@@ -193,7 +207,9 @@ impl Relay {
             let any = forms.keys().next().cloned();
             any.map(|any| forms.remove(&any));
         }
-        forms.insert(node_id.to_owned(), form);
+        if forms.insert(node_id.to_owned(), form) != Some(form) {
+            self.forms_epoch.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// Keeps a frame for a target that is away; tells the origins of those that had to go. False if it is not kept.

@@ -37,7 +37,7 @@ struct Binding {
 #[derive(Debug)]
 struct Way {
     target: Arc<str>,
-    epoch: u64,
+    epoch: (u64, u64),
     outbox: Option<Arc<Outbox>>,
     acknowledges: bool,
     form: Option<Form>,
@@ -112,7 +112,7 @@ impl Seat {
     }
 
     fn way(&mut self, network: &Network, target: &str) -> &Way {
-        let epoch = network.peers.epoch();
+        let epoch = (network.peers.epoch(), network.relay.forms_epoch());
         let same = self.way.as_ref().is_some_and(|way| way.epoch == epoch && *way.target == *target);
         if !same {
             let found = network.peers.entry(target);
