@@ -4,6 +4,7 @@ mod attack;
 mod bounded;
 mod demo;
 mod header;
+mod net;
 mod test;
 
 use anyhow::{bail, Context, Result};
@@ -39,10 +40,14 @@ enum Task {
     Isolation,
     /// Measure against baselines in the same run; one JSON object per row.
     Bench {
+        #[command(subcommand)]
+        what: Option<BenchWhat>,
         /// Rounds per row.
-        #[arg(long, default_value_t = 7)]
+        #[arg(long, default_value_t = 7, global = true)]
         rounds: usize,
     },
+    /// Write docs/interop.md anew, from tests with real upstream nodes.
+    Interop,
     /// Fuzz a door (frame, launch, wire, hello, manifest) with a nightly compiler and cargo-fuzz.
     Fuzz {
         /// Which door.
@@ -57,6 +62,19 @@ enum Task {
     Header,
 }
 
+#[derive(Debug, Subcommand)]
+enum BenchWhat {
+    /// The network, from outside, beside upstream's node and others, with the black-box tool.
+    Net {
+        /// Directory of the tool.
+        #[arg(long, env = "THENODES_NETBENCH")]
+        tool: PathBuf,
+        /// Only these cases, separated by commas.
+        #[arg(long)]
+        only: Option<String>,
+    },
+}
+
 fn main() -> Result<()> {
     match Cli::parse().command {
         Task::Check => check(),
@@ -64,7 +82,11 @@ fn main() -> Result<()> {
         Task::Demo { json } => demo::run(json),
         Task::Attack => attack::run(),
         Task::Isolation => attack::isolation(),
-        Task::Bench { rounds } => {
+        Task::Bench { what: Some(BenchWhat::Net { tool, only }), rounds } => {
+            net::bench(&tool, rounds, only.as_deref())
+        }
+        Task::Interop => net::interop(),
+        Task::Bench { what: None, rounds } => {
             let features = ["--workspace", "--features", "thenodes-tests/bench"];
             run(cargo().args(["build", "--release"]).args(features))?;
             let bin = target().join("release");

@@ -72,6 +72,9 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     }
 }
 
+/// Programs that are upstream nodes, and below `target` where they are built.
+const UPSTREAM: [(&str, &str); 2] = [("upstream-peer", "upstream"), ("upstream-peer-02", "upstream-02")];
+
 pub(crate) fn build() -> Result<()> {
     let debug = target().join("debug");
     // A runner that can leave walls out, for tests of the others; then the real one takes its place again.
@@ -89,14 +92,17 @@ pub(crate) fn build() -> Result<()> {
     compile.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC"]);
     compile.arg("-I").arg(root().join("plugin-sdk/include")).arg(root().join("plugins/hello-c/hello.c"));
     execute(compile.arg("-o").arg(debug.join("libhello.so")))?;
-    // A real upstream node, from crates.io, in a world of its own.
-    execute(
-        cargo()
-            .args(["build", "--locked", "--manifest-path", "tests/upstream-peer/Cargo.toml", "--target-dir"])
-            .arg(target().join("upstream")),
-    )?;
-    fs::copy(target().join("upstream/debug/upstream-peer"), debug.join("upstream-peer"))
-        .context("the upstream peer")?;
+    // Real upstream nodes, from crates.io, each in a world of its own.
+    for (peer, to) in UPSTREAM {
+        let manifest = format!("tests/{peer}/Cargo.toml");
+        execute(
+            cargo()
+                .args(["build", "--locked", "--manifest-path", &manifest, "--target-dir"])
+                .arg(target().join(to)),
+        )?;
+        fs::copy(target().join(to).join("debug").join(peer), debug.join(peer))
+            .with_context(|| format!("the upstream peer {peer}"))?;
+    }
     if nix::unistd::getuid().is_root() {
         let script = root().join("tests/systemd/rootfs.sh");
         let made = Command::new("bash").arg(script).arg(target().join("systemd-rootfs")).status();
@@ -172,7 +178,9 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
             publish(&entry.path(), dir.path())?;
         }
     }
-    publish(&debug.join("upstream-peer"), dir.path())?;
+    for (peer, _) in UPSTREAM {
+        publish(&debug.join(peer), dir.path())?;
+    }
     let mut all_good = true;
     for (name, path) in programs {
         // The shape of the source needs the source, and systemd needs root; both ran above.

@@ -16,6 +16,7 @@
 //! |-----------------------------|------------------------------------------------------------------------|
 //! | `broadcast MESSAGE`         | `@@ {"done":"broadcast"}`                                              |
 //! | `send NODE_ID MESSAGE`      | `@@ {"done":"send","error":null,"ok":true}`, or a text and `false`     |
+//! | `deliver CLASS NODE_ID KEY MESSAGE` | `@@ {"done":"deliver","outcome":"AcknowledgedByPeer"}`; KEY is `-` for none |
 //! | `peers`                     | `@@ {"peers":["node-b"]}`                                              |
 //! | `quit`, or the end of stdin | none; exit code 0                                                      |
 //! | anything else               | `@@ {"error":"..."}`, also for a broadcast that is no message          |
@@ -32,6 +33,7 @@ use serde_json::{json, Value};
 use thenodes::config::Config;
 use thenodes::events::{dispatcher, init_default_events, init_events_from_config, LogEvent, LogSink};
 use thenodes::network::{connect_to_bootstrap_nodes, start_listener, Message, PeerManager, PeerStore};
+use thenodes::network::{DeliveryClass, DeliveryOptions};
 use thenodes::plugin_host::{Plugin, PluginContext, PluginManager, PluginRegistrar};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::{mpsc, Mutex};
@@ -93,7 +95,7 @@ fn read_config() -> Config {
 }
 
 /// Starts the node in the order of upstream's `main.rs`; returns when the listener is bound.
-async fn start(config: Config) -> Arc<PeerManager> {
+async fn start(config: Config) -> (Arc<PeerManager>, PluginContext) {
     match &config.logging {
         Some(logging) => init_events_from_config(Some(logging)).await,
         None => init_default_events().await,
@@ -144,7 +146,26 @@ async fn start(config: Config) -> Arc<PeerManager> {
         Ok(Some(Err(reason))) => give_up(&format!("listener on port {}: {reason}", config.port)),
         Ok(None) | Err(_) => give_up(&format!("listener on port {}: not bound in time", config.port)),
     }
-    peers
+    (peers, context)
+}
+
+/// Sends a message by upstream's own delivery.
+async fn deliver(rest: &str, context: &PluginContext) -> Result<Value, String> {
+    let words: Vec<&str> = rest.splitn(4, ' ').collect();
+    let [class, node_id, key, text] = words[..] else { return Err("deliver CLASS NODE_ID KEY MESSAGE".into()) };
+    let class = match class {
+        "fire_and_forget" => DeliveryClass::FireAndForget,
+        "reliable" => DeliveryClass::Reliable,
+        "ordered_reliable" => DeliveryClass::OrderedReliable,
+        other => return Err(format!("no class {other}")),
+    };
+    let message = Message::from_json(text).ok_or_else(|| format!("no message: {text}"))?;
+    let mut options = DeliveryOptions::new(class);
+    if key != "-" {
+        options = options.with_ordering_key(key);
+    }
+    let outcome = context.send_message(node_id, message, options).await;
+    Ok(json!({ "done": "deliver", "outcome": format!("{outcome:?}") }))
 }
 
 /// Turns the rest of a command line into the line upstream would put on the wire.
@@ -153,11 +174,12 @@ fn wire_form(text: &str) -> Result<String, String> {
 }
 
 /// Carries out one command; `None` is the wish to stop.
-async fn obey(line: &str, peers: &PeerManager) -> Option<Value> {
+async fn obey(line: &str, peers: &PeerManager, context: &PluginContext) -> Option<Value> {
     let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
     let answer = match command {
         "quit" => return None,
         "peers" => Ok(json!({ "peers": peers.list_node_ids().await })),
+        "deliver" => deliver(rest, context).await,
         "broadcast" => match wire_form(rest) {
             Ok(wire) => {
                 peers.broadcast(&wire).await;
@@ -180,11 +202,11 @@ async fn obey(line: &str, peers: &PeerManager) -> Option<Value> {
 
 #[tokio::main]
 async fn main() {
-    let peers = start(read_config()).await;
+    let (peers, context) = start(read_config()).await;
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     loop {
         match lines.next_line().await {
-            Ok(Some(line)) => match obey(line.trim(), &peers).await {
+            Ok(Some(line)) => match obey(line.trim(), &peers, &context).await {
                 Some(answer) => say(&answer),
                 None => break,
             },

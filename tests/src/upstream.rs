@@ -1,0 +1,130 @@
+//! Real nodes of upstream's, 0.2.0 and 0.4.0 from crates.io, driven through pipes by `tests/upstream-peer` and
+//! `tests/upstream-peer-02`.
+
+use crate::{bin_dir, PATIENCE};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{channel, Receiver};
+
+/// A running node of upstream's.
+pub struct Upstream {
+    child: Child,
+    lines: Receiver<String>,
+    /// Its directory.
+    pub dir: tempfile::TempDir,
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that is free now.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("0.0.0.0:0").expect("a port").local_addr().expect("an address").port()
+}
+
+/// Lays out a directory for an upstream node with this id. `more` is more configuration.
+pub fn lay_out(id: &str, port: u16, bootstrap: &[u16], tls: bool, more: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    let nodes: Vec<String> = bootstrap.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+    let bootstrap = match nodes.is_empty() {
+        true => String::new(),
+        false => format!("bootstrap_nodes = [{}]\n", nodes.join(", ")),
+    };
+    let mut text = format!(
+        "port = {port}\n{bootstrap}[realm]\nname = \"Test\"\nversion = \"1.0\"\n[node]\nid = \"{id}\"\nstate_dir = \"data\"\n[logging]\njson_path = \"events.jsonl\"\ndisable_console = true\n[discovery]\nenabled = false\n{more}"
+    );
+    if tls {
+        text += "[encryption]\nenabled = true\nmtls = true\nbackend = \"tls\"\n[encryption.paths]\nown_certificate = \"pki/own/cert.pem\"\nown_private_key = \"pki/own/key.pem\"\ntrusted_cert_dir = \"pki/trusted\"\n[encryption.trust_policy]\nmode = \"allowlist\"\naccept_self_signed = true\n";
+        fs::create_dir_all(dir.path().join("pki/trusted")).expect("a directory");
+        let made = Command::new(bin_dir().join("thenodes"))
+            .args([
+                "cert",
+                "new",
+                "--cn",
+                "upstream",
+                "--realm",
+                "Test",
+                "--out-cert",
+                "pki/own/cert.pem",
+                "--out-key",
+                "pki/own/key.pem",
+            ])
+            .current_dir(dir.path())
+            .status();
+        assert!(made.is_ok_and(|status| status.success()), "a certificate for upstream");
+    }
+    fs::write(dir.path().join("config.toml"), text).expect("written");
+    // Our own command reads ./config.toml too; upstream's keys are all ours.
+    dir
+}
+
+impl Upstream {
+    /// Starts one of 0.4.0.
+    pub fn start(dir: tempfile::TempDir) -> Self {
+        Self::start_release("upstream-peer", dir)
+    }
+
+    /// Starts one of 0.2.0.
+    pub fn start_02(dir: tempfile::TempDir) -> Self {
+        Self::start_release("upstream-peer-02", dir)
+    }
+
+    fn start_release(program: &str, dir: tempfile::TempDir) -> Self {
+        let mut child = Command::new(bin_dir().join(program))
+            .args(["--config", "config.toml"])
+            .current_dir(dir.path())
+            .env("HOME", dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the upstream peer starts; it is built by `cargo xtask test`");
+        let stdout = child.stdout.take().expect("piped");
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let mut upstream = Self { child, lines, dir };
+        upstream.expect("\"ready\":true");
+        upstream
+    }
+
+    /// Waits for a line of the driver with this text.
+    #[track_caller]
+    pub fn expect(&mut self, text: &str) -> String {
+        let begun = std::time::Instant::now();
+        let mut said = Vec::new();
+        loop {
+            match self.lines.recv_timeout(PATIENCE.saturating_sub(begun.elapsed())) {
+                Ok(line) if line.starts_with("@@ ") && line.contains(text) => return line,
+                Ok(line) => said.push(line),
+                Err(_) => panic!("upstream did not say {text:?}; it said:\n{}", said.join("\n")),
+            }
+        }
+    }
+
+    /// Gives it a command.
+    pub fn say(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("piped");
+        writeln!(stdin, "{line}").and_then(|()| stdin.flush()).expect("upstream reads");
+    }
+
+    /// Waits until it knows this peer.
+    #[track_caller]
+    pub fn knows(&mut self, id: &str) {
+        let begun = std::time::Instant::now();
+        loop {
+            self.say("peers");
+            if self.expect("\"peers\"").contains(&format!("\"{id}\"")) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "upstream never saw {id}");
+            std::thread::park_timeout(std::time::Duration::from_millis(20));
+        }
+    }
+}
