@@ -178,6 +178,19 @@ impl Spec {
         node
     }
 
+    /// Starts the node on a port that it will have again after a restart.
+    pub fn start_on_a_port(&self) -> TestNode {
+        let spec = Spec {
+            id: self.id.clone(),
+            top: format!("port = {}\n{}", upstream::free_port(), self.top),
+            config: self.config.clone(),
+            args: self.args.clone(),
+            plugins: self.plugins.clone(),
+        };
+        let dir = spec.lay_out();
+        spec.start_in(dir)
+    }
+
     /// Starts the node and does not wait.
     pub fn spawn(&self, dir: TempDir) -> TestNode {
         let mut command = Command::new(bin_dir().join("thenodes"));
@@ -254,6 +267,14 @@ impl TestNode {
     pub fn again(mut self, spec: &Spec) -> TestNode {
         self.signal(Signal::SIGTERM);
         assert!(self.wait().success());
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        let dir = std::mem::replace(&mut self.dir, elsewhere);
+        spec.start_in(dir)
+    }
+
+    /// Starts another node in the directory of one that has ended.
+    #[track_caller]
+    pub fn restarted(mut self, spec: &Spec) -> TestNode {
         let elsewhere = tempfile::tempdir().expect("a directory");
         let dir = std::mem::replace(&mut self.dir, elsewhere);
         spec.start_in(dir)

@@ -14,6 +14,8 @@ use thenodes::network::{DeliveryClass, DeliveryOptions, PeerSource};
 use thenodes_ipc::Code;
 use tokio::time::timeout;
 
+/// A peer that does not let us in hangs up by then.
+const HUNG_UP: Duration = Duration::from_millis(500);
 /// An order to connect is answered by then.
 const CONNECTED_BY: Duration = Duration::from_secs(20);
 
@@ -62,7 +64,9 @@ impl View {
             loop {
                 tokio::select! {
                     ended = &mut dialing => return match ended {
-                        Ok(Ok(Outcome::Ended { peer, .. })) => Ok(peer.node_id.clone()),
+                        Ok(Ok(Outcome::Ended { peer, why })) => {
+                            Err(format!("{} hung up at once: {why}", peer.node_id))
+                        }
                         Ok(Ok(Outcome::Refused(error))) => Err(error.to_string()),
                         Ok(Ok(Outcome::NotReached(error)) | Err(error)) => Err(error),
                         Err(error) => Err(error.to_string()),
@@ -75,9 +79,15 @@ impl View {
                         let new = self.network.peers.list().into_iter().find(|peer| {
                             addrs.contains(&peer.addr) && !before.contains(&peer.node_id)
                         });
-                        if let Some(peer) = new {
-                            return Ok(peer.node_id);
-                        }
+                        let Some(peer) = new else { continue };
+                        // The protocol has no word for "you are in": one who is not is hung up on at once.
+                        return match timeout(HUNG_UP, &mut dialing).await {
+                            Err(_) => Ok(peer.node_id),
+                            Ok(Ok(Ok(Outcome::Ended { peer, why }))) => {
+                                Err(format!("{} hung up at once: {why}", peer.node_id))
+                            }
+                            Ok(_) => Err("it hung up at once".to_owned()),
+                        };
                     }
                 }
             }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thenodes::events::model::LogLevel;
 use thenodes::network::peer_store::PeerRecord;
+use thenodes::network::PeerSource;
 use tokio::time::MissedTickBehavior;
 
 /// Most bytes of the file for one entry.
@@ -68,7 +69,12 @@ pub async fn restore(network: &Network) {
                 let detail = format!("{} entries from {}", records.len(), path.display());
                 network.events.network(LogLevel::Info, "peer_store_restored", None, detail);
             }
-            network.store.restore(records);
+            // Who was a bootstrap node then may be none now; one that still is says so when it is dialed.
+            let known = records.into_iter().map(|record| match record.source {
+                PeerSource::Bootstrap => PeerRecord { source: PeerSource::Handshake, ..record },
+                _ => record,
+            });
+            network.store.restore(known);
         }
         Err(error) => {
             let detail = format!("{}: {error}", path.display());
@@ -106,7 +112,6 @@ pub async fn keep(network: Arc<Network>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use thenodes::network::PeerSource;
 
     fn config(max_entries: usize) -> Persistence {
         Persistence { path: None, max_entries, ttl: Duration::from_secs(100), every: Duration::from_secs(1) }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
-use thenodes::network::message::{DeliveryClass, Message, MessageType};
+use thenodes::network::message::{DeliveryClass, Message, MessageType, Reason};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Senders behind one relay whose frames are told apart.
@@ -73,6 +73,12 @@ impl Desk {
             }
             MessageType::DeliveryAck { message_id, .. } => {
                 network.desk.acknowledged(&self.peer.node_id, message_id);
+                Taken::Nothing
+            }
+            // The answer to a binding that this node made for its own messages is no plugin's.
+            MessageType::RelayBindAck { ok, reason, nonce: Some(nonce), .. }
+                if self.outbox.client().answered(*nonce, *ok || *reason == Some(Reason::AlreadyBound)) =>
+            {
                 Taken::Nothing
             }
             // Words between nodes of later releases, which this one does not act on, and no plugin's business.

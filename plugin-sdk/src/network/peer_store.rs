@@ -98,7 +98,12 @@ impl PeerStore {
     /// Remembers an address; what is known of it stays.
     pub async fn insert(&self, addr: SocketAddr, source: PeerSource) {
         match &self.inner {
-            Inner::Local { .. } => self.update(addr, source, |_| {}),
+            // What the operator wrote is the strongest word.
+            Inner::Local { .. } => self.update(addr, source, |record| {
+                if source == PeerSource::Bootstrap {
+                    record.source = source;
+                }
+            }),
             Inner::Remote(host) => tell(host, Request::StoreInsert { addr: Text(addr), source }).await,
         }
     }

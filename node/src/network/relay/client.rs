@@ -15,6 +15,8 @@ const MAX_BOUND: usize = 1024;
 #[derive(Debug)]
 pub struct Client {
     bound: HashMap<String, Wants>,
+    /// Bindings that the relay has not answered yet, by their nonce.
+    asked: HashMap<u64, String>,
     next: u64,
 }
 
@@ -22,11 +24,21 @@ impl Default for Client {
     /// Numbers go on from the clock, not from 1: a relay of upstream's remembers the highest of a pair for ever, and drops what is below.
     fn default() -> Self {
         let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_micros());
-        Self { bound: HashMap::new(), next: u64::try_from(micros).unwrap_or(1) }
+        Self { bound: HashMap::new(), asked: HashMap::new(), next: u64::try_from(micros).unwrap_or(1) }
     }
 }
 
 impl Client {
+    /// The relay answers a binding. False if it is none of this node's own; a refused one is asked for again with the next frame,
+    /// unless it was there already.
+    pub fn answered(&mut self, nonce: u64, bound: bool) -> bool {
+        let Some(target) = self.asked.remove(&nonce) else { return false };
+        if !bound {
+            self.bound.remove(&target);
+        }
+        true
+    }
+
     /// The lines that send a message to a node behind the relay: the binding, if it is not bound so already, and the frame.
     pub fn lines(
         &mut self,
@@ -44,7 +56,9 @@ impl Client {
         if self.bound.get(target) != Some(&wants) {
             if self.bound.len() >= MAX_BOUND {
                 self.bound.clear();
+                self.asked.clear();
             }
+            self.asked.insert(sequence, target.to_owned());
             self.bound.insert(target.to_owned(), wants);
             let bind = MessageType::RelayBind {
                 target: target.to_owned(),
