@@ -296,3 +296,113 @@ fn a_stranger_who_never_says_who_he_is_is_on_record_and_takes_no_id() {
     lost.seen("action=realm_mismatch");
     assert_eq!(node.json(&["trust", "bindings"])["bindings"].as_array().map(Vec::len), Some(0));
 }
+
+/// An authority, made for a test.
+struct Authority {
+    params: rcgen::CertificateParams,
+    key: rcgen::KeyPair,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(vec![]).expect("parameters");
+        params.distinguished_name.push(rcgen::DnType::CommonName, "The Authority");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+        Self { params, key }
+    }
+
+    /// Gives a node a certificate that names this id.
+    fn vouch(&self, dir: &TempDir, id: &str, serial: u64) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(vec![]).expect("parameters");
+        params.distinguished_name.push(rcgen::DnType::CommonName, id);
+        params.serial_number = Some(rcgen::SerialNumber::from(serial));
+        params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let signed =
+            params.signed_by(&key, &rcgen::Issuer::from_params(&self.params, &self.key)).expect("signed");
+        let own = dir.path().join("pki/own");
+        fs::create_dir_all(&own).expect("a directory");
+        fs::write(own.join("cert.pem"), signed.pem()).expect("written");
+        fs::write(own.join("key.pem"), key.serialize_pem()).expect("written");
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(own.join("key.pem"), fs::Permissions::from_mode(0o600)).expect("chmod");
+    }
+
+    fn trusted_by(&self, dir: &TempDir) {
+        let issuers = dir.path().join("pki/issuers/certs");
+        fs::create_dir_all(&issuers).expect("a directory");
+        let pem = self.params.self_signed(&self.key).expect("signed").pem();
+        fs::write(issuers.join("authority.pem"), pem).expect("written");
+    }
+
+    fn revokes(&self, dir: &TempDir, serial: u64) {
+        let now = time::OffsetDateTime::now_utc();
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: now - time::Duration::hours(1),
+            next_update: now + time::Duration::hours(1),
+            crl_number: rcgen::SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![rcgen::RevokedCertParams {
+                serial_number: rcgen::SerialNumber::from(serial),
+                revocation_time: now - time::Duration::minutes(1),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let signed = list.signed_by(&rcgen::Issuer::from_params(&self.params, &self.key)).expect("signed");
+        let lists = dir.path().join("pki/crl");
+        fs::create_dir_all(&lists).expect("a directory");
+        fs::write(lists.join("authority.crl"), signed.pem().expect("PEM")).expect("written");
+    }
+}
+
+#[test]
+fn an_authority_lets_in_whom_it_vouches_for_under_that_name_alone_until_it_revokes() {
+    let authority = Authority::new();
+    let spec = Spec::encrypted("judge").more(
+        "[encryption.paths]\nissuer_crl_dir = \"pki/crl\"\nrejected_dir = \"pki/rejected\"\n[encryption.trust_policy]\nmode = \"ca\"",
+    );
+    let dir = spec.lay_out();
+    authority.vouch(&dir, "judge", 1);
+    authority.trusted_by(&dir);
+    let mut node = spec.start_in(dir);
+    // One that it vouches for.
+    let good = dialer("node-b", &node);
+    let dir = good.lay_out();
+    authority.vouch(&dir, "node-b", 2);
+    let mut b = good.start_in(dir);
+    let accepted = node.seen("reason=ca-chain-valid");
+    assert!(accepted.contains("decision=Accept") && accepted.contains("mode=Ca"), "{accepted}");
+    b.seen("action=app_handshake_success");
+    assert_eq!(peers(&node), 1);
+    // One that it vouches for, under another's name.
+    let thief = dialer("node-d", &node);
+    let dir = thief.lay_out();
+    authority.vouch(&dir, "node-c", 3);
+    let _thief = thief.start_in(dir);
+    let refused = node.seen("peer_reject_foreign_id");
+    assert!(refused.contains("vouches for node-c"), "{refused}");
+    // One that vouches for itself.
+    let own = dialer("node-e", &node).start();
+    let refused = node.seen("reason=chain-invalid");
+    assert!(refused.contains("decision=Reject") && refused.contains(&fingerprint(&own)), "{refused}");
+    let log = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("a log");
+    assert!(
+        log.contains("\"chain_reason\":\"self-signed\"") && log.contains("\"chain_valid\":true"),
+        "{log}"
+    );
+    let kept = node.dir.path().join("pki/rejected").join(format!("{}.pem", fingerprint(&own)));
+    assert!(kept.exists(), "its certificate is kept to be looked at");
+    assert_eq!(peers(&node), 1);
+    // It takes its word back; the one inside has to go.
+    authority.revokes(&node.dir, 2);
+    let gone = node.expect("reason=certificate refused: chain-invalid (judged again)");
+    assert!(gone.contains("node-b"), "{gone}");
+    let log = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("a log");
+    assert!(log.contains("\"chain_reason\":\"revoked\""), "{log}");
+    assert_eq!(peers(&node), 0);
+}

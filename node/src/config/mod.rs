@@ -24,6 +24,7 @@ pub(crate) use raw::is_node_id;
 pub use raw::Raw;
 pub use supervision::{HealthPolicy, Supervision};
 
+use crate::security::chain::Authorities;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -50,12 +51,20 @@ pub enum TrustMode {
     Tofu,
     /// As open, under a name of its own in events.
     Hybrid,
+    /// Certificates with a path to an authority of the operator's.
+    Ca,
 }
 
 impl TrustMode {
     /// All of them.
-    pub const ALL: [TrustMode; 5] =
-        [TrustMode::Open, TrustMode::Allowlist, TrustMode::Observe, TrustMode::Tofu, TrustMode::Hybrid];
+    pub const ALL: [TrustMode; 6] = [
+        TrustMode::Open,
+        TrustMode::Allowlist,
+        TrustMode::Observe,
+        TrustMode::Tofu,
+        TrustMode::Hybrid,
+        TrustMode::Ca,
+    ];
 
     /// Upstream's name of the mode in events.
     pub fn event_name(self) -> &'static str {
@@ -65,6 +74,7 @@ impl TrustMode {
             TrustMode::Observe => "Observe",
             TrustMode::Tofu => "Tofu",
             TrustMode::Hybrid => "HybridPlaceholder",
+            TrustMode::Ca => "Ca",
         }
     }
 
@@ -76,13 +86,14 @@ impl TrustMode {
             TrustMode::Observe => "observe",
             TrustMode::Tofu => "tofu",
             TrustMode::Hybrid => "hybrid",
+            TrustMode::Ca => "ca",
         }
     }
 
     /// True if whoever shows no certificate is kept out.
     pub fn needs_certificates(self) -> bool {
         match self {
-            TrustMode::Allowlist | TrustMode::Observe | TrustMode::Tofu => true,
+            TrustMode::Allowlist | TrustMode::Observe | TrustMode::Tofu | TrustMode::Ca => true,
             TrustMode::Open | TrustMode::Hybrid => false,
         }
     }
@@ -92,7 +103,7 @@ impl TrustMode {
         match self {
             TrustMode::Observe => true,
             TrustMode::Allowlist => false,
-            TrustMode::Open | TrustMode::Tofu | TrustMode::Hybrid => store_observed,
+            TrustMode::Open | TrustMode::Tofu | TrustMode::Hybrid | TrustMode::Ca => store_observed,
         }
     }
 }
@@ -114,6 +125,15 @@ pub struct TrustPolicy {
     pub pin_fingerprints: Vec<String>,
     /// Write certificates of unknown peers to the observed directory.
     pub store_observed: bool,
+    /// A path to an authority is needed, whatever the mode.
+    pub enforce_chain: bool,
+}
+
+impl TrustPolicy {
+    /// True if a path to an authority is needed.
+    pub fn needs_chain(&self) -> bool {
+        self.enforce_chain || self.mode == TrustMode::Ca
+    }
 }
 
 /// TLS and whom to trust.
@@ -129,6 +149,10 @@ pub struct Encryption {
     pub trusted_dir: PathBuf,
     /// Certificates seen.
     pub observed_dir: PathBuf,
+    /// Certificates of those who were refused, if they are to be kept.
+    pub rejected_dir: Option<PathBuf>,
+    /// Authorities and their revocation lists.
+    pub authorities: Authorities,
     /// Rules.
     pub policy: TrustPolicy,
 }

@@ -103,7 +103,6 @@ struct RawEncryption {
     enabled: Option<bool>,
     backend: Option<Spanned<String>>,
     mtls: Option<Spanned<bool>>,
-    /// Deprecated upstream; our trust goes by key, so a self-signed certificate is as good as its fingerprint.
     accept_self_signed: Option<bool>,
     paths: Option<RawPaths>,
     trust_policy: Option<RawTrust>,
@@ -117,20 +116,20 @@ struct RawPaths {
     own_private_key: Option<PathBuf>,
     trusted_cert_dir: Option<PathBuf>,
     issuer_cert_dir: Option<PathBuf>,
-    trusted_crl_dir: Option<Spanned<PathBuf>>,
+    trusted_crl_dir: Option<PathBuf>,
     rejected_dir: Option<PathBuf>,
-    issuer_crl_dir: Option<Spanned<PathBuf>>,
+    issuer_crl_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTrust {
     mode: Option<Spanned<String>>,
-    accept_self_signed: Option<bool>,
+    accept_self_signed: Option<Spanned<bool>>,
     store_new_certs: Option<Spanned<String>>,
     reject_expired: Option<bool>,
     reject_before_valid: Option<bool>,
-    enforce_ca_chain: Option<Spanned<bool>>,
+    enforce_ca_chain: Option<bool>,
     realm_subject_binding: Option<bool>,
     #[serde(default)]
     pin_subjects: Vec<String>,

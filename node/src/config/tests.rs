@@ -34,7 +34,7 @@ fn errors_name_file_line_and_column() {
         ("[encryption.trust_policy]\nmode = \"alowlist\"", "c.toml:2:8"),
         ("[encryption]\nmtls = false", "c.toml:2:8"),
         ("[encryption]\nbackend = \"none\"", "c.toml:2:11"),
-        ("[encryption.trust_policy]\nenforce_ca_chain = true", "c.toml:2:20"),
+        ("[encryption.trust_policy]\nmode = \"ca\"\naccept_self_signed = true", "c.toml:3:22"),
         ("bootstrap_nodes = [\"a:1\", \"b\"]", "c.toml:1:27"),
         ("bind_address = \"everywhere\"", "c.toml:1:16"),
         ("[plugins.sandbox]\nrequired = \"none\"", "c.toml:2:12"),

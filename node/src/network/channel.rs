@@ -7,8 +7,10 @@ use super::Network;
 use crate::config::{Encryption, TrustMode};
 use crate::events::Emitter;
 use crate::security::bindings::{Bindings, Meeting};
+use crate::security::chain::{self, Authorities, Purpose};
 use crate::security::trust::{Decision, Verdict};
 use crate::security::{pki, tls, trust};
+use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -40,8 +42,32 @@ pub struct Secured {
     pub stream: Box<dyn Bytes>,
     /// What the peer's certificate says, if it showed one.
     pub certificate: Option<pki::CertificateFacts>,
+    /// What is asked of authorities, where they are asked.
+    pub chain: Option<Chain>,
     /// The verdict, if it depends on who the peer says it is. Until then nothing of it may count but its name.
     pub pending: Option<Pending>,
+}
+
+/// A peer's certificates, to be held against the operator's authorities now and again.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    authorities: Authorities,
+    certificates: Vec<CertificateDer<'static>>,
+    purpose: Purpose,
+}
+
+impl Chain {
+    /// Looks for the path. Reads files: not for a worker.
+    pub fn check(&self, now: i64) -> Result<(), chain::Broken> {
+        chain::check(&self.authorities, &self.certificates, self.purpose, now)
+    }
+}
+
+fn purpose(direction: Direction) -> Purpose {
+    match direction {
+        Direction::Inbound => Purpose::Client,
+        Direction::Outbound => Purpose::Server,
+    }
 }
 
 /// A verdict that waits for the peer's name. One that is never asked for is a refusal, and recorded as such.
@@ -133,8 +159,8 @@ pub(super) fn event(
         pinned_fingerprint_match: verdict.pinned_fingerprint,
         pinned_subject_match: verdict.pinned_subject,
         realm_binding: verdict.realm_binding.into(),
-        chain_valid: None,
-        chain_reason: None,
+        chain_valid: verdict.chain.map(|chain| chain.is_ok()),
+        chain_reason: verdict.chain.and_then(Result::err).map(Into::into),
         time_valid: verdict.time_valid,
         time_reason: None,
         stored: false.to_string(),
@@ -164,7 +190,7 @@ pub async fn secure(
     // Messages are small and each is one write: waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
     match &network.security {
-        None => Ok(Secured { stream: Box::new(tcp), certificate: None, pending: None }),
+        None => Ok(Secured { stream: Box::new(tcp), certificate: None, chain: None, pending: None }),
         // On the heap: who speaks plainly does not pay for it.
         Some((tls, encryption)) => {
             Box::pin(tls_channel(network, tls, encryption, tcp, addr, direction)).await
@@ -184,17 +210,33 @@ async fn tls_channel(
         Direction::Inbound => tls.accept(tcp).await?,
         Direction::Outbound => tls.connect(tcp, addr).await?,
     };
-    let certificate = tls::peer_certificate(&stream);
+    let certificates = tls::peer_certificates(&stream);
+    let certificate = certificates.first().cloned();
     let facts = certificate.as_ref().map(|certificate| pki::facts(certificate));
     // The directory is read anew for each handshake, off the workers, so that a newly trusted peer needs no restart.
     let dir = encryption.trusted_dir.clone();
-    let trusted = tokio::task::spawn_blocking(move || pki::trusted(&dir)).await.map_err(io::Error::other)?;
+    let chain = encryption.policy.needs_chain().then(|| Chain {
+        authorities: encryption.authorities.clone(),
+        certificates: certificates.clone(),
+        purpose: purpose(direction),
+    });
+    let asked = chain.clone();
+    let looked =
+        tokio::task::spawn_blocking(move || (pki::trusted(&dir), asked.map(|chain| chain.check(now()))));
+    let (trusted, path) = looked.await.map_err(io::Error::other)?;
     if let Err(error) = &trusted {
         tracing::error!("trusted certificates: {error}");
     }
     let policy = &encryption.policy;
     let verdict =
-        trust::judge(policy, facts.as_ref(), trusted.as_ref().ok(), &network.local.realm.name, now());
+        trust::judge(policy, facts.as_ref(), trusted.as_ref().ok(), path, &network.local.realm.name, now());
+    if let (Decision::Reject, Some(dir), Some(facts), Some(certificate)) =
+        (verdict.decision, &encryption.rejected_dir, &facts, &certificate)
+    {
+        let (dir, fingerprint, der) = (dir.clone(), facts.fingerprint.clone(), certificate.to_vec());
+        // Bounded like the observed ones, and lost if it cannot be written: the record of the verdict is in the events.
+        let _ = tokio::task::spawn_blocking(move || pki::observe(&dir, &fingerprint, &der)).await;
+    }
     let mut stored = false;
     let keeps = policy.mode.keeps_strangers(policy.store_observed);
     let known =
@@ -211,16 +253,16 @@ async fn tls_channel(
     match (verdict.decision, &facts) {
         (Decision::AskMemory, Some(of)) => {
             let pending = ask(network, encryption, event, &of.fingerprint, false);
-            Ok(Secured { stream: Box::new(stream), certificate: facts, pending: Some(pending) })
+            Ok(Secured { stream: Box::new(stream), certificate: facts, chain, pending: Some(pending) })
         }
         // Its id is remembered too, so that no stranger has it after a restart.
         (Decision::Accept, Some(of)) if remembers => {
             let pending = ask(network, encryption, event, &of.fingerprint, true);
-            Ok(Secured { stream: Box::new(stream), certificate: facts, pending: Some(pending) })
+            Ok(Secured { stream: Box::new(stream), certificate: facts, chain, pending: Some(pending) })
         }
         (Decision::Accept, _) => {
             tell(&network.events, event, true);
-            Ok(Secured { stream: Box::new(stream), certificate: facts, pending: None })
+            Ok(Secured { stream: Box::new(stream), certificate: facts, chain, pending: None })
         }
         (Decision::Reject | Decision::AskMemory, _) => {
             tell(&network.events, event, false);

@@ -1,7 +1,7 @@
 //! From TCP to a peer: the channel, HELLO both ways, the checks, the place in the table. Until the last of them the other side is a
 //! stranger: it gets little memory, little time, and no message of it reaches anybody.
 
-use super::channel::{secure, Bytes, ChannelError, Pending, Secured};
+use super::channel::{secure, Bytes, Chain, ChannelError, Pending, Secured};
 use super::handshake::{hello, judge, Refusal};
 use super::peers::{Direction, Place};
 use super::rejudge::{until_unwelcome, Trusted};
@@ -84,7 +84,7 @@ pub async fn carry<S>(
         Err(_) => Err(GreetingError::Deadline),
     };
     drop(stranger);
-    let Greeted { stream, decoder, place, certificate, trusted } = match greeted {
+    let Greeted { stream, decoder, place, certificate, chain, trusted } = match greeted {
         Ok(greeted) => greeted,
         Err(error) => {
             let detail = printable(&error.to_string(), 500);
@@ -105,15 +105,21 @@ pub async fn carry<S>(
     let peer = place.info.clone();
     let connected = format!("node_id={} direction={}", peer.node_id, direction.word());
     network.events.network(LogLevel::Info, "app_handshake_success", Some(addr.to_string()), connected);
-    let unwelcome = until_unwelcome(network, &peer, direction, certificate.as_ref(), trusted);
+    let unwelcome =
+        until_unwelcome(network, &peer, direction, (certificate.as_ref(), chain.as_ref()), trusted);
     let why = run(network, stream, decoder, place, unwelcome).await;
     let detail = format!("node_id={} reason={}", peer.node_id, printable(&why, 300));
     network.events.network(LogLevel::Info, "peer_disconnected", Some(addr.to_string()), detail);
     Outcome::Ended { peer, why }
 }
 
-/// A certificate that names an id may come with no other.
-fn names_it(node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
+/// A certificate that names an id may come with no other; and where authorities vouch for names, it must name its id.
+fn names_it(node_id: &str, facts: &CertificateFacts, vouched: bool) -> Result<(), Refusal> {
+    if vouched && facts.common_name.as_deref() != Some(node_id) {
+        let named = facts.common_name.as_deref().unwrap_or("nobody");
+        let why = format!("its authority vouches for {}", printable(named, 128));
+        return Err(Refusal::NotItsId { claimed: node_id.into(), why });
+    }
     match facts.common_name.as_ref().filter(|name| is_node_id(name)) {
         Some(named) if named != node_id => {
             Err(Refusal::NotItsId { claimed: node_id.into(), why: format!("its certificate names {named}") })
@@ -156,6 +162,7 @@ struct Greeted {
     decoder: LineDecoder,
     place: Place,
     certificate: Option<CertificateFacts>,
+    chain: Option<Chain>,
     /// Changes from before the verdict on.
     trusted: watch::Receiver<Trusted>,
 }
@@ -170,7 +177,7 @@ async fn greet(
     let own = tcp.local_addr().map_err(closed)?;
     // Before the verdict: what changes meanwhile is a reason for another one.
     let trusted = network.trusted.subscribe();
-    let Secured { mut stream, certificate, pending } = secure(network, tcp, addr, direction).await?;
+    let Secured { mut stream, certificate, chain, pending } = secure(network, tcp, addr, direction).await?;
     // The acceptor speaks first.
     if direction == Direction::Inbound {
         stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;
@@ -193,7 +200,7 @@ async fn greet(
     }
     // In this order: a key that may not have the id must not become the first that came with it.
     if let Some(facts) = &certificate {
-        names_it(&greeted.node_id, facts)?;
+        names_it(&greeted.node_id, facts, chain.is_some())?;
     }
     let remembered = pending.as_ref().is_some_and(Pending::is_strangers);
     if let Some(pending) = pending {
@@ -230,7 +237,7 @@ async fn greet(
             network.store.mark_success_with_meta(&listens, Some(id), Some(capabilities)).await;
         }
     }
-    Ok(Greeted { stream, decoder, place, certificate, trusted })
+    Ok(Greeted { stream, decoder, place, certificate, chain, trusted })
 }
 
 #[cfg(test)]

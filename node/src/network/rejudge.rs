@@ -2,7 +2,7 @@
 //! grow old. One task looks at the directory; each session judges its own peer, with the rules of the handshake. What cannot be read
 //! for the moment changes nothing for those who are inside, and lets nobody new in (that is [`channel`]'s).
 
-use super::channel::{self, tell};
+use super::channel::{self, tell, Chain};
 use super::peers::Direction;
 use super::Network;
 use crate::config::TrustMode;
@@ -11,7 +11,7 @@ use crate::security::pki::{self, CertificateFacts};
 use crate::security::trust::{self, Decision};
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use thenodes::host::PeerInfo;
@@ -46,14 +46,22 @@ pub async fn look(network: Arc<Network>) {
     let Some((_, encryption)) = &network.security else { return };
     let (trusted, bindings) = (encryption.trusted_dir.clone(), Bindings::below(&encryption.observed_dir));
     let remembers = encryption.policy.mode == TrustMode::Tofu;
-    let mut last: Option<(Stamp, Stamp)> = None;
+    let mut others: Vec<PathBuf> = Vec::new();
+    if encryption.policy.needs_chain() {
+        others.push(encryption.authorities.issuers.clone());
+        others.extend(encryption.authorities.lists.iter().cloned());
+    }
+    let mut last: Option<(Stamp, Vec<Stamp>)> = None;
     let mut told = Instant::now();
     loop {
-        let (dir, bindings, before) = (trusted.clone(), bindings.clone(), last.clone());
+        let (dir, mut dirs, before) = (trusted.clone(), others.clone(), last.clone());
+        if remembers {
+            dirs.push(bindings.dir().to_path_buf());
+        }
         let due = told.elapsed() >= AT_LEAST;
         let looked = tokio::task::spawn_blocking(move || {
             // First the stamp: what is written between the two is seen the next time.
-            let stamps = (stamp(&dir), if remembers { stamp(bindings.dir()) } else { Stamp::new() });
+            let stamps = (stamp(&dir), dirs.iter().map(|dir| stamp(dir)).collect());
             (due || before.as_ref() != Some(&stamps)).then(|| (stamps, pki::trusted(&dir)))
         });
         if let Ok(Some((stamps, set))) = looked.await {
@@ -76,7 +84,7 @@ pub(super) async fn until_unwelcome(
     network: &Network,
     peer: &PeerInfo,
     direction: Direction,
-    facts: Option<&CertificateFacts>,
+    (facts, chain): (Option<&CertificateFacts>, Option<&Chain>),
     mut trusted: watch::Receiver<Trusted>,
 ) -> String {
     let Some((_, encryption)) = &network.security else { return std::future::pending().await };
@@ -86,7 +94,18 @@ pub(super) async fn until_unwelcome(
         }
         let set = trusted.borrow_and_update().clone();
         let realm = &network.local.realm.name;
-        let mut verdict = trust::judge(&encryption.policy, facts, Some(&set), realm, channel::now());
+        let path = match chain.cloned() {
+            None => None,
+            Some(chain) => {
+                let looked = tokio::task::spawn_blocking(move || chain.check(channel::now())).await;
+                match looked {
+                    // For the moment it cannot be known: nothing changes for who is inside.
+                    Ok(Err("authorities-unreadable")) | Err(_) => continue,
+                    Ok(path) => Some(path),
+                }
+            }
+        };
+        let mut verdict = trust::judge(&encryption.policy, facts, Some(&set), path, realm, channel::now());
         if let (Decision::AskMemory, Some(facts)) = (verdict.decision, facts) {
             let (bindings, id) = (Bindings::below(&encryption.observed_dir), peer.node_id.clone());
             let holder = tokio::task::spawn_blocking(move || bindings.holder(&id)).await;

@@ -1,6 +1,7 @@
-//! Who may connect: own key and certificate ([`pki`]), the secure channel ([`tls`]), and the verdict about a peer ([`trust`]).
+//! Who may connect: own key and certificate ([`pki`]), the secure channel ([`tls`]), authorities ([`chain`]), and the verdict about a peer ([`trust`]).
 
 pub mod bindings;
+pub mod chain;
 pub mod pki;
 pub mod tls;
 pub mod trust;

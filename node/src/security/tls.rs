@@ -59,13 +59,16 @@ impl Tls {
     }
 }
 
-/// The certificate that the peer showed, if any.
-pub fn peer_certificate(stream: &TlsStream<TcpStream>) -> Option<CertificateDer<'static>> {
+/// Certificates of a peer that are looked at.
+const MAX_CHAIN: usize = 10;
+
+/// The certificates that the peer showed, its own first; none if it showed none.
+pub fn peer_certificates(stream: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
     let certificates = match stream {
         TlsStream::Client(stream) => stream.get_ref().1.peer_certificates(),
         TlsStream::Server(stream) => stream.get_ref().1.peer_certificates(),
     };
-    certificates?.first().map(|certificate| certificate.clone().into_owned())
+    certificates.unwrap_or_default().iter().take(MAX_CHAIN).map(|one| one.clone().into_owned()).collect()
 }
 
 impl ServerCertVerifier for Possession {

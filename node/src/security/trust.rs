@@ -2,6 +2,7 @@
 //! directions; it is enforced before the peer's first byte is read.
 
 use super::bindings::{BindingError, Meeting};
+use super::chain::Broken;
 use super::pki::CertificateFacts;
 use crate::config::{TrustMode, TrustPolicy};
 use std::collections::BTreeSet;
@@ -26,6 +27,8 @@ pub struct Verdict {
     pub reason: &'static str,
     /// Whether the certificate is within its validity.
     pub time_valid: Option<bool>,
+    /// Whether it has a path to an authority, where that is asked, and why not.
+    pub chain: Option<Result<(), Broken>>,
     /// Result of fingerprint pins, if there are any.
     pub pinned_fingerprint: Option<bool>,
     /// Result of subject pins, if there are any.
@@ -34,11 +37,13 @@ pub struct Verdict {
     pub realm_binding: &'static str,
 }
 
-/// Judges a certificate. `now` is seconds since 1970. Every rule that is configured must hold, in every mode.
+/// Judges a certificate. `now` is seconds since 1970. Every rule that is configured must hold, in every mode, and they are asked in
+/// the order of the documents: pins of the key, of the subject, the realm, dates and chain, and last the mode.
 pub fn judge(
     policy: &TrustPolicy,
     facts: Option<&CertificateFacts>,
     trusted: Option<&BTreeSet<String>>,
+    chain: Option<Result<(), Broken>>,
     realm_name: &str,
     now: i64,
 ) -> Verdict {
@@ -46,6 +51,7 @@ pub fn judge(
         decision: Decision::Reject,
         reason: "fingerprint-missing",
         time_valid: None,
+        chain,
         pinned_fingerprint: None,
         pinned_subject: None,
         realm_binding: "notapplied",
@@ -61,14 +67,13 @@ pub fn judge(
         }
         return verdict;
     };
-    let (early, late) = match facts.valid {
-        Some((from, until)) => (now < from, now > until),
-        None => (true, true), // a certificate whose dates cannot be read has none
-    };
-    verdict.time_valid = Some(!early && !late);
-    if (late && policy.reject_expired) || (early && policy.reject_before_valid) {
-        verdict.reason = "time-invalid";
-        return verdict;
+    if !policy.pin_fingerprints.is_empty() {
+        let matches = policy.pin_fingerprints.contains(&facts.fingerprint);
+        verdict.pinned_fingerprint = Some(matches);
+        if !matches {
+            verdict.reason = "fp-pin-mismatch";
+            return verdict;
+        }
     }
     if !policy.pin_subjects.is_empty() {
         let Some(subject) = &facts.subject else {
@@ -94,13 +99,20 @@ pub fn judge(
             return verdict;
         }
     }
-    if !policy.pin_fingerprints.is_empty() {
-        let matches = policy.pin_fingerprints.contains(&facts.fingerprint);
-        verdict.pinned_fingerprint = Some(matches);
-        if !matches {
-            verdict.reason = "fp-pin-mismatch";
-            return verdict;
-        }
+    let (early, late) = match facts.valid {
+        Some((from, until)) => (now < from, now > until),
+        None => (true, true), // a certificate whose dates cannot be read has none
+    };
+    verdict.time_valid = Some(!early && !late);
+    if (late && policy.reject_expired) || (early && policy.reject_before_valid) {
+        verdict.reason = "time-invalid";
+        return verdict;
+    }
+    // Unreadable authorities, no path, no answer where one was needed: all the same.
+    let has_path = chain == Some(Ok(()));
+    if policy.needs_chain() && !has_path {
+        verdict.reason = "chain-invalid";
+        return verdict;
     }
     let known = trusted.map(|set| set.contains(&facts.fingerprint));
     (verdict.decision, verdict.reason) = match (policy.mode, known) {
@@ -113,6 +125,7 @@ pub fn judge(
         (TrustMode::Observe, Some(false)) => (Decision::Reject, "observe-only"),
         (TrustMode::Tofu, Some(true)) => (Decision::Accept, "seen-before"),
         (TrustMode::Tofu, Some(false)) => (Decision::AskMemory, "first-use"),
+        (TrustMode::Ca, _) => (Decision::Accept, "ca-chain-valid"),
     };
     verdict
 }
@@ -121,7 +134,9 @@ pub fn judge(
 fn everybody(mode: TrustMode) -> &'static str {
     match mode {
         TrustMode::Hybrid => "hybrid-placeholder-open",
-        TrustMode::Open | TrustMode::Allowlist | TrustMode::Observe | TrustMode::Tofu => "open-policy",
+        TrustMode::Open | TrustMode::Allowlist | TrustMode::Observe | TrustMode::Tofu | TrustMode::Ca => {
+            "open-policy"
+        }
     }
 }
 
@@ -150,6 +165,7 @@ mod tests {
             pin_subjects: vec![],
             pin_fingerprints: vec![],
             store_observed: false,
+            enforce_chain: false,
         }
     }
 
@@ -162,9 +178,14 @@ mod tests {
         }
     }
 
+    /// What a certificate with a path has, where one is asked for.
+    fn chain(policy: &TrustPolicy) -> Option<Result<(), Broken>> {
+        policy.needs_chain().then_some(Ok(()))
+    }
+
     fn judged(policy: &TrustPolicy, trusted: &[&str], now: i64) -> (bool, &'static str) {
         let set = trusted.iter().map(ToString::to_string).collect();
-        let verdict = judge(policy, Some(&facts()), Some(&set), "My Realm", now);
+        let verdict = judge(policy, Some(&facts()), Some(&set), chain(policy), "My Realm", now);
         (verdict.decision == Decision::Accept, verdict.reason)
     }
 
@@ -174,10 +195,10 @@ mod tests {
         assert_eq!(judged(&allow, &["aa"], 150), (true, "present-in-allowlist"));
         assert_eq!(judged(&allow, &["bb"], 150), (false, "not-in-allowlist"));
         assert!(
-            judge(&allow, Some(&facts()), None, "", 150).decision == Decision::Reject,
+            judge(&allow, Some(&facts()), None, None, "", 150).decision == Decision::Reject,
             "an unreadable directory trusts nobody"
         );
-        let without = judge(&allow, None, Some(&BTreeSet::new()), "", 150);
+        let without = judge(&allow, None, Some(&BTreeSet::new()), None, "", 150);
         assert_eq!(without.decision, Decision::Reject, "no certificate, no entry");
     }
 
@@ -185,16 +206,16 @@ mod tests {
     fn each_mode_has_its_own_answer_to_a_stranger_and_none_is_silent_about_it() {
         let stranger = |mode| judged(&policy(mode), &[], 150);
         let friend = |mode| judged(&policy(mode), &["aa"], 150);
-        let nobody = |mode| judge(&policy(mode), None, Some(&BTreeSet::new()), "", 150).decision;
+        let nobody = |mode| judge(&policy(mode), None, Some(&BTreeSet::new()), None, "", 150).decision;
         assert_eq!(stranger(TrustMode::Observe), (false, "observe-only"));
         assert_eq!(friend(TrustMode::Observe), (true, "present-in-allowlist"));
         assert_eq!(stranger(TrustMode::Hybrid), (true, "hybrid-placeholder-open"));
         assert_eq!(friend(TrustMode::Tofu), (true, "seen-before"));
-        let tofu = judge(&policy(TrustMode::Tofu), Some(&facts()), Some(&BTreeSet::new()), "", 150);
+        let tofu = judge(&policy(TrustMode::Tofu), Some(&facts()), Some(&BTreeSet::new()), None, "", 150);
         assert_eq!((tofu.decision, tofu.reason), (Decision::AskMemory, "first-use"));
         for mode in [TrustMode::Allowlist, TrustMode::Observe, TrustMode::Tofu] {
             assert_eq!(nobody(mode), Decision::Reject, "{mode:?}");
-            let unreadable = judge(&policy(mode), Some(&facts()), None, "", 150);
+            let unreadable = judge(&policy(mode), Some(&facts()), None, None, "", 150);
             assert_eq!(unreadable.decision, Decision::Reject, "{mode:?}");
         }
         for mode in [TrustMode::Open, TrustMode::Hybrid] {
@@ -243,7 +264,52 @@ mod tests {
         assert_eq!(judged(&fingerprint, &[], 150), (false, "fp-pin-mismatch"));
         let bound = TrustPolicy { realm_subject_binding: true, ..open };
         assert!(judged(&bound, &[], 150).0);
-        assert_eq!(judge(&bound, Some(&facts()), None, "Elsewhere", 150).reason, "realm-subject-mismatch");
-        assert_eq!(judge(&bound, None, None, "My Realm", 150).decision, Decision::Reject);
+        assert_eq!(
+            judge(&bound, Some(&facts()), None, None, "Elsewhere", 150).reason,
+            "realm-subject-mismatch"
+        );
+        assert_eq!(judge(&bound, None, None, None, "My Realm", 150).decision, Decision::Reject);
+    }
+
+    #[test]
+    fn an_authority_decides_where_it_is_asked_and_silence_is_no_path() {
+        let ca = policy(TrustMode::Ca);
+        let judged = |policy: &TrustPolicy, chain| {
+            let trusted = BTreeSet::from(["aa".to_owned()]);
+            let verdict = judge(policy, Some(&facts()), Some(&trusted), chain, "", 150);
+            (verdict.decision, verdict.reason)
+        };
+        assert_eq!(judged(&ca, Some(Ok(()))), (Decision::Accept, "ca-chain-valid"));
+        for chain in [Some(Err("revoked")), None] {
+            assert_eq!(judged(&ca, chain), (Decision::Reject, "chain-invalid"), "trusted by key or not");
+        }
+        let both = TrustPolicy { enforce_chain: true, ..policy(TrustMode::Allowlist) };
+        assert_eq!(judged(&both, Some(Ok(()))), (Decision::Accept, "present-in-allowlist"));
+        assert_eq!(judged(&both, Some(Err("expired"))), (Decision::Reject, "chain-invalid"));
+    }
+
+    #[test]
+    fn rules_are_asked_in_the_order_of_the_documents() {
+        let all = TrustPolicy {
+            pin_fingerprints: vec!["bb".into()],
+            pin_subjects: vec!["CN=x".into()],
+            realm_subject_binding: true,
+            enforce_chain: true,
+            ..policy(TrustMode::Allowlist)
+        };
+        let reason = |policy: &TrustPolicy, now| {
+            judge(policy, Some(&facts()), Some(&BTreeSet::new()), Some(Err("revoked")), "Elsewhere", now)
+                .reason
+        };
+        assert_eq!(reason(&all, 999), "fp-pin-mismatch");
+        let all = TrustPolicy { pin_fingerprints: vec![], ..all };
+        assert_eq!(reason(&all, 999), "subject-pin-mismatch");
+        let all = TrustPolicy { pin_subjects: vec![], ..all };
+        assert_eq!(reason(&all, 999), "realm-subject-mismatch");
+        let all = TrustPolicy { realm_subject_binding: false, ..all };
+        assert_eq!(reason(&all, 999), "time-invalid");
+        assert_eq!(reason(&all, 150), "chain-invalid");
+        let all = TrustPolicy { enforce_chain: false, ..all };
+        assert_eq!(reason(&all, 150), "not-in-allowlist");
     }
 }

@@ -3,6 +3,7 @@
 
 use super::{Raw, RawEncryption, RawPaths, RawTrust};
 use crate::config::{ConfigError, Encryption, TrustMode, TrustPolicy};
+use crate::security::chain::Authorities;
 use serde_spanned::Spanned;
 use std::path::PathBuf;
 
@@ -37,23 +38,33 @@ impl Raw {
         }
         let no_paths = RawPaths::default();
         let paths = table.paths.as_ref().unwrap_or(&no_paths);
-        if let Some(list) = paths.trusted_crl_dir.as_ref().or(paths.issuer_crl_dir.as_ref()) {
-            return self.wrong(
-                list,
-                "revocation lists are not read by this release",
-                "remove the key, and remove revoked keys from the trusted directory",
-            );
-        }
-        if paths.issuer_cert_dir.is_some() || paths.rejected_dir.is_some() {
-            without_effect.push(
-                "encryption.paths.issuer_cert_dir, rejected_dir: trust goes by key in this release".into(),
-            );
-        }
-        if table.accept_self_signed.is_some() {
-            without_effect
-                .push("encryption.accept_self_signed: trust goes by key, see trust_policy.mode".into());
-        }
+        let written = table.trust_policy.as_ref().and_then(|trust| trust.accept_self_signed.as_ref());
+        let self_signed =
+            written.map_or(table.accept_self_signed.unwrap_or(false), |written| *written.get_ref());
         let policy = self.trust(table)?;
+        if self_signed && policy.mode == TrustMode::Ca {
+            let place = written.map_or(0..0, Spanned::span);
+            return Err(self.origin.error(
+                place,
+                "mode \"ca\" cannot accept self-signed certificates: everybody can make one",
+                Some("remove accept_self_signed, or use mode = \"allowlist\" with enforce_ca_chain"),
+            ));
+        }
+        if !policy.needs_chain() {
+            if table.accept_self_signed.is_some() {
+                without_effect
+                    .push("encryption.accept_self_signed: trust goes by key, see trust_policy.mode".into());
+            }
+            if paths.issuer_cert_dir.is_some()
+                || paths.trusted_crl_dir.is_some()
+                || paths.issuer_crl_dir.is_some()
+            {
+                without_effect.push(
+                    "encryption.paths: authorities and revocation lists are for mode = \"ca\" or enforce_ca_chain"
+                        .into(),
+                );
+            }
+        }
         let mtls = table.mtls.as_ref().is_none_or(|mtls| *mtls.get_ref());
         if let (false, true, Some(written)) = (mtls, policy.mode.needs_certificates(), &table.mtls) {
             return self.wrong(
@@ -80,6 +91,16 @@ impl Raw {
             own_private_key: pki(&paths.own_private_key, "pki/own/key.pem"),
             trusted_dir: pki(&paths.trusted_cert_dir, "pki/trusted/certs"),
             observed_dir: observed.unwrap_or_else(|| "pki/observed/certs".into()),
+            rejected_dir: paths.rejected_dir.clone(),
+            authorities: Authorities {
+                issuers: pki(&paths.issuer_cert_dir, "pki/issuers/certs"),
+                lists: [&paths.trusted_crl_dir, &paths.issuer_crl_dir]
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
+                self_signed,
+            },
             policy,
         }))
     }
@@ -94,28 +115,15 @@ impl Raw {
             Some((_, "observe" | "record" | "quarantine")) => TrustMode::Observe,
             Some((_, "tofu")) => TrustMode::Tofu,
             Some((_, "hybrid")) => TrustMode::Hybrid,
-            Some((mode, "ca")) => {
-                return self.wrong(
-                    mode,
-                    "this release checks no certificate chains",
-                    "use \"allowlist\", which trusts keys one by one",
-                )
-            }
+            Some((_, "ca")) => TrustMode::Ca,
             Some((mode, _)) => {
                 return self.wrong(
                     mode,
                     "no such trust mode",
-                    "use \"allowlist\", \"tofu\", \"observe\", \"open\" or \"hybrid\"",
+                    "use \"allowlist\", \"ca\", \"tofu\", \"observe\", \"open\" or \"hybrid\"",
                 )
             }
         };
-        if let Some(chain) = trust.enforce_ca_chain.as_ref().filter(|chain| *chain.get_ref()) {
-            return self.wrong(
-                chain,
-                "this release checks no certificate chains",
-                "use mode = \"allowlist\", which trusts keys one by one",
-            );
-        }
         if let Some(algo) = trust.pin_fp_algo.as_ref().filter(|algo| algo.get_ref() != "sha256") {
             return self.wrong(
                 algo,
@@ -143,8 +151,6 @@ impl Raw {
             }
             pins.push(text);
         }
-        // Accepting self-signed certificates changes nothing: keys are trusted, not issuers.
-        let _ = trust.accept_self_signed;
         Ok(TrustPolicy {
             mode,
             reject_expired: trust.reject_expired.unwrap_or(true),
@@ -153,6 +159,7 @@ impl Raw {
             pin_subjects: trust.pin_subjects.clone(),
             pin_fingerprints: pins,
             store_observed,
+            enforce_chain: trust.enforce_ca_chain.unwrap_or(false),
         })
     }
 }
