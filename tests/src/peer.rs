@@ -37,7 +37,13 @@ impl Peer {
     /// A peer with this id and these capabilities that answers no probes.
     #[track_caller]
     pub fn silent(node: &TestNode, id: &str, capabilities: &str) -> Self {
-        let mut peer = Self::connect(node.port);
+        Self::silent_at(node.port, id, capabilities)
+    }
+
+    /// The same, at whatever listens there.
+    #[track_caller]
+    pub fn silent_at(port: u16, id: &str, capabilities: &str) -> Self {
+        let mut peer = Self::connect(port);
         peer.id = id.to_owned();
         peer.say(&format!(
             r#"{{"from":"{id}","to":"x","msg_type":{{"HELLO":{{"node_id":"{id}","capabilities":{capabilities}}}}},"realm":{{"name":"Test","version":"1.0"}}}}"#

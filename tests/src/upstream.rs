@@ -108,6 +108,12 @@ impl Upstream {
         }
     }
 
+    /// Gives it this command again and again, in a thread of its own: one that freezes stops reading. It has no ears for others then.
+    pub fn say_on(&mut self, line: String, times: usize) {
+        let mut stdin = self.child.stdin.take().expect("piped");
+        std::thread::spawn(move || (0..times).try_for_each(|_| writeln!(stdin, "{line}")));
+    }
+
     /// Gives it a command.
     pub fn say(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("piped");

@@ -21,6 +21,8 @@
 //! | `quit`, or the end of stdin | none; exit code 0                                                      |
 //! | anything else               | `@@ {"error":"..."}`, also for a broadcast that is no message          |
 //!
+//! A TEXT `block` makes the plugin hold its thread for 8 s.
+//!
 //! Unasked: `@@ {"node_id":"...","ready":true}` once the listener is bound, and `@@ {"got":"MESSAGE"}` for each message
 //! dispatched. `done` means queued, not arrived, and a broadcast to nobody is done too: wait for `peers` on both sides
 //! first. Upstream's console shares stdout, but only our lines start with `@@ `. Read stdout all the time, or the node
@@ -33,13 +35,15 @@ use serde_json::{json, Value};
 use thenodes::config::Config;
 use thenodes::events::{dispatcher, init_default_events, init_events_from_config, LogEvent, LogSink};
 use thenodes::network::{connect_to_bootstrap_nodes, start_listener, Message, PeerManager, PeerStore};
-use thenodes::network::{DeliveryClass, DeliveryOptions};
+use thenodes::network::{DeliveryClass, DeliveryOptions, MessageType};
 use thenodes::plugin_host::{Plugin, PluginContext, PluginManager, PluginRegistrar};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::{mpsc, Mutex};
 
 /// How long the listener may take to bind before the program gives up.
 const BIND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the plugin holds its thread when it is told to.
+const BLOCK: Duration = Duration::from_secs(8);
 /// Upstream's own console output stays on, as in the stock binary without `--prompt`.
 const CONSOLE: bool = true;
 
@@ -68,6 +72,10 @@ impl Plugin for Witness {
 
     async fn on_message(&self, message: &Message, _ctx: &PluginContext) {
         say(&json!({ "got": message.as_json() }));
+        // What any plugin may do: hold its thread for a while.
+        if matches!(&message.msg_type, MessageType::Text(text) if text == "block") {
+            std::thread::sleep(BLOCK);
+        }
     }
 }
 
