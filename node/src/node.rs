@@ -327,16 +327,7 @@ impl Node {
         // Plugins first: what they still want to say needs the peers.
         self.plugins.stop(STOP_PATIENCE).await;
         // Every peer hears DISCONNECT; sessions end by themselves.
-        self.network.peers.close_all();
-        let mut changes = self.network.peers.changes();
-        let gone = async {
-            while !self.network.peers.list().is_empty() {
-                if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(Duration::from_secs(2), gone).await;
+        self.network.end(Duration::from_secs(2)).await;
         self.network_tasks.shutdown().await;
         peerfile::write(&self.network).await;
         journal::write(&self.network).await;

@@ -186,7 +186,7 @@ pub fn tell(plugin: &Handle, words: &str) -> impl Future<Output = Result<(), Hos
     let message = Message::new("peer", "*", MessageType::Text(words.into()), None, None);
     let (ack, acked) = oneshot::channel();
     let body = pack::encode(&message).expect("packs").into();
-    plugin.queue.deliver(Delivery { body, ack: Some(ack), hold: None });
+    plugin.queue.deliver(Delivery { body, ack: Some(ack), hold: None, given_up: None });
     async move { acked.await.expect("every message is answered for").map(drop) }
 }
 

@@ -346,7 +346,7 @@ fn a_flood_of_frames_is_held_to_its_pace_and_loses_nothing() {
 #[test]
 fn relays_hand_frames_on_to_the_one_that_the_target_selects_and_never_in_a_circle() {
     let more = format!("{RELAY}selection = \"rendezvous\"\n");
-    let mut second = Spec::new("second").more(&more).start();
+    let mut second = Spec::new("second").more(&format!("{more}relays = [\"first\"]\n")).start();
     let first = Spec::new("first")
         .top(&format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", second.port))
         .more(&more)

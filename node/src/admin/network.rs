@@ -3,7 +3,9 @@
 use super::View;
 use crate::network::delivery;
 use crate::network::dialer;
-use crate::network::greeting::Outcome;
+use crate::network::greeting::{GreetingError, Outcome};
+use crate::network::handshake::Refusal;
+use crate::network::wire::{encode, MAX_LINE};
 use crate::text::printable;
 use serde_json::{json, Value};
 use std::time::Duration;
@@ -49,12 +51,33 @@ impl View {
 
     /// Dials a node, and waits until it is let in or is known not to be.
     pub(super) async fn connect(&self, target: &str, who: &str) -> Result<Value, HostError> {
+        match self.dial(target, who).await {
+            // An operator who asks for a node wants it, even if it was disconnected before; its id is known only now.
+            Err((_, Some(held))) => {
+                self.network.hold_off(&held, false);
+                self.dial(target, who).await.map_err(|(error, _)| error)
+            }
+            dialed => dialed.map_err(|(error, _)| error),
+        }
+    }
+
+    /// One attempt. The error names the node if it was held off.
+    async fn dial(&self, target: &str, who: &str) -> Result<Value, (HostError, Option<String>)> {
+        let mut held = None;
+        let dialed = self.dial_once(target, who, &mut held).await;
+        dialed.map_err(|error| (error, held))
+    }
+
+    async fn dial_once(
+        &self,
+        target: &str,
+        who: &str,
+        held: &mut Option<String>,
+    ) -> Result<Value, HostError> {
         if !crate::config::raw::is_host_port(target) {
             return Err(HostError::new(Code::InvalidInput, "write host:port"));
         }
         self.events.network(LogLevel::Info, "connect_asked", Some(target.to_owned()), format!("by {who}"));
-        // An operator who asks for a node wants it, whoever held it off before. Its id is known only when it has answered.
-        self.network.release(target);
         let (network, to) = (self.network.clone(), target.to_owned());
         let mut changes = self.network.peers.changes();
         let before: Vec<String> = self.network.peers.list().into_iter().map(|peer| peer.node_id).collect();
@@ -67,7 +90,12 @@ impl View {
                         Ok(Ok(Outcome::Ended { peer, why })) => {
                             Err(format!("{} hung up at once: {why}", peer.node_id))
                         }
-                        Ok(Ok(Outcome::Refused(error))) => Err(error.to_string()),
+                        Ok(Ok(Outcome::Refused(error))) => {
+                            if let GreetingError::Hello(Refusal::HeldOff(id)) = &error {
+                                *held = Some(id.clone());
+                            }
+                            Err(error.to_string())
+                        }
                         Ok(Ok(Outcome::NotReached(error)) | Err(error)) => Err(error),
                         Err(error) => Err(error.to_string()),
                     },
@@ -110,7 +138,10 @@ impl View {
                 format!("no connected peer {:?}; there are: {}", printable(node_id, 128), known.join(", "));
             return Err(HostError::new(Code::NotFound, text));
         };
-        self.network.hold_off(node_id, true);
+        if !self.network.hold_off(node_id, true) {
+            let text = "too many nodes are held off already; a restart lets them all in again";
+            return Err(HostError::new(Code::ResourceExhausted, text));
+        }
         self.network.peers.close(node_id);
         let detail = format!("node_id={node_id} by {who}");
         self.events.network(LogLevel::Info, "disconnect_asked", Some(peer.addr.to_string()), detail);
@@ -133,6 +164,11 @@ impl View {
         let local = &self.network.local;
         let realm = Some(local.realm.clone());
         let message = Message::new(&local.node_id, node_id, MessageType::Text(message), None, realm);
+        // Through a relay it is wrapped in base64.
+        if encode(&message).len() > MAX_LINE / 2 {
+            let text = format!("a message of more than {} bytes", MAX_LINE / 2);
+            return Err(HostError::new(Code::InvalidInput, text));
+        }
         let mut options = DeliveryOptions::new(class);
         options.ordering_key = key;
         let outcome = delivery::deliver(&self.network, message, &options).await;

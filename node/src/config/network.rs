@@ -2,6 +2,7 @@
 //! them, in both spellings that exist; what upstream clamps in silence is an error here.
 
 use super::error::{ConfigError, Origin};
+use super::is_node_id;
 use serde::Deserialize;
 use serde_spanned::Spanned;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ pub struct Relaying {
     pub ttl: Duration,
     /// Hand frames for absent targets to the relay that the target's name selects.
     pub rendezvous: bool,
+    /// Relays whose word counts when they hand on what others sent through them.
+    pub relays: Vec<String>,
     /// File in which kept frames survive a restart; `None` keeps them in memory alone.
     pub journal: Option<PathBuf>,
     /// Frames a second of one peer; it is held up beyond. Zero is no limit.
@@ -204,6 +207,7 @@ struct RawRelay {
     ttl_secs: Option<Spanned<u64>>,
     selection: Option<Spanned<String>>,
     selection_enabled: Option<bool>,
+    relays: Option<Vec<Spanned<String>>>,
     durable: Option<bool>,
     frames_per_s: Option<Spanned<u64>>,
 }
@@ -300,6 +304,11 @@ impl RawRelay {
                 return Err(origin.error(word.span(), "no such selection of relays", Some(help)));
             }
         };
+        let relays = self.relays.as_deref().unwrap_or_default();
+        if let Some(wrong) = relays.iter().find(|id| !is_node_id(id.get_ref())) {
+            let help = "write node ids of relays";
+            return Err(origin.error(wrong.span(), "not a node id", Some(help)));
+        }
         let durable = self.durable.unwrap_or(false);
         Ok(Relaying {
             enabled: self.enabled.unwrap_or(false),
@@ -309,6 +318,7 @@ impl RawRelay {
             bytes: size(within(origin, self.queue_max_mb.as_ref(), 64, 4..=4096)?) * 1024 * 1024,
             ttl: Duration::from_secs(within(origin, self.ttl_secs.as_ref(), 3600, 1..=2_592_000)?),
             rendezvous,
+            relays: relays.iter().map(|id| id.get_ref().clone()).collect(),
             journal: durable.then(|| state_dir.join("relay-queue.bin")),
             frames_per_s: count(within(origin, self.frames_per_s.as_ref(), 0, 0..=10_000_000)?),
         })

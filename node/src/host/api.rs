@@ -2,15 +2,15 @@
 //! this node's id as its sender, and is written anew, so that no plugin can put a second line on a peer's wire or speak in
 //! another's name.
 
-use crate::config::Permission;
+use crate::config::{is_node_id, Permission};
 use crate::events::Emitter;
 use crate::network::delivery;
 use crate::network::peers::Sent;
-use crate::network::relay::line::opaque;
+use crate::network::relay::line::{opaque, read_opaque};
 use crate::network::relay::Form;
 use crate::network::wire::{self, MAX_LINE};
 use crate::network::Network;
-use crate::plugins::grants::{Grants, Witness};
+use crate::plugins::grants::{Grants, Subject, Witness};
 use crate::plugins::Registry;
 use crate::services::net::{Dialer, Streams};
 use crate::services::{env, random, Scopes};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use thenodes::events::model::{LogEvent, LogLevel};
 use thenodes::events::LogSink;
 use thenodes::host::{Host, HostError, NodeInfo, Notice, Request, Response, Text};
-use thenodes::network::message::{DeliveryClass, Message, MessageType};
+use thenodes::network::message::{DeliveryClass, Message, MessageType, Payload};
 use thenodes::network::PeerSource;
 use thenodes_ipc::{pack, Code, PluginName};
 
@@ -139,7 +139,26 @@ impl NodeHost {
             | MessageType::PeerRequest { .. }
             | MessageType::DataRequest
             | MessageType::DataResponse => {}
-            MessageType::RelayForward { from, .. } => from.clone_from(own),
+            MessageType::RelayForward { from, opaque_payload_b64, .. } => {
+                from.clone_from(own);
+                // What is inside speaks in this node's name too.
+                let inside = match (&*opaque_payload_b64, &message.payload) {
+                    (Some(opaque), _) => read_opaque(opaque),
+                    (None, Some(Payload::Text(text))) => serde_json::from_str(text).ok(),
+                    (None, Some(Payload::Json(json))) => serde_json::from_value(json.clone()).ok(),
+                    (None, Some(Payload::Binary(bytes))) => serde_json::from_slice(bytes).ok(),
+                    (None, None) => None,
+                };
+                let plain = |inside: &Message| {
+                    inside.delivery.is_none()
+                        && inside.from == *own
+                        && matches!(inside.msg_type, MessageType::Text(_) | MessageType::Extension { .. })
+                };
+                if inside.as_ref().is_some_and(|inside| !plain(inside)) {
+                    let what = "a message inside a frame: only TEXT and EXTENSION of this node, without delivery; use peers.deliver";
+                    return Err(invalid(what.into()));
+                }
+            }
             // The words with which nodes speak to each other are not a plugin's.
             _ => return Err(invalid(format!("plugins do not send {}", message.msg_type.token()))),
         }
@@ -153,9 +172,31 @@ impl NodeHost {
         Ok(message)
     }
 
-    /// One line for the wire from a plugin's text. A frame to forward has the form that its relay reads.
+    /// One line for the wire from a plugin's text. A frame to forward has the form that its relay reads, and a number of this node's;
+    /// and whom it is for must be one to whom the plugin may send.
     fn line(&self, network: &Network, text: &str, to: Option<&str>) -> Result<Vec<u8>, HostError> {
         let mut message = self.message(network, text)?;
+        let behind = match &message.msg_type {
+            MessageType::RelayForward { to, .. } | MessageType::RelayBind { target: to, .. } => Some(to),
+            _ => None,
+        };
+        if let Some(target) = behind {
+            if !self.grants.allows(Permission::MessageSend, Subject::Peer(target)) {
+                let request = Request::SendToNode { node_id: target.clone(), text: String::new() };
+                let what = format!("message.send to {} behind a relay", printable(target, 128));
+                let denied = Err(HostError::new(Code::PermissionDenied, what));
+                return self.judged(Permission::MessageSend, &request, denied).map(|_| Vec::new());
+            }
+        }
+        if let Some(outbox) = to.and_then(|to| network.peers.outbox(to)) {
+            let mut client = outbox.client();
+            match &mut message.msg_type {
+                MessageType::RelayForward { sequence, .. } => *sequence = Some(client.number()),
+                MessageType::RelayBind { target, .. } => client.forget(Some(target)),
+                MessageType::RelayUnbind { .. } => client.forget(None),
+                _ => {}
+            }
+        }
         let new = to.is_some_and(|to| network.relay.form_of(to) == Some(Form::Opaque));
         if let (MessageType::RelayForward { opaque_payload_b64, .. }, true) = (&mut message.msg_type, new) {
             let content = message.payload.take();
@@ -244,7 +285,21 @@ impl Host for NodeHost {
                 Self::sent(network.peers.send_to_addr(&addr, &line), &addr.to_string())
             }
             Request::Deliver { node_id, text, options } => {
+                if !is_node_id(&node_id) {
+                    return Err(HostError::new(Code::InvalidInput, "peers.deliver needs a node id"));
+                }
                 let mut message = self.message(network, &text)?;
+                if matches!(
+                    message.msg_type,
+                    MessageType::RelayForward { .. }
+                        | MessageType::RelayBind { .. }
+                        | MessageType::RelayUnbind { .. }
+                        | MessageType::PeerRequest { .. }
+                ) {
+                    let what =
+                        format!("{} is sent to a connected peer, not delivered", message.msg_type.token());
+                    return Err(HostError::new(Code::InvalidInput, what));
+                }
                 let ordered = options.class == DeliveryClass::OrderedReliable;
                 let key = options.ordering_key.as_deref();
                 if ordered != key.is_some_and(|key| !key.trim().is_empty() && key.len() <= MAX_KEY) {

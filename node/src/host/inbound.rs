@@ -3,19 +3,24 @@
 
 use crate::config::Permission;
 use crate::network::delivery::{acknowledge, finished, Owed};
-use crate::network::{Inbound, Network};
+use crate::network::{clock, Inbound, Network};
 use crate::plugins::grants::Subject;
 use crate::plugins::handle::Handle;
+use crate::plugins::link::Answer;
 use crate::plugins::Registry;
 use crate::text::printable;
 use bytes::Bytes;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::task::Poll;
+use std::time::Duration;
 use thenodes::events::model::LogLevel;
 use thenodes::network::message::{Message, MessageType};
 use thenodes_ipc::launch::Registration;
 use thenodes_ipc::pack;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 /// A plugin has taken a message within this time, or it counts as not taken: its deadline for messages, and a moment.
@@ -35,7 +40,7 @@ pub fn wants(registration: Option<&Registration>, message: &Message) -> bool {
 /// Distributes until the network is gone.
 pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, network: Arc<Network>, plugins: Arc<Registry>) {
     let events = &network.events;
-    while let Some(Inbound { peer, message, room, owed }) = inbound.recv().await {
+    while let Some(Inbound { peer, message, room, owed, .. }) = inbound.recv().await {
         let (action, detail) = match &message.msg_type {
             MessageType::Text(text) => ("message_text", printable(text, SHOWN)),
             MessageType::Extension { kind } => ("message_other", format!("kind={}", printable(kind, SHOWN))),
@@ -83,18 +88,41 @@ pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, network: Arc<Netwo
             }
             continue;
         };
-        let taking: Vec<_> = wanting.iter().map(|plugin| plugin.deliver_acknowledged(body.clone())).collect();
+        let given_up = Arc::new(AtomicBool::new(false));
+        let answers: Vec<_> = wanting
+            .iter()
+            .map(|plugin| plugin.deliver_acknowledged(body.clone(), given_up.clone()))
+            .collect();
         let network = network.clone();
         // One task for each message that is owed an answer; each holds its room, and so they are bounded.
         tokio::spawn(async move {
-            let mut taken = false;
-            for answer in taking {
-                taken |= matches!(timeout(TAKING, answer).await, Ok(Ok(Ok(_))));
-            }
+            let taken = timeout(TAKING, first_taken(answers)).await.unwrap_or(false);
+            // Its sender will send it again: the plugins must not have it twice.
+            given_up.store(!taken, Ordering::Release);
             drop(room);
             finished(&network, &owed, taken).await;
         });
     }
+}
+
+/// True as soon as one plugin has taken the message; false when none has, and none can any more.
+async fn first_taken(mut open: Vec<oneshot::Receiver<Answer>>) -> bool {
+    std::future::poll_fn(move |cx| {
+        let mut at = 0;
+        while at < open.len() {
+            match Pin::new(&mut open[at]).poll(cx) {
+                Poll::Ready(Ok(Ok(_))) => return Poll::Ready(true),
+                Poll::Ready(Ok(Err(_)) | Err(_)) => drop(open.swap_remove(at)),
+                Poll::Pending => at += 1,
+            }
+        }
+        if open.is_empty() {
+            Poll::Ready(false)
+        } else {
+            Poll::Pending
+        }
+    })
+    .await
 }
 
 /// Answers a sender at once; what waited for this message goes up in a task of its own, since this one empties that queue.
@@ -105,7 +133,7 @@ fn settle(network: &Arc<Network>, owed: Owed, taken: bool) {
             acknowledge(network, &owed, "ok");
         }
         if let Some(about) = &owed.about {
-            let _ = network.desk.arrived().finished(&owed.from, about, taken, Instant::now());
+            let _ = network.desk.arrived().finished(&owed.from, about, taken, clock());
         }
         return;
     }

@@ -3,7 +3,7 @@
 //! name: there HELLO is read, and nothing of it counts before the verdict ([`Pending`]).
 
 use super::peers::Direction;
-use super::Network;
+use super::{Link, Network};
 use crate::config::{Encryption, TrustMode};
 use crate::events::Emitter;
 use crate::security::bindings::{Bindings, Meeting};
@@ -183,14 +183,22 @@ pub(super) fn tell(events: &Emitter, mut event: TrustDecisionEvent, accepted: bo
 /// Secures a connection as the configuration says.
 pub async fn secure(
     network: &Network,
-    tcp: TcpStream,
+    link: Link,
     addr: SocketAddr,
     direction: Direction,
 ) -> Result<Secured, ChannelError> {
+    let plain = |stream| Ok(Secured { stream, certificate: None, chain: None, pending: None });
+    let tcp = match (link, &network.security) {
+        (Link::Tcp(tcp), _) => tcp,
+        (Link::Bytes(stream, _), None) => return plain(stream),
+        (Link::Bytes(..), Some(_)) => {
+            return Err(ChannelError::Untrusted { reason: "no-tls-on-this-transport" })
+        }
+    };
     // Messages are small and each is one write: waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
     match &network.security {
-        None => Ok(Secured { stream: Box::new(tcp), certificate: None, chain: None, pending: None }),
+        None => plain(Box::new(tcp)),
         // On the heap: who speaks plainly does not pay for it.
         Some((tls, encryption)) => {
             Box::pin(tls_channel(network, tls, encryption, tcp, addr, direction)).await

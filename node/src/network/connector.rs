@@ -4,8 +4,10 @@
 use super::dialer::{self, pause};
 use super::discovery::{reach, Reach};
 use super::greeting::Outcome;
+use super::pace::Pace;
 use super::peers::Direction;
 use super::Network;
+use crate::network::clock;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +19,8 @@ use tokio::task::JoinSet;
 
 /// Addresses that are dialed at the same time.
 const AT_ONCE: usize = 4;
+/// Addresses that are dialed in a second.
+const DIALS_PER_S: u32 = 8;
 /// How often the connector looks, if nothing happens.
 const LOOK: Duration = Duration::from_secs(5);
 /// Addresses whose failures are remembered.
@@ -115,16 +119,17 @@ pub async fn run(network: Arc<Network>) {
         return;
     }
     let (connector, config) = (&network.connector, &network.net);
-    let mut dials: JoinSet<(SocketAddr, Outcome)> = JoinSet::new();
+    let mut dials: JoinSet<(SocketAddr, bool)> = JoinSet::new();
+    let mut pace = Pace::new(DIALS_PER_S);
     let mut busy: HashSet<SocketAddr> = HashSet::new();
     let mut changes = network.peers.changes();
     loop {
         tokio::select! {
             Some(done) = dials.join_next() => {
-                if let Ok((addr, outcome)) = done {
+                if let Ok((addr, lasted)) = done {
                     busy.remove(&addr);
-                    // A connection that ended is made again, after a pause like any other.
-                    connector.tried(addr, matches!(outcome, Outcome::Ended { .. }), &network, Instant::now());
+                    // A connection that lasted is made again, after a pause like any other.
+                    connector.tried(addr, lasted, &network, clock());
                 }
             }
             () = connector.wake.notified() => {}
@@ -157,11 +162,21 @@ pub async fn run(network: Arc<Network>) {
             .filter(|record| record.node_id.as_ref().is_none_or(|id| !network.held_off(id)))
             .collect();
         let attempts = config.connecting.attempts;
-        let chosen = connector.choose(&records, &connected, &taken, &subnets, attempts, Instant::now());
+        let chosen = connector.choose(&records, &connected, &taken, &subnets, attempts, clock());
         for addr in chosen.into_iter().take(room) {
             busy.insert(addr);
             let network = network.clone();
-            dials.spawn(async move { (addr, dial(&network, addr).await) });
+            dials.spawn(async move {
+                let begun = clock();
+                let outcome = dial(&network, addr).await;
+                let lasted = clock().saturating_duration_since(begun) >= dialer::LASTED;
+                (addr, lasted && matches!(outcome, Outcome::Ended { .. }))
+            });
+            // What peers tell must not make this node knock at many doors.
+            let pause = pace.take(1, clock());
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
         }
     }
 }
@@ -169,7 +184,7 @@ pub async fn run(network: Arc<Network>) {
 /// Dials one address and carries the connection to its end.
 async fn dial(network: &Network, addr: SocketAddr) -> Outcome {
     match dialer::connect(network, addr).await {
-        Ok(tcp) => super::greeting::carry(network, tcp, addr, Direction::Outbound, ()).await,
+        Ok(link) => super::greeting::carry(network, link, addr, Direction::Outbound, ()).await,
         Err(error) => {
             network.store.mark_failure(&addr).await;
             Outcome::NotReached(error)

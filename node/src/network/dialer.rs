@@ -4,21 +4,22 @@
 use super::greeting::{carry, GreetingError, Outcome};
 use super::handshake::Refusal;
 use super::peers::Direction;
-use super::Network;
+use super::{Link, Network};
 use crate::config::Connecting;
+use crate::network::clock;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use thenodes::events::model::LogLevel;
 use thenodes::network::PeerSource;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// A name must have its addresses by then.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
 /// A connection that lasted so long was a good one.
-const LASTED: Duration = Duration::from_secs(10);
+pub(super) const LASTED: Duration = Duration::from_secs(10);
 
 /// The pause after `failures` attempts in a row. `chance` is a random number in 0..1 and moves it by the configured part.
 pub fn pause(config: &Connecting, failures: u32, chance: f64) -> Duration {
@@ -34,10 +35,13 @@ pub(super) fn chance() -> f64 {
 }
 
 /// Opens a connection, within its deadline.
-pub(super) async fn connect(network: &Network, addr: SocketAddr) -> Result<TcpStream, String> {
+pub(super) async fn connect(network: &Network, addr: SocketAddr) -> Result<Link, String> {
+    if network.ending.load(Ordering::Acquire) {
+        return Err("the node is shutting down".into());
+    }
     let deadline = network.net.connecting.connect;
-    match timeout(deadline, TcpStream::connect(addr)).await {
-        Ok(Ok(tcp)) => Ok(tcp),
+    match timeout(deadline, network.dial.dial(addr)).await {
+        Ok(Ok(link)) => Ok(link),
         Ok(Err(error)) => Err(format!("{addr}: {error}")),
         Err(_) => Err(format!("{addr}: no connection within {} ms", deadline.as_millis())),
     }
@@ -47,10 +51,10 @@ pub(super) async fn connect(network: &Network, addr: SocketAddr) -> Result<TcpSt
 pub async fn keep(network: Arc<Network>, target: String) {
     let mut failures: u32 = 0;
     loop {
-        let begun = Instant::now();
+        let begun = clock();
         let outcome = dial(&network, &target, PeerSource::Bootstrap).await;
         match outcome {
-            Ok(Outcome::Ended { .. }) if begun.elapsed() >= LASTED => failures = 0,
+            Ok(Outcome::Ended { .. }) if clock().saturating_duration_since(begun) >= LASTED => failures = 0,
             // It dialed us, or another address of it answered: it is connected, which is all we want.
             Ok(Outcome::Refused(GreetingError::Hello(Refusal::Duplicate(id)))) => {
                 network.peers.gone(&id).await;
@@ -85,7 +89,7 @@ pub async fn dial(network: &Network, target: &str, source: PeerSource) -> Result
     for addr in addrs {
         network.store.insert(addr, source).await;
         match connect(network, addr).await {
-            Ok(tcp) => return Ok(carry(network, tcp, addr, Direction::Outbound, ()).await),
+            Ok(link) => return Ok(carry(network, link, addr, Direction::Outbound, ()).await),
             Err(error) => last = error,
         }
         network.store.mark_failure(&addr).await;

@@ -7,17 +7,16 @@ use super::peers::{Direction, Place};
 use super::rejudge::{until_unwelcome, Trusted};
 use super::session::{receive, run};
 use super::wire::{encode, LineDecoder, WireError, MAX_HELLO, MAX_LINE};
-use super::{Network, HANDSHAKE_DEADLINE, MAX_REMEMBERED_KEYS};
+use super::{Link, Network, HANDSHAKE_DEADLINE, MAX_REMEMBERED_KEYS};
 use crate::config::is_node_id;
+use crate::network::clock;
 use crate::security::pki::CertificateFacts;
 use crate::text::printable;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -70,16 +69,16 @@ impl GreetingError {
     }
 }
 
-/// Carries one connection from TCP to its end. `stranger` is dropped when the peer is known, or refused.
+/// Carries one connection from its first byte to its end. `stranger` is dropped when the peer is known, or refused.
 pub async fn carry<S>(
     network: &Network,
-    tcp: TcpStream,
+    link: Link,
     addr: SocketAddr,
     direction: Direction,
     stranger: S,
 ) -> Outcome {
     // On the heap, so that a connection pays for its handshake only as long as it lasts.
-    let greeted = match timeout(HANDSHAKE_DEADLINE, Box::pin(greet(network, tcp, addr, direction))).await {
+    let greeted = match timeout(HANDSHAKE_DEADLINE, Box::pin(greet(network, link, addr, direction))).await {
         Ok(greeted) => greeted,
         Err(_) => Err(GreetingError::Deadline),
     };
@@ -169,15 +168,15 @@ struct Greeted {
 
 async fn greet(
     network: &Network,
-    tcp: TcpStream,
+    link: Link,
     addr: SocketAddr,
     direction: Direction,
 ) -> Result<Greeted, GreetingError> {
     let closed = |e: std::io::Error| GreetingError::Closed(e.to_string());
-    let own = tcp.local_addr().map_err(closed)?;
+    let own = link.own_addr().map_err(closed)?;
     // Before the verdict: what changes meanwhile is a reason for another one.
     let trusted = network.trusted.subscribe();
-    let Secured { mut stream, certificate, chain, pending } = secure(network, tcp, addr, direction).await?;
+    let Secured { mut stream, certificate, chain, pending } = secure(network, link, addr, direction).await?;
     // The acceptor speaks first.
     if direction == Direction::Inbound {
         stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;
@@ -224,7 +223,7 @@ async fn greet(
     let info = PeerInfo { node_id: greeted.node_id, addr, capabilities: greeted.capabilities };
     let place = network
         .peers
-        .take(info, direction, Instant::now())
+        .take(info, direction, clock())
         .map_err(|info| GreetingError::Hello(Refusal::Duplicate(info.node_id)))?;
     decoder.set_max(MAX_LINE);
     if direction == Direction::Outbound {
@@ -234,7 +233,7 @@ async fn greet(
         // Where it listens is its own word: kept only if it speaks of the address it really has.
         if listens.ip() == addr.ip() && listens.port() != 0 {
             let (id, capabilities) = (place.info.node_id.clone(), place.info.capabilities.clone());
-            network.store.mark_success_with_meta(&listens, Some(id), Some(capabilities)).await;
+            network.store.note_listener(&listens, id, capabilities);
         }
     }
     Ok(Greeted { stream, decoder, place, certificate, chain, trusted })
@@ -247,6 +246,7 @@ mod tests {
     use crate::events::{Bus, Emitter};
     use crate::network::Local;
     use thenodes::realms::RealmInfo;
+    use tokio::net::TcpStream;
 
     /// What a connection waits with is most of what an idle peer costs; a future that grows here costs it for every peer.
     #[tokio::test]
@@ -267,7 +267,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let addr = listener.local_addr().expect("an address");
         let tcp = TcpStream::connect(addr).await.expect("connected");
-        let size = std::mem::size_of_val(&carry(&network, tcp, addr, Direction::Inbound, ()));
+        let size = std::mem::size_of_val(&carry(&network, Link::Tcp(tcp), addr, Direction::Inbound, ()));
         assert!(size <= 3072, "{size} bytes");
     }
 }

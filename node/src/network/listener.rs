@@ -4,11 +4,12 @@ use super::connector::subnet;
 use super::discovery::{reach, Reach};
 use super::greeting::carry;
 use super::peers::Direction;
-use super::Network;
+use super::{Link, Network};
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use thenodes::events::model::LogLevel;
@@ -116,6 +117,9 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
                 continue;
             }
         };
+        if network.ending.load(Ordering::Acquire) {
+            continue;
+        }
         let ip = addr.ip().to_canonical();
         let full = |what: String| {
             network.events.network(LogLevel::Warn, "too_many_connections", Some(addr.to_string()), what);
@@ -147,7 +151,7 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
                     Some(addr.to_string()),
                     format!("closed for a newer one: {} from this address wait for theirs", bounds.strangers),
                 ),
-                _ = carry(&network, tcp, addr, Direction::Inbound, stranger) => {}
+                _ = carry(&network, Link::Tcp(tcp), addr, Direction::Inbound, stranger) => {}
             }
         });
     }

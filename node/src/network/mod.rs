@@ -17,7 +17,7 @@ pub mod peers;
 pub mod rejudge;
 pub mod relay;
 pub mod session;
-mod taking;
+pub mod taking;
 pub mod wire;
 
 use crate::config::{Encryption, Networking};
@@ -25,12 +25,16 @@ use crate::events::Emitter;
 use crate::security::tls::Tls;
 use peers::PeerTable;
 use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use thenodes::host::PeerInfo;
 use thenodes::network::message::Message;
 use thenodes::network::PeerStore;
 use thenodes::realms::RealmInfo;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 
 /// TCP, TLS and HELLO together must be done by then.
@@ -72,10 +76,23 @@ pub struct Inbound {
     pub peer: Arc<PeerInfo>,
     /// The message; its `from` is the peer's id.
     pub message: Message,
-    /// Its part of [`INBOUND_WEIGHT`], held until it is distributed.
-    pub room: OwnedSemaphorePermit,
+    /// Its part of [`INBOUND_WEIGHT`], held until it is distributed; what had to wait for an earlier message gave it back.
+    pub room: Option<OwnedSemaphorePermit>,
+    /// What it may take once parsed, bytes.
+    pub weight: usize,
     /// What its sender is owed once it is taken.
     pub owed: Option<delivery::Owed>,
+}
+
+impl delivery::receiver::Parks for Inbound {
+    fn weight(&self) -> usize {
+        // What was parked has no permit any more; its weight is what its line may be.
+        self.weight
+    }
+
+    fn park(&mut self) {
+        self.room = None;
+    }
 }
 
 /// Nodes that an operator may hold off.
@@ -91,6 +108,10 @@ pub struct Network {
     pub desk: delivery::Desk,
     /// Whom to dial.
     pub connector: connector::Connector,
+    /// The node ends: nobody is let in and nobody dialed any more.
+    pub ending: AtomicBool,
+    /// How connections are made.
+    pub dial: Box<dyn Dial>,
     /// Nodes that the operator disconnected.
     pub held: Mutex<HashSet<String>>,
     /// Who we are.
@@ -115,6 +136,45 @@ pub struct Network {
     pub keys: Mutex<HashMap<String, String>>,
 }
 
+/// The time by the runtime's clock: the system's, or a simulation's.
+pub fn clock() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// A connection that carries bytes, before anything is known of the other side.
+pub enum Link {
+    /// TCP, on which TLS may be spoken.
+    Tcp(TcpStream),
+    /// Anything else, for nodes without TLS: an embedder's own transport, a simulation. With the own address.
+    Bytes(Box<dyn channel::Bytes>, SocketAddr),
+}
+
+impl Link {
+    fn own_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Link::Tcp(tcp) => tcp.local_addr(),
+            Link::Bytes(_, own) => Ok(*own),
+        }
+    }
+}
+
+/// How connections are made.
+#[async_trait::async_trait]
+pub trait Dial: Send + Sync {
+    /// Connects; the caller holds it to its deadline.
+    async fn dial(&self, addr: SocketAddr) -> io::Result<Link>;
+}
+
+/// By TCP.
+struct Tcp;
+
+#[async_trait::async_trait]
+impl Dial for Tcp {
+    async fn dial(&self, addr: SocketAddr) -> io::Result<Link> {
+        TcpStream::connect(addr).await.map(Link::Tcp)
+    }
+}
+
 impl Network {
     /// A network without peers.
     pub fn new(
@@ -131,6 +191,8 @@ impl Network {
             relay: relay::Relay::new(net.relay.clone()),
             desk: delivery::Desk::new(net.delivery),
             connector: connector::Connector::default(),
+            ending: AtomicBool::new(false),
+            dial: Box::new(Tcp),
             held: Mutex::default(),
             local,
             net,
@@ -144,29 +206,40 @@ impl Network {
         }
     }
 
+    /// Says goodbye to everybody, waits for so long until they are gone, and takes back what must not be lost.
+    pub async fn end(&self, patience: Duration) {
+        self.ending.store(true, Ordering::Release);
+        self.peers.close_all();
+        let mut changes = self.peers.changes();
+        let gone = async {
+            while self.peers.count().0 > 0 {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(patience, gone).await;
+        for (peer, outbox) in self.peers.all() {
+            self.relay.give_back(self, &peer.node_id, outbox.end());
+        }
+    }
+
     /// True if the operator disconnected this node.
     pub fn held_off(&self, node_id: &str) -> bool {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(node_id)
     }
 
-    /// Lets in again whoever is known at this address.
-    pub fn release(&self, target: &str) {
-        let at = target.parse().ok().and_then(|addr| self.store.node_id_of(&addr));
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        match at {
-            Some(id) => drop(held.remove(&id)),
-            // A name: nobody knows whom it meant before.
-            None => held.clear(),
-        }
-    }
-
-    /// Keeps a node off, or lets it in again.
-    pub fn hold_off(&self, node_id: &str, hold: bool) {
+    /// Keeps a node off, or lets it in again. False if too many are held off already.
+    pub fn hold_off(&self, node_id: &str, hold: bool) -> bool {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if !hold {
             held.remove(node_id);
-        } else if held.len() < MAX_HELD_OFF {
-            held.insert(node_id.to_owned());
+            return true;
         }
+        if held.len() >= MAX_HELD_OFF && !held.contains(node_id) {
+            return false;
+        }
+        held.insert(node_id.to_owned());
+        true
     }
 }

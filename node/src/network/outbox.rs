@@ -7,6 +7,7 @@
 
 use super::relay::client::Client;
 use super::relay::Frame;
+use crate::network::clock;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -21,8 +22,9 @@ pub const RELAYED_BYTES: usize = 256 * 1024;
 const LOW: usize = RELAYED_BYTES / 2;
 /// A peer that takes nothing for so long, with a full outbox, holds nobody up any more.
 pub const STALLED: Duration = Duration::from_millis(250);
-/// Frames that wait for an acknowledgement of the peer.
+/// Frames that wait for an acknowledgement of the peer, and their bytes.
 pub const MAX_KEPT: usize = 1024;
+const KEPT_BYTES: usize = 1024 * 1024;
 /// A frame without acknowledgement is sent again after so long.
 const RESEND: Duration = Duration::from_millis(500);
 /// So often.
@@ -55,6 +57,22 @@ struct Kept {
     sent: Instant,
 }
 
+/// Frames of one peer behind each other.
+#[derive(Debug)]
+struct Run {
+    origin: Arc<str>,
+    end: u64,
+}
+
+/// What was not handed over when a connection ended.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// Frames that must not be lost, in order.
+    pub kept: Vec<Arc<Frame>>,
+    /// Whose frames are lost.
+    pub origins: Vec<Arc<str>>,
+}
+
 #[derive(Debug)]
 struct State {
     lines: Vec<u8>,
@@ -64,6 +82,9 @@ struct State {
     added: u64,
     written: u64,
     kept: VecDeque<Kept>,
+    kept_bytes: usize,
+    /// Whose frames are among the lines, and up to where: they hear of it if the connection ends before.
+    runs: VecDeque<Run>,
     waker: Option<Waker>,
     /// When the peer took something last, or when the outbox was empty last.
     progress: Instant,
@@ -101,6 +122,8 @@ impl Outbox {
             added: 0,
             written: 0,
             kept: VecDeque::new(),
+            kept_bytes: 0,
+            runs: VecDeque::new(),
             waker: None,
             progress: now,
             closing: false,
@@ -140,8 +163,20 @@ impl Outbox {
     }
 
     /// Adds lines that another peer sent, each with its newline.
-    pub fn relayed(&self, lines: &[u8]) -> Put {
-        self.put(lines, RELAYED_BYTES)
+    pub fn relayed(&self, origin: &Arc<str>, lines: &[u8]) -> Put {
+        let mut state = self.lock();
+        if let Some(no) = state.refuses(RELAYED_BYTES) {
+            return no;
+        }
+        let waker = state.add(lines);
+        let end = state.added;
+        match state.runs.back_mut() {
+            Some(run) if Arc::ptr_eq(&run.origin, origin) => run.end = end,
+            _ => state.runs.push_back(Run { origin: origin.clone(), end }),
+        }
+        drop(state);
+        waker.map(Waker::wake);
+        Put::Queued
     }
 
     fn put(&self, lines: &[u8], most: usize) -> Put {
@@ -161,10 +196,8 @@ impl Outbox {
         if let Some(no) = state.refuses(RELAYED_BYTES) {
             return no;
         }
-        if state.kept.len() >= MAX_KEPT {
-            let oldest = state.kept.front().map(|kept| kept.sent);
-            let stalled = oldest.is_some_and(|sent| now.saturating_duration_since(sent) > STALLED);
-            return if stalled { Put::Stalled } else { Put::Full };
+        if state.kept_full() {
+            return if state.stalled_kept(now) { Put::Stalled } else { Put::Full };
         }
         let waker = state.add_kept(frame.clone(), acknowledges, now);
         drop(state);
@@ -177,6 +210,8 @@ impl Outbox {
         let mut state = self.lock();
         let mut wakers = Vec::new();
         for frame in frames {
+            // One without a number cannot be acknowledged.
+            let acknowledges = acknowledges && frame.sequence.is_some();
             wakers.extend(state.add_kept(frame, acknowledges, now));
         }
         drop(state);
@@ -188,7 +223,9 @@ impl Outbox {
         let mut state = self.lock();
         let of = |kept: &Kept| kept.frame.sequence == Some(sequence) && *kept.frame.origin == *origin;
         let Some(at) = state.kept.iter().position(of) else { return false };
-        state.kept.remove(at);
+        if let Some(kept) = state.kept.remove(at) {
+            state.kept_bytes -= kept.frame.line.len();
+        }
         drop(state);
         self.room.notify_waiters();
         true
@@ -200,28 +237,29 @@ impl Outbox {
         if state.kept.is_empty() || state.gone {
             return Vec::new();
         }
-        let (mut lost, mut again) = (Vec::new(), Vec::new());
-        let written = state.written;
-        state.kept.retain_mut(|kept| {
+        let (mut lost, mut waker) = (Vec::new(), None);
+        let mut kept = std::mem::take(&mut state.kept);
+        kept.retain_mut(|kept| {
             let due = kept.acknowledged
-                && kept.end <= written
+                && kept.end <= state.written
                 && now.saturating_duration_since(kept.sent) >= RESEND;
             if !due {
                 return true;
             }
             if kept.resends >= RESENDS {
+                state.kept_bytes -= kept.frame.line.len();
                 lost.push(kept.frame.clone());
                 return false;
             }
-            kept.resends += 1;
-            kept.sent = now;
-            again.push(kept.frame.clone());
+            // A peer that takes nothing gets nothing twice.
+            if state.waiting() < RELAYED_BYTES {
+                waker = state.add(&kept.frame.line).or(waker.take());
+                (kept.resends, kept.sent, kept.end) = (kept.resends + 1, now, state.added);
+            }
             true
         });
-        let mut wakers = Vec::new();
-        for frame in again {
-            wakers.extend(state.add(&frame.line));
-        }
+        state.kept = kept;
+        let wakers = waker;
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
         if !lost.is_empty() {
@@ -239,14 +277,22 @@ impl Outbox {
             announced.as_mut().enable();
             let look_again = {
                 let state = self.lock();
-                if state.gone || (state.waiting() < RELAYED_BYTES && state.kept.len() < MAX_KEPT) {
+                let now = clock();
+                if state.gone || state.closing {
                     return;
                 }
-                let silent = state.progress.elapsed();
-                if silent >= STALLED {
+                let mut left = STALLED;
+                if state.waiting() >= RELAYED_BYTES {
+                    left = left.min(STALLED.saturating_sub(now.saturating_duration_since(state.progress)));
+                } else if state.kept_full() {
+                    left = left.min(STALLED.saturating_sub(state.oldest_kept(now)));
+                } else {
                     return;
                 }
-                STALLED - silent
+                if left.is_zero() {
+                    return;
+                }
+                left
             };
             let until_look = (tokio::time::Instant::now() + look_again).min(until);
             if tokio::time::timeout_at(until_look, announced).await.is_err()
@@ -264,6 +310,7 @@ impl Outbox {
         let waker = state.waker.take();
         drop(state);
         waker.map(Waker::wake);
+        self.room.notify_waiters();
     }
 
     /// Asks the writer to look whether frames are kept for the peer.
@@ -278,7 +325,8 @@ impl Outbox {
     /// The writer's next work. `spare` is an empty buffer to be used again.
     pub fn poll_next(&self, cx: &mut Context<'_>, spare: &mut Vec<u8>) -> Poll<Next> {
         let mut state = self.lock();
-        if state.closing {
+        // What was said before the goodbye is said before it.
+        if state.closing && state.lines.is_empty() {
             return Poll::Ready(Next::Close);
         }
         if std::mem::take(&mut state.look) {
@@ -306,8 +354,19 @@ impl Outbox {
         state.written += bytes as u64;
         state.progress = now;
         let written = state.written;
-        while state.kept.front().is_some_and(|kept| kept.end <= written && !kept.acknowledged) {
-            state.kept.pop_front();
+        while state.runs.front().is_some_and(|run| run.end <= written) {
+            state.runs.pop_front();
+        }
+        if state.kept.iter().any(|kept| !kept.acknowledged && kept.end <= written) {
+            let before = state.kept.len();
+            let mut freed = 0;
+            state.kept.retain(|kept| {
+                let stays = kept.acknowledged || kept.end > written;
+                freed += if stays { 0 } else { kept.frame.line.len() };
+                stays
+            });
+            debug_assert!(state.kept.len() < before);
+            state.kept_bytes -= freed;
         }
         let room = state.waiting() <= LOW;
         drop(state);
@@ -320,25 +379,52 @@ impl Outbox {
     pub(super) fn wrote_all(&self) {
         let next = self.poll_next(&mut Context::from_waker(Waker::noop()), &mut Vec::new());
         if let Poll::Ready(Next::Lines(lines)) = next {
-            self.wrote(lines.len(), Instant::now());
+            self.wrote(lines.len(), clock());
         }
     }
 
-    /// The connection has ended: what must not be lost, in order. What was written but not acknowledged counts as lost too.
-    pub fn end(&self) -> Vec<Arc<Frame>> {
+    /// Ends when the connection is to be closed.
+    pub async fn closing(&self) {
+        loop {
+            let mut announced = std::pin::pin!(self.room.notified());
+            announced.as_mut().enable();
+            if self.lock().closing {
+                return;
+            }
+            announced.await;
+        }
+    }
+
+    /// The connection has ended: what was not handed over. What was written but not acknowledged counts as not handed over.
+    pub fn end(&self) -> Left {
         let mut state = self.lock();
         state.gone = true;
         state.lines = Vec::new();
+        state.kept_bytes = 0;
         let kept = std::mem::take(&mut state.kept);
+        let runs = std::mem::take(&mut state.runs);
         drop(state);
         self.room.notify_waiters();
-        kept.into_iter().map(|kept| kept.frame).collect()
+        let kept = kept.into_iter().map(|kept| kept.frame).collect();
+        Left { kept, origins: runs.into_iter().map(|run| run.origin).collect() }
     }
 }
 
 impl State {
     fn waiting(&self) -> usize {
         self.lines.len() + self.writing
+    }
+
+    fn kept_full(&self) -> bool {
+        self.kept.len() >= MAX_KEPT || self.kept_bytes >= KEPT_BYTES
+    }
+
+    fn oldest_kept(&self, now: Instant) -> Duration {
+        self.kept.front().map_or(Duration::ZERO, |kept| now.saturating_duration_since(kept.sent))
+    }
+
+    fn stalled_kept(&self, now: Instant) -> bool {
+        self.oldest_kept(now) >= STALLED
     }
 
     fn refuses(&mut self, most: usize) -> Option<Put> {
@@ -348,12 +434,16 @@ impl State {
         if self.waiting() < most {
             return None;
         }
-        Some(if self.progress.elapsed() >= STALLED { Put::Stalled } else { Put::Full })
+        Some(if clock().saturating_duration_since(self.progress) >= STALLED {
+            Put::Stalled
+        } else {
+            Put::Full
+        })
     }
 
     fn add(&mut self, lines: &[u8]) -> Option<Waker> {
         if self.waiting() == 0 {
-            self.progress = Instant::now();
+            self.progress = clock();
         }
         self.lines.extend_from_slice(lines);
         self.added += lines.len() as u64;
@@ -363,6 +453,7 @@ impl State {
     fn add_kept(&mut self, frame: Arc<Frame>, acknowledged: bool, now: Instant) -> Option<Waker> {
         let waker = self.add(&frame.line);
         let end = self.added;
+        self.kept_bytes += frame.line.len();
         self.kept.push_back(Kept { end, frame, acknowledged, resends: 0, sent: now });
         waker
     }
@@ -371,6 +462,10 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn o() -> Arc<str> {
+        "o".into()
+    }
 
     fn frame(sequence: u64) -> Arc<Frame> {
         let line = format!("{sequence}\n").into_bytes().into_boxed_slice();
@@ -391,24 +486,24 @@ mod tests {
     #[test]
     fn what_gathers_goes_out_at_once_and_what_is_beyond_the_bound_is_refused() {
         let outbox = Outbox::new(Instant::now());
-        assert_eq!((outbox.own(b"a\n"), outbox.relayed(b"b\n")), (Put::Queued, Put::Queued));
+        assert_eq!((outbox.own(b"a\n"), outbox.relayed(&o(), b"b\n")), (Put::Queued, Put::Queued));
         assert_eq!(next(&outbox), Poll::Ready(Next::Lines(b"a\nb\n".to_vec())));
-        assert_eq!(outbox.relayed(&[b'x'; RELAYED_BYTES]), Put::Queued, "what is written waits still");
-        assert_eq!((outbox.relayed(b"c\n"), outbox.own(b"d\n")), (Put::Full, Put::Queued));
+        assert_eq!(outbox.relayed(&o(), &[b'x'; RELAYED_BYTES]), Put::Queued, "what is written waits still");
+        assert_eq!((outbox.relayed(&o(), b"c\n"), outbox.own(b"d\n")), (Put::Full, Put::Queued));
         assert!(outbox.waiting() <= RELAYED_BYTES + 8);
     }
 
     #[test]
     fn a_peer_that_takes_nothing_is_stalled_until_it_takes_something() {
         let outbox = Outbox::new(Instant::now());
-        assert_eq!(outbox.relayed(&[b'x'; RELAYED_BYTES + 1]), Put::Queued);
+        assert_eq!(outbox.relayed(&o(), &[b'x'; RELAYED_BYTES + 1]), Put::Queued);
         outbox.lock().progress = Instant::now() - STALLED;
-        assert_eq!(outbox.relayed(b"y\n"), Put::Stalled);
+        assert_eq!(outbox.relayed(&o(), b"y\n"), Put::Stalled);
         assert!(next(&outbox).is_ready());
         outbox.wrote(1, Instant::now());
-        assert_eq!(outbox.relayed(b"y\n"), Put::Full);
+        assert_eq!(outbox.relayed(&o(), b"y\n"), Put::Full);
         outbox.wrote(RELAYED_BYTES, Instant::now());
-        assert_eq!(outbox.relayed(b"y\n"), Put::Queued);
+        assert_eq!(outbox.relayed(&o(), b"y\n"), Put::Queued);
     }
 
     #[test]
@@ -418,7 +513,7 @@ mod tests {
         outbox.begin((1..=4).map(frame).collect(), false, now);
         assert!(next(&outbox).is_ready());
         outbox.wrote(4, now);
-        let left: Vec<_> = outbox.end().iter().filter_map(|frame| frame.sequence).collect();
+        let left: Vec<_> = outbox.end().kept.iter().filter_map(|frame| frame.sequence).collect();
         assert_eq!(left, [3, 4]);
         assert_eq!(outbox.own(b"x\n"), Put::Gone);
     }
@@ -441,6 +536,40 @@ mod tests {
         }
         let lost = outbox.resend(later + RESEND);
         assert_eq!(lost.iter().filter_map(|frame| frame.sequence).collect::<Vec<_>>(), [1]);
-        assert!(outbox.end().is_empty());
+        assert!(outbox.end().kept.is_empty());
+    }
+
+    #[test]
+    fn whose_frames_were_not_written_hears_of_it_and_nobody_else() {
+        let outbox = Outbox::new(Instant::now());
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        for (origin, line) in [(&a, b"1\n"), (&a, b"2\n"), (&b, b"3\n")] {
+            assert_eq!(outbox.relayed(origin, line), Put::Queued);
+        }
+        assert!(next(&outbox).is_ready());
+        outbox.wrote(4, Instant::now());
+        let left: Vec<_> = outbox.end().origins.iter().map(ToString::to_string).collect();
+        assert_eq!(left, ["b"]);
+    }
+
+    #[test]
+    fn bytes_of_frames_without_acknowledgement_are_bounded_and_a_mute_peer_gets_nothing_twice() {
+        let now = Instant::now();
+        let outbox = Outbox::new(now);
+        let large = |n| {
+            let line = vec![b'x'; 200 * 1024].into_boxed_slice();
+            Arc::new(Frame { line, ..Arc::into_inner(frame(n)).expect("the only one") })
+        };
+        let mut kept = 0;
+        while outbox.keep(&large(kept), true, now) == Put::Queued {
+            kept += 1;
+            outbox.wrote_all();
+        }
+        assert!((5..=6).contains(&kept), "{kept}");
+        assert_eq!(outbox.keep(&large(99), true, now + STALLED), Put::Stalled);
+        for round in 1..=20 {
+            assert!(outbox.resend(now + RESEND * round).is_empty());
+        }
+        assert!(outbox.waiting() <= RELAYED_BYTES + 200 * 1024, "{}", outbox.waiting());
     }
 }

@@ -1,6 +1,7 @@
 //! Who is connected. Taking an id and giving it back is one step under one short lock, which nobody holds across a wait.
 
 use super::outbox::{Outbox, Put};
+use crate::network::clock;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -146,6 +147,11 @@ impl PeerTable {
         self.locked().by_id.get(node_id).map(|entry| entry.outbox.clone())
     }
 
+    /// All peers and what waits for them.
+    pub fn all(&self) -> Vec<(Arc<PeerInfo>, Arc<Outbox>)> {
+        self.locked().by_id.values().map(|entry| (entry.info.clone(), entry.outbox.clone())).collect()
+    }
+
     /// What waits for all.
     pub fn outboxes(&self) -> Vec<Arc<Outbox>> {
         self.locked().by_id.values().map(|entry| entry.outbox.clone()).collect()
@@ -208,7 +214,7 @@ impl PeerTable {
         let mut list: Vec<(Arc<PeerInfo>, &'static str, u64, usize)> = {
             let inner = self.locked();
             let of = |entry: &Entry| {
-                let since = entry.since.elapsed().as_secs();
+                let since = clock().saturating_duration_since(entry.since).as_secs();
                 (entry.info.clone(), entry.direction.word(), since, entry.outbox.waiting())
             };
             inner.by_id.values().map(of).collect()

@@ -8,7 +8,8 @@ use super::relay::seat::{Judged, Seat, Sending, What};
 use super::relay::{line, Form};
 use super::taking::{self, Taken};
 use super::wire::{decode, encode, weight, LineDecoder, WireError, MAX_WEIGHT};
-use super::{Network, INBOUND_WEIGHT, WRITE_DEADLINE};
+use super::{Inbound, Network, WRITE_DEADLINE};
+use crate::network::clock;
 use crate::text::printable;
 use std::cell::RefCell;
 use std::future::Future;
@@ -18,11 +19,12 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
 use thenodes::network::message::{Message, MessageType, Payload};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout, timeout_at, MissedTickBehavior};
 
 /// Texts of HEARTBEAT messages, since 0.3.
@@ -34,6 +36,10 @@ const MAX_INVALID: u32 = 100;
 const READ: usize = 64 * 1024;
 /// A peer that answers no probe within this time is taken for one of 0.2, until it answers one.
 const OLD: Duration = Duration::from_secs(2);
+/// What waits is written, and the peer told, within this time when a connection ends.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// A question that could not be answered delays the next by so much.
+const UNANSWERED: Duration = Duration::from_millis(2);
 /// A target that is full but takes something holds its sender up so long; then it counts as one that takes nothing.
 const HELD_UP: Duration = Duration::from_secs(5);
 
@@ -77,31 +83,30 @@ pub(super) async fn run(
 ) -> String {
     let (reader, writer) = tokio::io::split(stream);
     let reading = Reader::new(network, &place, decoder);
+    let outbox = place.outbox.clone();
     let why = {
         let mut writing = std::pin::pin!(write(network, &place, writer));
         let why = tokio::select! {
             why = reading.run(reader) => Some(why),
             why = unwelcome => Some(why),
-            _ = &mut writing => None,
+            // Nothing of the peer is heard any more, however long it takes to write to it.
+            () = outbox.closing() => Some("closed by this node".to_owned()),
+            () = &mut writing => None,
         };
         match why {
-            None => writing_ended(&place),
+            None => outbox.why().unwrap_or_else(|| "closed by this node".into()),
             Some(why) => {
                 // The writer says goodbye: close_notify frees the id at a TLS peer at once.
-                place.outbox.close();
-                let _ = timeout(Duration::from_millis(500), writing).await;
+                outbox.close();
+                let _ = timeout(GOODBYE, writing).await;
                 why
             }
         }
     };
-    let left = place.outbox.end();
+    let (left, peer) = (outbox.end(), place.info.clone());
     drop(place); // before its frames are kept, so that no new one goes before them
-    network.relay.give_back(network, left);
+    network.relay.give_back(network, &peer.node_id, left);
     why
-}
-
-fn writing_ended(place: &Place) -> String {
-    place.outbox.why().unwrap_or_else(|| "closed by this node".into())
 }
 
 /// Frames of one peer for one other, as they stand behind each other in the decoder.
@@ -140,7 +145,7 @@ impl<'a> Reader<'a> {
     }
 
     async fn run(mut self, mut reader: impl AsyncRead + Unpin) -> String {
-        let since = Instant::now();
+        let since = clock();
         loop {
             // On the heap: most of the time a connection only waits, and what it waits with is all that it costs.
             if let Err(why) = Box::pin(self.lines()).await {
@@ -164,7 +169,7 @@ impl<'a> Reader<'a> {
                 }
             }
             if !self.answers_probes
-                && since.elapsed() > OLD
+                && clock().saturating_duration_since(since) > OLD
                 && self.network.relay.form_of(&self.peer.node_id).is_none()
             {
                 self.network.relay.set_form(&self.peer.node_id, Form::Payload);
@@ -235,14 +240,14 @@ impl<'a> Reader<'a> {
     /// Hands frames on as they are. Waits while their target is full, so that nothing is lost and only this peer is held up.
     async fn hand_on(&mut self, run: Option<Run>) {
         let Some(Run { outbox, span, count }) = run else { return };
-        let until = Instant::now() + HELD_UP;
+        let until = clock() + HELD_UP;
         loop {
-            match outbox.relayed(self.decoder.bytes(span.clone())) {
+            match outbox.relayed(&self.seat.origin, self.decoder.bytes(span.clone())) {
                 Put::Queued => {
                     self.network.relay.figures.forwarded.fetch_add(count, Ordering::Relaxed);
                     return;
                 }
-                Put::Full if Instant::now() < until => outbox.wait_for_room(HELD_UP).await,
+                Put::Full if clock() < until => outbox.wait_for_room(HELD_UP).await,
                 no @ (Put::Full | Put::Stalled | Put::Gone) => {
                     let mut pause = Duration::ZERO;
                     let lines = self.decoder.bytes(span.clone());
@@ -261,19 +266,19 @@ impl<'a> Reader<'a> {
     /// Hands one frame on that is not to be passed as it is, or not so fast.
     async fn send(&mut self, sending: Sending, span: Range<usize>) {
         let Sending { outbox, what, pause, .. } = sending;
-        let until = Instant::now() + HELD_UP;
+        let until = clock() + HELD_UP;
         let gone = loop {
             let put = match &what {
-                What::Line => outbox.relayed(self.decoder.bytes(span.start..span.end + 1)),
-                What::Rewritten(line) => outbox.relayed(line),
-                What::Kept(frame, acknowledges) => outbox.keep(frame, *acknowledges, Instant::now()),
+                What::Line => outbox.relayed(&self.seat.origin, self.decoder.bytes(span.start..span.end + 1)),
+                What::Rewritten(line) => outbox.relayed(&self.seat.origin, line),
+                What::Kept(frame, acknowledges) => outbox.keep(frame, *acknowledges, clock()),
             };
             match put {
                 Put::Queued => {
                     self.network.relay.figures.forwarded.fetch_add(1, Ordering::Relaxed);
                     break None;
                 }
-                Put::Full if Instant::now() < until => outbox.wait_for_room(HELD_UP).await,
+                Put::Full if clock() < until => outbox.wait_for_room(HELD_UP).await,
                 no @ (Put::Full | Put::Stalled | Put::Gone) => break Some(no == Put::Gone),
             }
         };
@@ -286,29 +291,52 @@ impl<'a> Reader<'a> {
 
     /// A frame whose target is this node.
     async fn ours(&mut self, span: Range<usize>) -> Result<(), String> {
+        let pause = self.taking.pace(clock());
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
+        // Room first, as for any line: what is inside may be a large tree.
+        let weight = {
+            let Some(forward) = line::read(self.decoder.bytes(span.clone())) else { return Ok(()) };
+            forward.content_weight()
+        };
+        let Some(room) = self.room(weight).await? else {
+            return self.is_invalid(&WireError::TooHeavy(weight));
+        };
         let taken = match line::read(self.decoder.bytes(span)) {
             None => return Ok(()),
             Some(forward) => self.taking.frame(self.network, &forward),
         };
-        self.take(taken, None).await
+        self.take(taken, room, weight).await
+    }
+
+    /// Room for a message of this weight; `None` if no message may weigh so much.
+    async fn room(&self, weight: usize) -> Result<Option<OwnedSemaphorePermit>, String> {
+        match u32::try_from(weight) {
+            Ok(size) if weight <= MAX_WEIGHT => {
+                match self.network.room.clone().acquire_many_owned(size).await {
+                    Ok(room) => Ok(Some(room)),
+                    Err(_) => Err("the node is shutting down".into()),
+                }
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Any other line.
     async fn message(&mut self, span: Range<usize>) -> Result<(), String> {
+        // Who is too fast waits before it has anything that others need.
+        let pause = self.taking.pace(clock());
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
         // Room first, then parsing: a short line may be a large tree.
-        let line = self.decoder.bytes(span);
-        let weight = weight(line);
-        let decoded = match u32::try_from(weight) {
-            Ok(size) if weight <= MAX_WEIGHT => {
-                let Ok(room) = self.network.room.clone().acquire_many_owned(size).await else {
-                    return Err("the node is shutting down".into());
-                };
-                decode(line).map(|message| (message, room))
-            }
-            _ => Err(WireError::TooHeavy(weight)),
+        let weight = weight(self.decoder.bytes(span.clone()));
+        let Some(room) = self.room(weight).await? else {
+            return self.is_invalid(&WireError::TooHeavy(weight));
         };
-        let (message, room) = match decoded {
-            Ok(decoded) => decoded,
+        let message = match decode(self.decoder.bytes(span)) {
+            Ok(message) => message,
             Err(error) => return self.is_invalid(&error),
         };
         if let MessageType::Heartbeat = &message.msg_type {
@@ -317,6 +345,7 @@ impl<'a> Reader<'a> {
                 // Only the peer itself is answered: a probe in another name would keep a dead id alive.
                 Some(Payload::Text(text)) if text == PROBE => {
                     if from_itself {
+                        drop(room);
                         let answer = encode(&heartbeat(self.network, &self.peer.node_id, ANSWER));
                         return self.answer(&answer).await;
                     }
@@ -351,9 +380,15 @@ impl<'a> Reader<'a> {
                 self.outbox.acknowledged(from, sequence);
                 Taken::Nothing
             }
+            // One that the seat could not read: its token is written otherwise, or stands too far behind.
+            MessageType::RelayForward { .. } => {
+                drop(room);
+                let what = "a frame to forward whose token does not stand where it should";
+                return self.is_invalid(&WireError::NotAMessage(what.into()));
+            }
             _ => self.taking.message(self.network, message),
         };
-        self.take(taken, Some(room)).await
+        self.take(taken, room, weight).await
     }
 
     fn reply(&self, answer: MessageType) -> Message {
@@ -362,52 +397,36 @@ impl<'a> Reader<'a> {
     }
 
     /// Does what is to be done with a message.
-    async fn take(
-        &mut self,
-        taken: Taken,
-        room: Option<tokio::sync::OwnedSemaphorePermit>,
-    ) -> Result<(), String> {
+    async fn take(&mut self, taken: Taken, room: OwnedSemaphorePermit, weight: usize) -> Result<(), String> {
         match taken {
             Taken::Nothing => Ok(()),
-            Taken::Answer(answer) => self.answer(&encode(&answer)).await,
+            Taken::Answer(answer) => {
+                drop(room);
+                self.answer(&encode(&answer)).await
+            }
             Taken::Up(message, owed) => {
-                let room = match room {
-                    Some(room) => room,
-                    // A frame's content was bounded by its line; what it is as a tree is weighed like any other.
-                    None => {
-                        let weight = weight(message.as_json().as_bytes());
-                        let size = u32::try_from(weight.min(INBOUND_WEIGHT / 2)).unwrap_or(u32::MAX);
-                        match self.network.room.clone().acquire_many_owned(size).await {
-                            Ok(room) => room,
-                            Err(_) => return Err("the node is shutting down".into()),
-                        }
-                    }
-                };
-                let pause = self.taking.pace(Instant::now());
-                if !pause.is_zero() {
-                    sleep(pause).await;
+                // The way up first: what was admitted goes up, whatever becomes of this connection meanwhile. Waiting here holds up
+                // this peer only.
+                let shutting_down = "the node is shutting down";
+                let way = self.network.up.reserve().await.map_err(|_| shutting_down.to_owned())?;
+                let inbound = Inbound { peer: self.peer.clone(), message, room: Some(room), weight, owed };
+                if let Some(inbound) = taking::admit(self.network, inbound) {
+                    way.send(inbound);
                 }
-                let Some(inbound) = taking::admit(self.network, &self.peer, message, room, owed) else {
-                    return Ok(());
-                };
-                // Waiting here holds up this peer only.
-                self.network.up.send(inbound).await.map_err(|_| "the node is shutting down".into())
+                Ok(())
             }
         }
     }
 
-    /// Answers the peer; waits while it takes no answers, so that one that only asks costs no memory.
+    /// Answers the peer. One that does not read what it asked for gets no answer, and its questions are read slowly: it costs neither
+    /// memory nor time, and its connection goes on.
     async fn answer(&mut self, line: &[u8]) -> Result<(), String> {
-        let until = Instant::now() + WRITE_DEADLINE;
-        loop {
-            match self.outbox.relayed(line) {
-                Put::Queued => return Ok(()),
-                Put::Gone => return Err("closed by this node".into()),
-                Put::Full | Put::Stalled if Instant::now() >= until => {
-                    return Err(format!("the peer took no answers for {} s", WRITE_DEADLINE.as_secs()));
-                }
-                Put::Full => self.outbox.wait_for_room(WRITE_DEADLINE).await,
-                Put::Stalled => sleep(super::outbox::STALLED / 5).await,
+        match self.outbox.own(line) {
+            Put::Queued => Ok(()),
+            Put::Gone => Err("closed by this node".into()),
+            Put::Full | Put::Stalled => {
+                sleep(UNANSWERED).await;
+                Ok(())
             }
         }
     }
@@ -492,7 +511,7 @@ async fn write_all(
             Ok(Ok(0)) => return Err("writing: the connection takes nothing".into()),
             Ok(Ok(count)) => {
                 at += count;
-                outbox.wrote(count, Instant::now());
+                outbox.wrote(count, clock());
             }
             Ok(Err(error)) => return Err(format!("writing: {error}")),
             Err(_) => return Err(too_slow()),

@@ -9,13 +9,13 @@ use super::relay::line::Forward;
 use super::relay::window::Window;
 use super::{discovery, wire, Inbound, Network};
 use crate::config::is_node_id;
+use crate::network::clock;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
 use thenodes::network::message::{DeliveryClass, Message, MessageType, Reason};
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Senders behind one relay whose frames are told apart.
 const MAX_ORIGINS: usize = 1024;
@@ -36,8 +36,8 @@ pub(super) enum Taken {
 pub(super) struct Desk {
     peer: Arc<PeerInfo>,
     outbox: Arc<Outbox>,
-    /// Numbers of frames that came through this peer, by their sender.
-    windows: HashMap<String, Window>,
+    /// Frames that came through this peer.
+    hops: Arc<Mutex<Hops>>,
     pace: Pace,
     lists: discovery::Lists,
 }
@@ -47,7 +47,7 @@ impl Desk {
         Self {
             peer: peer.clone(),
             outbox: outbox.clone(),
-            windows: HashMap::new(),
+            hops: Arc::default(),
             pace: Pace::new(network.net.accepting.messages_per_s),
             lists: discovery::Lists::default(),
         }
@@ -62,13 +62,13 @@ impl Desk {
     pub(super) fn message(&mut self, network: &Network, mut message: Message) -> Taken {
         match &message.msg_type {
             MessageType::PeerRequest { want } => {
-                match self.lists.answer(network, &self.peer, *want, Instant::now()) {
+                match self.lists.answer(network, &self.peer, *want, clock()) {
                     Some(list) => Taken::Answer(list),
                     None => Taken::Nothing,
                 }
             }
             MessageType::PeerList { peers } => {
-                self.lists.learn(network, &self.peer, peers, Instant::now());
+                self.lists.learn(network, &self.peer, peers, clock());
                 Taken::Nothing
             }
             MessageType::DeliveryAck { message_id, .. } => {
@@ -102,25 +102,34 @@ impl Desk {
             return Taken::Nothing;
         }
         let origin = forward.from.to_string();
-        let hop = forward.sequence.map(|sequence| {
-            let ack = MessageType::Ack {
-                to: network.local.node_id.clone(),
-                from: origin.clone(),
-                sequence,
-                status: "ok".into(),
-            };
-            let realm = Some(network.local.realm.clone());
-            wire::encode(&Message::new(&network.local.node_id, &self.peer.node_id, ack, None, realm))
-        });
-        if let Some(sequence) = forward.sequence {
-            if !self.is_new(&origin, sequence) {
-                // The relay did not hear that it arrived.
-                if let Some(line) = &hop {
-                    self.outbox.own(line);
+        let hop = match forward.sequence {
+            None => None,
+            Some(sequence) => {
+                let ack = MessageType::Ack {
+                    to: network.local.node_id.clone(),
+                    from: origin.clone(),
+                    sequence,
+                    status: "ok".into(),
+                };
+                let realm = Some(network.local.realm.clone());
+                let ack = Message::new(&network.local.node_id, &self.peer.node_id, ack, None, realm);
+                let hop = Hop {
+                    line: wire::encode(&ack),
+                    hops: self.hops.clone(),
+                    origin: origin.clone(),
+                    sequence,
+                };
+                match lock(&self.hops).seen(&origin, sequence) {
+                    Seen::New => Some(hop),
+                    // The relay did not hear that it arrived.
+                    Seen::Taken => {
+                        self.outbox.own(&hop.line);
+                        return Taken::Nothing;
+                    }
+                    Seen::InHand => return Taken::Nothing,
                 }
-                return Taken::Nothing;
             }
-        }
+        };
         let inner = forward.inner().filter(|inner| {
             inner.from == origin
                 && inner.realm.as_ref().is_none_or(|realm| realm.matches(&network.local.realm))
@@ -141,13 +150,14 @@ impl Desk {
             let mut message =
                 Message::new(&origin, &network.local.node_id, msg_type, forward.payload(), None);
             message.via = Some(self.peer.node_id.clone());
-            let owed = Owed { from: origin.clone(), about: None, path: path(), hop };
-            return Taken::Up(message, Some(owed));
+            let owed =
+                hop.map(|hop| Owed { from: origin.clone(), about: None, path: path(), hop: Some(hop) });
+            return Taken::Up(message, owed);
         };
         match &message.msg_type {
             MessageType::DeliveryAck { message_id, .. } => {
                 network.desk.acknowledged(&origin, message_id);
-                self.hop(hop.as_deref());
+                self.settle(hop);
                 Taken::Nothing
             }
             // Only what is for plugins comes through a relay.
@@ -159,55 +169,98 @@ impl Desk {
                 // Remembered under both names: a relay cannot spoil what its origin says itself.
                 let from = format!("{} {origin}", self.peer.node_id);
                 let owed = owed(&message, &from, path(), hop.clone());
-                Taken::Up(message, owed.or(Some(Owed { from, about: None, path: path(), hop })))
+                let of_relay = hop.map(|hop| Owed { from, about: None, path: path(), hop: Some(hop) });
+                Taken::Up(message, owed.or(of_relay))
             }
             _ => {
-                self.hop(hop.as_deref());
+                self.settle(hop);
                 Taken::Nothing
             }
         }
     }
 
-    fn hop(&self, line: Option<&[u8]>) {
-        if let Some(line) = line {
-            self.outbox.own(line);
+    /// A frame that is dealt with here.
+    fn settle(&self, hop: Option<Hop>) {
+        if let Some(hop) = hop {
+            hop.taken(&self.outbox);
         }
     }
+}
 
-    fn is_new(&mut self, origin: &str, sequence: u64) -> bool {
-        if let Some(window) = self.windows.get_mut(origin) {
-            return window.take(sequence);
+fn lock(hops: &Mutex<Hops>) -> MutexGuard<'_, Hops> {
+    hops.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Numbers of frames that came through one relay, by their sender: those that came, and those that were taken.
+#[derive(Debug, Default)]
+pub struct Hops(HashMap<String, (Window, Window)>);
+
+enum Seen {
+    New,
+    InHand,
+    Taken,
+}
+
+impl Hops {
+    fn seen(&mut self, origin: &str, sequence: u64) -> Seen {
+        if let Some((came, taken)) = self.0.get_mut(origin) {
+            return match came.take_or_begin(sequence) {
+                true => Seen::New,
+                false if taken.has(sequence) => Seen::Taken,
+                false => Seen::InHand,
+            };
         }
-        if self.windows.len() >= MAX_ORIGINS {
-            let any = self.windows.keys().next().cloned();
-            any.map(|any| self.windows.remove(&any));
+        if self.0.len() >= MAX_ORIGINS {
+            let any = self.0.keys().next().cloned();
+            any.map(|any| self.0.remove(&any));
         }
-        self.windows.insert(origin.to_owned(), Window::beginning(sequence));
-        true
+        let mut taken = Window::beginning(sequence);
+        taken.give_back(sequence);
+        self.0.insert(origin.to_owned(), (Window::beginning(sequence), taken));
+        Seen::New
+    }
+}
+
+/// What the relay is owed that brought a frame.
+#[derive(Debug, Clone)]
+pub struct Hop {
+    line: Vec<u8>,
+    hops: Arc<Mutex<Hops>>,
+    origin: String,
+    sequence: u64,
+}
+
+impl Hop {
+    /// The frame was taken: the relay hears so, now and when it asks again.
+    pub(super) fn taken(&self, outbox: &Outbox) {
+        if let Some((_, taken)) = lock(&self.hops).0.get_mut(&self.origin) {
+            taken.take_or_begin(self.sequence);
+        }
+        outbox.own(&self.line);
+    }
+
+    /// It was not: it may come again.
+    pub(super) fn not_taken(&self) {
+        if let Some((came, _)) = lock(&self.hops).0.get_mut(&self.origin) {
+            came.give_back(self.sequence);
+        }
     }
 }
 
 /// What is owed for a message that asks for an acknowledgement.
-fn owed(message: &Message, from: &str, path: Path, hop: Option<Vec<u8>>) -> Option<Owed> {
+fn owed(message: &Message, from: &str, path: Path, hop: Option<Hop>) -> Option<Owed> {
     let about = message.delivery.clone().filter(|about| about.class != DeliveryClass::FireAndForget)?;
     Some(Owed { from: from.to_owned(), about: Some(about), path, hop })
 }
 
 /// Lets a message up, unless it was there before or waits for an earlier one.
-pub(super) fn admit(
-    network: &Network,
-    peer: &Arc<PeerInfo>,
-    message: Message,
-    room: OwnedSemaphorePermit,
-    owed: Option<Owed>,
-) -> Option<Inbound> {
-    let inbound = Inbound { peer: peer.clone(), message, room, owed: owed.clone() };
-    let Some((owed, about)) = owed.as_ref().and_then(|owed| Some((owed, owed.about.as_ref()?))) else {
-        return Some(inbound);
-    };
+pub(super) fn admit(network: &Network, inbound: Inbound) -> Option<Inbound> {
+    let Some(owed) = inbound.owed.clone() else { return Some(inbound) };
+    let Some(about) = &owed.about else { return Some(inbound) };
     if about.message_id.is_empty() || about.message_id.len() > MAX_MESSAGE_ID {
-        let detail = format!("node_id={} a message id of {} bytes", peer.node_id, about.message_id.len());
-        network.events.network(LogLevel::Warn, "message_invalid", Some(peer.addr.to_string()), detail);
+        let (id, addr) = (&inbound.peer.node_id, inbound.peer.addr.to_string());
+        let detail = format!("node_id={id} a message id of {} bytes", about.message_id.len());
+        network.events.network(LogLevel::Warn, "message_invalid", Some(addr), detail);
         return None;
     }
     let mut arrived = network.desk.arrived();
@@ -216,15 +269,19 @@ pub(super) fn admit(
         matches!(&owed.path, Path::Relayed { origin, .. } if arrived.knows(origin, &about.message_id));
     let admission = match direct {
         true => Admission::Duplicate,
-        false => arrived.admit(&owed.from, about, inbound, Instant::now()),
+        false => arrived.admit(&owed.from, about, inbound, clock()),
     };
     drop(arrived);
     match admission {
-        Admission::Take(inbound) => Some(inbound),
-        Admission::Duplicate => {
-            acknowledge(network, owed, "duplicate");
-            None
+        Admission::Take(inbound) => return Some(inbound),
+        Admission::Duplicate => acknowledge(network, &owed, "duplicate"),
+        Admission::Waits => {}
+        // The relay may bring it again, when more is known.
+        Admission::InHand | Admission::Refused => {
+            if let Some(hop) = &owed.hop {
+                hop.not_taken();
+            }
         }
-        Admission::InHand | Admission::Waits | Admission::Refused => None,
     }
+    None
 }

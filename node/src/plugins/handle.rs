@@ -19,7 +19,7 @@ use super::why;
 use crate::config::Permission;
 use bytes::Bytes;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use thenodes::host::HostError;
@@ -143,7 +143,7 @@ impl Handle {
     /// Gives it a message, or keeps it. Never waits; what happens when too many wait is the queue's
     /// [`Overflow`].
     pub fn deliver(&self, message: Bytes) {
-        self.queue.deliver(Delivery { body: message, ack: None, hold: None });
+        self.queue.deliver(Delivery { body: message, ack: None, hold: None, given_up: None });
     }
 
     /// The same, with a hold on whoever sent it for as long as it waits; only where the queue's policy asks for one, and not for a
@@ -153,13 +153,19 @@ impl Handle {
             && self.with_status(|status| {
                 status.state.has_process() || matches!(status.state, State::Backoff { .. })
             });
-        self.queue.deliver(Delivery { body: message, ack: None, hold: holds.then(hold) });
+        self.queue.deliver(Delivery { body: message, ack: None, hold: holds.then(hold), given_up: None });
     }
 
     /// The same, for a sender who wants to know that the plugin took it: the answer says so. Never waits itself.
-    pub fn deliver_acknowledged(&self, message: Bytes) -> oneshot::Receiver<link::Answer> {
+    /// `given_up` takes it out of the queue again, as long as the plugin does not have it.
+    pub fn deliver_acknowledged(
+        &self,
+        message: Bytes,
+        given_up: Arc<AtomicBool>,
+    ) -> oneshot::Receiver<link::Answer> {
         let (ack, answer) = oneshot::channel();
-        self.queue.deliver(Delivery { body: message, ack: Some(ack), hold: None });
+        let given_up = Some(given_up);
+        self.queue.deliver(Delivery { body: message, ack: Some(ack), hold: None, given_up });
         answer
     }
 

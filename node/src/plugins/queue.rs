@@ -11,6 +11,7 @@ use super::link::{Answer, Caller, Counters, Tried};
 use super::logs::LogBook;
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thenodes::host::HostError;
 use thenodes_ipc::{limits, Code, Generation};
@@ -27,6 +28,8 @@ pub struct Delivery {
     pub ack: Option<oneshot::Sender<Answer>>,
     /// See [`Overflow::BlockPeer`].
     pub hold: Option<Hold>,
+    /// Becomes true when its sender has given it up; whoever sends it again must not meet it here.
+    pub given_up: Option<Arc<AtomicBool>>,
 }
 
 #[derive(Default)]
@@ -122,13 +125,16 @@ impl Queue {
         else {
             return Some(delivery);
         };
-        let Delivery { body, ack, hold } = delivery;
+        let Delivery { body, ack, hold, given_up } = delivery;
+        if given_up.as_ref().is_some_and(|given_up| given_up.load(Ordering::Acquire)) {
+            return None;
+        }
         match caller.try_message(&body, ack) {
             Tried::Sent => {
                 state.with_plugin += 1;
                 None
             }
-            Tried::Full(ack) => Some(Delivery { body, ack, hold }),
+            Tried::Full(ack) => Some(Delivery { body, ack, hold, given_up }),
             Tried::Refused(ack, error) => {
                 Counters::count(&self.counters.dropped);
                 if let Some(ack) = ack {

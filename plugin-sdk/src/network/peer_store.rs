@@ -205,6 +205,34 @@ impl PeerStore {
         new
     }
 
+    /// Notes where a peer that dialed us says that it listens, in a store in this process: one address for each node id, and a
+    /// bounded number for each IP address. False if it is not noted.
+    pub fn note_listener(&self, addr: &SocketAddr, node_id: String, capabilities: Vec<String>) -> bool {
+        /// Nodes behind one address that are believed to listen.
+        const MOST: usize = 64;
+        let Inner::Local { records, .. } = &self.inner else { return false };
+        {
+            let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
+            records.retain(|at, record| {
+                at == addr
+                    || record.source != PeerSource::Handshake
+                    || record.node_id.as_deref() != Some(&*node_id)
+            });
+            let here = records.values().filter(|record| record.addr.ip() == addr.ip()).count();
+            if here >= MOST && !records.contains_key(addr) {
+                return false;
+            }
+        }
+        self.update(*addr, PeerSource::Handshake, |record| {
+            record.failures = 0;
+            record.last_success_epoch =
+                SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|t| t.as_secs());
+            record.node_id = Some(node_id);
+            record.capabilities = Some(capabilities);
+        });
+        true
+    }
+
     /// Takes records of an earlier run into a store in this process, the first ones first.
     pub fn restore(&self, saved: impl IntoIterator<Item = PeerRecord>) {
         let Inner::Local { records, max_entries } = &self.inner else { return };
@@ -293,6 +321,20 @@ mod tests {
         left.sort();
         assert_eq!(left, [addr(1), addr(2), addr(4)]);
         assert_eq!(store.sample_where(9, |record| record.addr.port() > 1).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_dials_us_is_believed_about_one_address_and_few_behind_one_ip() {
+        let store = PeerStore::with_capacity(1000);
+        let addr = |n: u16| SocketAddr::from(([10, 0, 0, 1], n));
+        for n in 1..200 {
+            store.note_listener(&addr(n), "same".into(), vec![]);
+        }
+        assert_eq!(store.all().await, [addr(199)]);
+        for n in 1..200 {
+            store.note_listener(&addr(n), format!("n{n}"), vec![]);
+        }
+        assert_eq!(store.all().await.len(), 64);
     }
 
     #[tokio::test]

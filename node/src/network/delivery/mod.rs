@@ -6,12 +6,14 @@ pub mod receiver;
 use super::outbox::{Outbox, Put};
 use super::relay::seat::has;
 use super::relay::{rendezvous, Form, Wants, CAPABILITY, CAPABILITY_STORES};
+use super::taking::Hop;
 use super::{wire, Inbound, Network};
 use crate::config::{Deliveries, Strategy};
+use crate::network::clock;
 use receiver::Receiver;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use thenodes::network::delivery::{DeliveryFailureReason, DeliveryOptions, DeliveryOutcome};
 use thenodes::network::message::{DeliveryClass, DeliveryMetadata, Message, MessageType};
 use tokio::sync::Notify;
@@ -49,8 +51,8 @@ pub struct Owed {
     pub about: Option<DeliveryMetadata>,
     /// The way back.
     pub path: Path,
-    /// What the relay hears that brought it: a line, if there is one.
-    pub hop: Option<Vec<u8>>,
+    /// What the relay hears that brought it.
+    pub hop: Option<Hop>,
 }
 
 struct Pending {
@@ -126,7 +128,8 @@ enum Handed {
     Full(Arc<Outbox>),
 }
 
-fn hand_on(network: &Network, to: &str, message: &Message, reliable: bool) -> Handed {
+/// `attempt` counts from zero: each goes through another relay, if there are several, since one may take and not hand on.
+fn hand_on(network: &Network, to: &str, message: &Message, reliable: bool, attempt: usize) -> Handed {
     let strategy = network.net.connecting.strategy;
     if strategy != Strategy::RelayOnly {
         if let Some(outbox) = network.peers.outbox(to) {
@@ -140,14 +143,17 @@ fn hand_on(network: &Network, to: &str, message: &Message, reliable: bool) -> Ha
     if strategy == Strategy::DirectOnly {
         return Handed::NoRoute;
     }
-    let relays = network.peers.having(CAPABILITY);
-    let storing: Vec<_> = relays.iter().filter(|peer| has(peer, CAPABILITY_STORES)).collect();
+    let mut relays = network.peers.having(CAPABILITY);
+    relays.retain(|peer| peer.node_id != to);
     // One that keeps what cannot be handed on is better than one that does not.
-    let chosen = match reliable && !storing.is_empty() {
-        true => rendezvous::choose(to, storing.iter().map(|peer| peer.node_id.as_str())),
-        false => rendezvous::choose(to, relays.iter().map(|peer| peer.node_id.as_str())),
+    if reliable && relays.iter().any(|peer| has(peer, CAPABILITY_STORES)) {
+        relays.retain(|peer| has(peer, CAPABILITY_STORES));
+    }
+    relays
+        .sort_by_key(|peer| (std::cmp::Reverse(rendezvous::weight(to, &peer.node_id)), peer.node_id.clone()));
+    let Some(relay) = relays.get(attempt % relays.len().max(1)).map(|peer| peer.node_id.as_str()) else {
+        return Handed::NoRoute;
     };
-    let Some(relay) = chosen.filter(|relay| *relay != to) else { return Handed::NoRoute };
     let Some((info, outbox)) = network.peers.entry(relay) else { return Handed::NoRoute };
     let store = reliable && has(&info, CAPABILITY_STORES);
     match through(network, &outbox, relay, to, store, message) {
@@ -162,8 +168,12 @@ fn through(network: &Network, outbox: &Outbox, relay: &str, to: &str, store: boo
     let form = network.relay.form_of(relay).unwrap_or(Form::Opaque);
     let wants = Wants { store, ..Wants::default() };
     let mut client = outbox.client();
-    let lines = client.lines(&network.local, relay, to, wants, form, message);
-    outbox.own(&lines)
+    let (lines, sequence) = client.lines(&network.local, relay, to, wants, form, message);
+    let put = outbox.own(&lines);
+    if put == Put::Queued {
+        client.sent(to, wants, sequence);
+    }
+    put
 }
 
 /// Sends a message, as the class asks, and says what became of it. Runs in the task of whoever asks, and ends within the patience.
@@ -206,12 +216,13 @@ pub async fn deliver(network: &Network, mut message: Message, options: &Delivery
             Some(Forget(desk, id))
         }
     };
-    let (mut changes, mut handed) = (network.peers.changes(), false);
+    let (mut changes, mut handed, mut attempt) = (network.peers.changes(), false, 0);
     loop {
-        match hand_on(network, &to, &message, reliable) {
+        match hand_on(network, &to, &message, reliable, attempt) {
             Handed::Direct | Handed::Relay if !reliable => return DeliveryOutcome::ForwardedToTransport,
             Handed::Direct | Handed::Relay => {
                 handed = true;
+                attempt += 1;
                 let again = (tokio::time::Instant::now() + config.retry).min(until);
                 if timeout_at(again, done.notified()).await.is_ok() {
                     return DeliveryOutcome::AcknowledgedByPeer;
@@ -277,8 +288,8 @@ pub fn acknowledge(network: &Network, owed: &Owed, status: &str) {
             }
         }
     }
-    if let (Some(line), Path::Relayed { outbox, .. } | Path::Direct(outbox)) = (&owed.hop, &owed.path) {
-        outbox.own(line);
+    if let (Some(hop), Path::Relayed { outbox, .. } | Path::Direct(outbox)) = (&owed.hop, &owed.path) {
+        hop.taken(outbox);
     }
 }
 
@@ -286,9 +297,11 @@ pub fn acknowledge(network: &Network, owed: &Owed, status: &str) {
 pub async fn finished(network: &Network, owed: &Owed, taken: bool) {
     if taken {
         acknowledge(network, owed, "ok");
+    } else if let Some(hop) = &owed.hop {
+        hop.not_taken();
     }
     let Some(about) = &owed.about else { return };
-    let next = network.desk.arrived().finished(&owed.from, about, taken, Instant::now());
+    let next = network.desk.arrived().finished(&owed.from, about, taken, clock());
     if let Some(next) = next {
         let _ = network.up.send(next).await; // the node ends
     }
@@ -300,7 +313,7 @@ pub async fn sweep(network: Arc<Network>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let ready = network.desk.arrived().sweep(Instant::now());
+        let ready = network.desk.arrived().sweep(clock());
         for message in ready {
             let _ = network.up.send(message).await;
         }

@@ -37,6 +37,8 @@ struct Stream<T> {
     next: u64,
     in_hand: bool,
     waiting: BTreeMap<u64, (u64, T)>,
+    /// Their weight.
+    parked: usize,
     /// Since when the next one is missing.
     gap: Option<Instant>,
     /// Since when numbers come that were passed already.
@@ -53,18 +55,36 @@ struct Sender<T> {
     last: Instant,
 }
 
+/// Longest ordering key, bytes.
+const MAX_KEY: usize = 256;
+/// What may wait for earlier messages: of one sender, and of all; bytes once parsed.
+const PARKED: usize = 4 * 1024 * 1024;
+const PARKED_IN_ALL: usize = 32 * 1024 * 1024;
+/// Senders behind one relay.
+const MAX_BEHIND_ONE: usize = 64;
+
+/// Something that may have to wait.
+pub trait Parks {
+    /// What it takes, bytes.
+    fn weight(&self) -> usize;
+    /// It waits from now on: whatever it holds beside itself is to be let go.
+    fn park(&mut self);
+}
+
 /// What is remembered of all senders. `T` is what waits.
 pub struct Receiver<T> {
     config: Deliveries,
     hasher: RandomState,
     senders: HashMap<String, Sender<T>>,
     all: usize,
+    /// Weight of all that waits.
+    parked: usize,
 }
 
-impl<T> Receiver<T> {
+impl<T: Parks> Receiver<T> {
     /// Remembers nothing yet.
     pub fn new(config: Deliveries) -> Self {
-        Self { config, hasher: RandomState::new(), senders: HashMap::new(), all: 0 }
+        Self { config, hasher: RandomState::new(), senders: HashMap::new(), all: 0, parked: 0 }
     }
 
     /// A message that is missing cannot come any more after so long: its sender has tried as often as it does.
@@ -79,11 +99,15 @@ impl<T> Receiver<T> {
     }
 
     /// Judges a message.
-    pub fn admit(&mut self, from: &str, about: &DeliveryMetadata, item: T, now: Instant) -> Admission<T> {
-        let id = self.hasher.hash_one(&about.message_id);
-        if !self.senders.contains_key(from) {
-            self.make_room(now);
+    pub fn admit(&mut self, from: &str, about: &DeliveryMetadata, mut item: T, now: Instant) -> Admission<T> {
+        if about.ordering_key.as_ref().is_some_and(|key| key.len() > MAX_KEY) {
+            return Admission::Refused;
         }
+        let id = self.hasher.hash_one(&about.message_id);
+        if !self.senders.contains_key(from) || self.all >= MAX_ALL {
+            self.make_room(from);
+        }
+        let parked_by_all = self.parked;
         let patience = self.config.retry * 2;
         let (buffered, window) = (self.config.buffered, self.config.dedup);
         let sender = self.senders.entry(from.to_owned()).or_insert_with(|| Sender {
@@ -105,12 +129,15 @@ impl<T> Receiver<T> {
         };
         if let Some((key, sequence)) = place {
             if !sender.streams.contains_key(key) {
-                sender.make_room_for_stream();
+                if !sender.make_room_for_stream() {
+                    return Admission::Refused;
+                }
                 let begins = Stream {
                     // One that begins later is one whose beginning we do not remember: what comes first may not be the first.
                     next: if sequence == 1 { 1 } else { 0 },
                     in_hand: false,
                     waiting: BTreeMap::new(),
+                    parked: 0,
                     gap: None,
                     low: None,
                     last: now,
@@ -128,12 +155,14 @@ impl<T> Receiver<T> {
             if begins_anew && !stream.in_hand {
                 // What waited belongs to a count that is over; its sender will not ask again.
                 let gone = std::mem::take(&mut stream.waiting);
+                self.parked -= std::mem::take(&mut stream.parked);
                 (stream.next, stream.gap, stream.low) = (sequence, None, None);
                 for (id, _) in gone.values() {
                     sender.ids.remove(id);
                     self.all -= 1;
                 }
             }
+            let parked_by_sender: usize = sender.streams.values().map(|stream| stream.parked).sum();
             let Some(stream) = sender.streams.get_mut(key) else { return Admission::Refused };
             if sequence < stream.next {
                 stream.low.get_or_insert(now);
@@ -146,9 +175,16 @@ impl<T> Receiver<T> {
                 {
                     return Admission::Refused;
                 }
+                let weight = item.weight();
+                if parked_by_sender + weight > PARKED || parked_by_all + weight > PARKED_IN_ALL {
+                    return Admission::Refused;
+                }
                 if !stream.in_hand {
                     stream.gap.get_or_insert(now);
                 }
+                item.park();
+                stream.parked += weight;
+                self.parked += weight;
                 stream.waiting.insert(sequence, (id, item));
                 sender.ids.insert(id, false);
                 self.all += 1;
@@ -167,7 +203,7 @@ impl<T> Receiver<T> {
         let sender = self.senders.get_mut(from)?;
         sender.last = now;
         if taken {
-            sender.ids.insert(id, true);
+            self.all += usize::from(sender.ids.insert(id, true).is_none());
             sender.order.push_back((id, now));
             if sender.order.len() > MAX_IDS {
                 if let Some((oldest, _)) = sender.order.pop_front() {
@@ -186,7 +222,10 @@ impl<T> Receiver<T> {
         if taken {
             stream.next = stream.next.saturating_add(1);
         }
-        stream.go_on(now)
+        let before = stream.parked;
+        let next = stream.go_on(now);
+        self.parked -= before - stream.parked;
+        next
     }
 
     /// What need not wait any longer: messages behind one that cannot come any more.
@@ -201,7 +240,9 @@ impl<T> Receiver<T> {
                     if let Some(first) = stream.waiting.keys().next() {
                         stream.next = *first;
                     }
+                    let before = stream.parked;
                     ready.extend(stream.go_on(now));
+                    self.parked -= before - stream.parked;
                 }
             }
             sender.streams.retain(|_, stream| {
@@ -218,21 +259,39 @@ impl<T> Receiver<T> {
         ready
     }
 
-    fn make_room(&mut self, now: Instant) {
+    /// Forgets whoever was silent longest; of many names behind one relay first those.
+    fn make_room(&mut self, newcomer: &str) {
+        let behind = |from: &str| from.split_once(' ').map(|(relay, _)| relay.to_owned());
+        if let Some(relay) = behind(newcomer) {
+            let of_relay = |from: &String| behind(from).as_deref() == Some(&*relay);
+            if self.senders.keys().filter(|from| of_relay(from)).count() >= MAX_BEHIND_ONE {
+                let silent = self.senders.iter().filter(|(from, _)| of_relay(from));
+                let silent = silent.min_by_key(|(_, sender)| sender.last).map(|(from, _)| from.clone());
+                self.forget(silent);
+            }
+        }
         while self.senders.len() >= MAX_SENDERS || self.all >= MAX_ALL {
             let silent =
                 self.senders.iter().min_by_key(|(_, sender)| sender.last).map(|(from, _)| from.clone());
-            let Some(sender) = silent.and_then(|from| self.senders.remove(&from)) else { break };
-            self.all -= sender.ids.len();
+            if !self.forget(silent) {
+                break;
+            }
         }
-        debug_assert!(self.senders.values().all(|sender| sender.last <= now));
+    }
+
+    fn forget(&mut self, from: Option<String>) -> bool {
+        let Some(sender) = from.and_then(|from| self.senders.remove(&from)) else { return false };
+        self.all -= sender.ids.len();
+        self.parked -= sender.streams.values().map(|stream| stream.parked).sum::<usize>();
+        true
     }
 }
 
-impl<T> Stream<T> {
+impl<T: Parks> Stream<T> {
     fn go_on(&mut self, now: Instant) -> Option<T> {
         match self.waiting.remove(&self.next) {
             Some((_, item)) => {
+                self.parked -= item.weight();
                 (self.in_hand, self.gap) = (true, None);
                 Some(item)
             }
@@ -257,13 +316,14 @@ impl<T> Sender<T> {
         count
     }
 
-    fn make_room_for_stream(&mut self) {
+    /// False if there is no room for another stream.
+    fn make_room_for_stream(&mut self) -> bool {
         if self.streams.len() < MAX_STREAMS {
-            return;
+            return true;
         }
         let idle = self.streams.iter().filter(|(_, stream)| !stream.in_hand && stream.waiting.is_empty());
         let oldest = idle.min_by_key(|(_, stream)| stream.last).map(|(key, _)| key.clone());
-        oldest.map(|key| self.streams.remove(&key));
+        oldest.is_some_and(|key| self.streams.remove(&key).is_some())
     }
 }
 
@@ -271,6 +331,13 @@ impl<T> Sender<T> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    impl Parks for u64 {
+        fn weight(&self) -> usize {
+            usize::try_from(*self).unwrap_or(usize::MAX)
+        }
+        fn park(&mut self) {}
+    }
 
     fn config() -> Deliveries {
         let ms = Duration::from_millis;
@@ -359,6 +426,45 @@ mod tests {
         assert_eq!(all.admit("a", &ordered("z", 2), 2, now), Admission::Refused);
         now += Duration::from_secs(1);
         assert_eq!(all.admit("a", &ordered("z", 2), 2, now), Admission::Take(2));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_by_weight_and_keys_by_length_and_number() {
+        let (mut all, now) = (Receiver::new(config()), Instant::now());
+        let heavy = PARKED as u64 / 2;
+        assert_eq!(all.admit("a", &ordered("x", 5), heavy, now), Admission::Waits);
+        assert_eq!(all.admit("a", &ordered("x", 6), heavy, now), Admission::Waits);
+        assert_eq!(all.admit("a", &ordered("x", 7), 1, now), Admission::Refused);
+        assert_eq!(all.admit("b", &ordered("x", 7), 1, now), Admission::Waits, "another's room is another's");
+        assert_eq!(all.sweep(now + Duration::from_secs(2)).len(), 2);
+        assert_eq!(all.parked, heavy as usize);
+        let long = DeliveryMetadata { ordering_key: Some("k".repeat(MAX_KEY + 1)), ..ordered("x", 1) };
+        assert_eq!(all.admit("c", &long, 1, now), Admission::Refused);
+        for n in 0..2 * MAX_STREAMS {
+            let busy = DeliveryMetadata {
+                ordering_key: Some(format!("k{n}")),
+                message_id: format!("i{n}"),
+                ..ordered("x", 2)
+            };
+            let admitted = all.admit("d", &busy, 1, now);
+            assert_eq!(admitted == Admission::Waits, n < MAX_STREAMS, "{n}");
+        }
+    }
+
+    #[test]
+    fn many_names_behind_one_relay_push_out_each_other_and_nobody_else() {
+        let (mut all, mut now) = (Receiver::new(config()), Instant::now());
+        assert_eq!(all.admit("honest", &reliable("1"), 1, now), Admission::Take(1));
+        all.finished("honest", &reliable("1"), true, now);
+        for n in 0..3 * MAX_SENDERS {
+            now += Duration::from_millis(1);
+            let _ = all.admit(&format!("relay o{n}"), &reliable("1"), 1, now);
+        }
+        assert!(all.senders.len() <= MAX_BEHIND_ONE + 1 && all.knows("honest", "1"));
+        // One that was forgotten meanwhile finishes.
+        all.finished("relay o1", &reliable("1"), true, now);
+        let counted: usize = all.senders.values().map(|sender| sender.ids.len()).sum();
+        assert_eq!(counted, all.all);
     }
 
     proptest! {

@@ -39,7 +39,37 @@ impl Client {
         true
     }
 
-    /// The lines that send a message to a node behind the relay: the binding, if it is not bound so already, and the frame.
+    /// The next number for a frame through this relay.
+    pub fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Somebody else has bound or given up a target in this node's name: what was bound is not known any more.
+    pub fn forget(&mut self, target: Option<&str>) {
+        match target {
+            Some(target) => drop(self.bound.remove(target)),
+            None => self.bound.clear(),
+        }
+    }
+
+    /// The lines are on their way.
+    pub fn sent(&mut self, target: &str, wants: Wants, sequence: u64) {
+        if self.bound.get(target) == Some(&wants) {
+            return;
+        }
+        if self.bound.len() >= MAX_BOUND {
+            self.bound.clear();
+        }
+        if self.asked.len() >= MAX_BOUND {
+            self.asked.clear();
+        }
+        self.bound.insert(target.to_owned(), wants);
+        self.asked.insert(sequence, target.to_owned());
+    }
+
+    /// The lines that send a message to a node behind the relay: the binding, if it is not bound so already, and the frame; and the
+    /// frame's number. Nothing is remembered until they are [`sent`](Client::sent).
     pub fn lines(
         &mut self,
         local: &Local,
@@ -48,18 +78,11 @@ impl Client {
         wants: Wants,
         form: Form,
         inner: &Message,
-    ) -> Vec<u8> {
+    ) -> (Vec<u8>, u64) {
         let mut lines = Vec::new();
         let realm = Some(local.realm.clone());
-        let sequence = self.next;
-        self.next += 1;
+        let sequence = self.number();
         if self.bound.get(target) != Some(&wants) {
-            if self.bound.len() >= MAX_BOUND {
-                self.bound.clear();
-                self.asked.clear();
-            }
-            self.asked.insert(sequence, target.to_owned());
-            self.bound.insert(target.to_owned(), wants);
             let bind = MessageType::RelayBind {
                 target: target.to_owned(),
                 want_store_forward: wants.store,
@@ -81,6 +104,6 @@ impl Client {
             opaque_payload_b64,
         };
         lines.extend(encode(&Message::new(&local.node_id, relay, forward, payload, realm)));
-        lines
+        (lines, sequence)
     }
 }

@@ -96,6 +96,21 @@ impl Forward<'_> {
         }
     }
 
+    /// What its content may take once it is parsed, bytes.
+    pub fn content_weight(&self) -> usize {
+        let weight = super::super::wire::weight;
+        match &self.content {
+            Content::Opaque(base64) => match BASE64_STANDARD.decode(base64.as_bytes()) {
+                // As text, and as the message in it.
+                Ok(bytes) => bytes.len() + weight(&bytes),
+                Err(_) => base64.len(),
+            },
+            // A text in it may be a message again, with one escape for each quote.
+            Content::Payload(raw) => raw.get().len() + weight(raw.get().as_bytes()),
+            Content::Nothing => 256,
+        }
+    }
+
     /// Its content as a payload: text where it is text.
     pub fn payload(&self) -> Option<Payload> {
         match &self.content {
@@ -137,6 +152,11 @@ impl Forward<'_> {
         };
         super::super::wire::encode(&Message::new(sender, &self.to, forward, payload, Some(realm.clone())))
     }
+}
+
+/// The message in what 0.4 packs, if there is one.
+pub fn read_opaque(base64: &str) -> Option<Message> {
+    serde_json::from_slice(&BASE64_STANDARD.decode(base64).ok()?).ok()
 }
 
 /// A payload as 0.4 packs it: base64 of the text, of the JSON text, or of the bytes.

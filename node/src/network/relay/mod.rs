@@ -10,12 +10,14 @@ pub mod seat;
 pub mod store;
 pub mod window;
 
+use super::outbox::Left;
 use super::Network;
 use crate::config::Relaying;
+use crate::network::clock;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use store::{Bounds, Kept, Store};
 use thenodes::network::message::{Message, MessageType, Reason};
 use thenodes::realms::RealmInfo;
@@ -212,33 +214,41 @@ impl Relay {
         }
     }
 
-    /// Keeps a frame for a target that is away; tells the origins of those that had to go. False if it is not kept.
-    pub fn keep(&self, network: &Network, frame: Arc<Frame>) -> bool {
+    /// Keeps a frame for a target that is away; tells the origins of those that had to go, and says how many they were. `None` if it is not kept.
+    pub fn keep(&self, network: &Network, frame: Arc<Frame>) -> Option<usize> {
         let target = frame.target.clone();
         match self.change(|store| store.keep(frame)) {
             Kept::Yes(out) => {
+                let pushed_out = out.len();
                 self.figures.stored.fetch_add(1, Ordering::Relaxed);
                 self.dropped(network, out, Reason::Overload);
                 // It may have come while the frame was on its way here.
                 if let Some(outbox) = network.peers.outbox(&target) {
                     outbox.nudge();
                 }
-                true
+                Some(pushed_out)
             }
-            Kept::No => false,
+            Kept::No => None,
         }
     }
 
-    /// Puts frames back whose target has gone. Those that were not to be kept are told to their origins instead.
-    pub fn give_back(&self, network: &Network, frames: Vec<Arc<Frame>>) {
-        if frames.is_empty() {
+    /// A connection to this peer ended: frames that are to be kept go back, and the origins of all others hear that they are lost.
+    pub fn give_back(&self, network: &Network, target: &str, left: Left) {
+        for origin in left.origins {
+            notify(network, &origin, Reason::PeerLeft, None, format!("target={target}"));
+        }
+        if left.kept.is_empty() {
             return;
         }
         let keeps = |frame: &Arc<Frame>| frame.wants.store && self.config.store_forward;
-        let (keep, lost): (Vec<_>, Vec<_>) = frames.into_iter().partition(keeps);
+        let (keep, lost): (Vec<_>, Vec<_>) = left.kept.into_iter().partition(keeps);
         let out = self.change(|store| store.put_back(keep));
         self.dropped(network, out, Reason::Overload);
         self.dropped(network, lost, Reason::PeerLeft);
+        // It may have another connection by now.
+        if let Some(outbox) = network.peers.outbox(target) {
+            outbox.nudge();
+        }
     }
 
     /// Hands waiting frames to a peer, as many as it has room for.
@@ -247,9 +257,15 @@ impl Relay {
             let frames = self.change(|store| store.take(target, DRAIN / 2));
             self.figures.forwarded.fetch_add(frames.len() as u64, Ordering::Relaxed);
             let wanted = self.form_of(target);
-            let frames =
-                frames.into_iter().map(|frame| in_form(frame, wanted, &network.local.realm)).collect();
-            outbox.begin(frames, acknowledges, Instant::now());
+            let (mut fitting, mut large) = (Vec::with_capacity(frames.len()), Vec::new());
+            for frame in frames {
+                match in_form(&frame, wanted, &network.local.realm) {
+                    Some(frame) => fitting.push(frame),
+                    None => large.push(frame),
+                }
+            }
+            outbox.begin(fitting, acknowledges, clock());
+            self.dropped(network, large, Reason::Overload);
         }
     }
 
@@ -278,22 +294,25 @@ impl Relay {
     }
 }
 
-/// A frame in the form that its target wants.
-fn in_form(frame: Arc<Frame>, wanted: Option<Form>, realm: &RealmInfo) -> Arc<Frame> {
-    let Some(wanted) = wanted else { return frame };
-    let Some(forward) = line::read(frame.line.trim_ascii_end()) else { return frame };
+/// A frame in the form that its target wants; `None` if it is too long for any line in that form.
+fn in_form(frame: &Arc<Frame>, wanted: Option<Form>, realm: &RealmInfo) -> Option<Arc<Frame>> {
+    let Some(wanted) = wanted else { return Some(frame.clone()) };
+    let Some(forward) = line::read(frame.line.trim_ascii_end()) else { return Some(frame.clone()) };
     if forward.form() == wanted {
-        return frame;
+        return Some(frame.clone());
     }
     let line = forward.rewritten(&frame.origin, wanted, realm);
-    Arc::new(Frame {
+    if line.len() > super::wire::MAX_LINE {
+        return None;
+    }
+    Some(Arc::new(Frame {
         origin: frame.origin.clone(),
         target: frame.target.clone(),
         sequence: frame.sequence,
         line: line.into_boxed_slice(),
         expires: frame.expires,
         wants: frame.wants,
-    })
+    }))
 }
 
 /// Tells a peer what became of something, if it is connected and has room.
@@ -321,7 +340,7 @@ pub async fn sweep(network: Arc<Network>) {
             let old = relay.change(|store| store.expire(unix_now(), 1024));
             relay.dropped(&network, old, Reason::Timeout);
         }
-        let now = Instant::now();
+        let now = clock();
         for outbox in network.peers.outboxes() {
             let lost = outbox.resend(now);
             relay.dropped(&network, lost, Reason::Timeout);

@@ -6,14 +6,16 @@ use super::window::Window;
 use super::{notify, rendezvous, unix_now, Form, Frame, Qos, Wants};
 use super::{with_newline, CAPABILITY, CAPABILITY_ACKNOWLEDGES, CAPABILITY_STORES};
 use crate::config::is_node_id;
+use crate::network::clock;
 use crate::network::outbox::Outbox;
 use crate::network::pace::Pace;
+use crate::network::wire::MAX_LINE;
 use crate::network::Network;
 use crate::text::printable;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use thenodes::host::PeerInfo;
 use thenodes::network::message::{MessageType, Reason};
 
@@ -48,7 +50,8 @@ struct Way {
 /// The seat.
 pub struct Seat {
     peer: Arc<PeerInfo>,
-    origin: Arc<str>,
+    /// Its id.
+    pub origin: Arc<str>,
     bindings: HashMap<String, Binding>,
     windows: HashMap<Box<str>, Window>,
     way: Option<Way>,
@@ -142,7 +145,7 @@ impl Seat {
 
     /// Tells the peer, and says how long it is to wait.
     fn tell_failure(&mut self, network: &Network, why: Reason, detail: String) -> Duration {
-        let wait = self.failures.take(1, Instant::now());
+        let wait = self.failures.take(1, clock());
         notify(network, &self.peer.node_id, why, None, detail);
         wait
     }
@@ -170,7 +173,7 @@ impl Seat {
         if *forward.to == *network.local.node_id {
             return Judged::Ours(forward);
         }
-        let target = || format!("target={}", printable(&forward.to, 128));
+        let target = || target_of(&forward);
         if !network.relay.config.enabled {
             return self.fail(
                 network,
@@ -179,8 +182,8 @@ impl Seat {
             );
         }
         let own = *forward.from == *self.origin;
-        // Another relay may hand us what it got from its peer, where relays select each other; nobody else speaks for others.
-        if !own && !(network.relay.config.rendezvous && has(&self.peer, CAPABILITY)) {
+        // A relay that the operator names may hand us what it got from its peer; nobody else speaks for others.
+        if !own && !network.relay.config.relays.contains(&self.peer.node_id) {
             let from = printable(&forward.from, 128);
             return self.fail(
                 network,
@@ -199,7 +202,7 @@ impl Seat {
         }
         let pause = match network.relay.config.frames_per_s {
             0 => Duration::ZERO,
-            _ => self.pace.take(1, Instant::now()),
+            _ => self.pace.take(1, clock()),
         };
         let way = self.way(network, &forward.to);
         let (wants, form) = (if own { way.wants } else { Wants::default() }, way.form);
@@ -216,6 +219,12 @@ impl Seat {
             None => What::Rewritten(forward.rewritten(&self.origin, forward.form(), &network.local.realm)),
             Some(other) => What::Rewritten(forward.rewritten(&self.origin, other, &network.local.realm)),
         };
+        // In the other form it may be longer than any line may be, and would cost the target its connection.
+        if matches!(&what, What::Rewritten(line) if line.len() > MAX_LINE) {
+            self.give_back(&forward);
+            let detail = format!("{} too long in the form that it reads", target_of(&forward));
+            return self.fail(network, Reason::Overload, detail);
+        }
         let acknowledges = acknowledges && wants.qos == Qos::Reliable && forward.sequence.is_some();
         let what = match (wants.store || acknowledges, what) {
             (false, what) => what,
@@ -250,6 +259,25 @@ impl Seat {
         })
     }
 
+    /// The line as it came, if its envelope names its sender; else with an envelope that does.
+    fn line(&self, network: &Network, bytes: &[u8], forward: &Forward<'_>) -> Box<[u8]> {
+        if *forward.outer_from == *self.origin {
+            return with_newline(bytes);
+        }
+        forward.rewritten(&self.origin, forward.form(), &network.local.realm).into()
+    }
+
+    /// A frame was not accepted after all: its number may come again.
+    fn give_back(&mut self, forward: &Forward<'_>) {
+        let pair = match *forward.from == *self.origin {
+            true => forward.to.to_string(),
+            false => format!("{} {}", forward.from, forward.to),
+        };
+        if let (Some(sequence), Some(window)) = (forward.sequence, self.windows.get_mut(&*pair)) {
+            window.give_back(sequence);
+        }
+    }
+
     /// The target is not here, or others wait before this frame.
     #[allow(clippy::too_many_arguments)] // one call, above
     fn absent(
@@ -264,17 +292,17 @@ impl Seat {
     ) -> Judged<'static> {
         let own = *forward.from == *self.origin;
         // Never a second relay for a frame that came from one: two that select each other would play for ever.
-        if network.relay.config.rendezvous && own && !behind {
+        // What is to be kept is kept where it was bound: the next relay knows nothing of the binding.
+        let keeps = wants.store && network.relay.config.store_forward;
+        if network.relay.config.rendezvous && own && !behind && !keeps {
             let with_store = network.relay.config.store_forward;
-            let relays: Vec<_> = network
-                .peers
-                .list()
-                .into_iter()
-                .filter(|peer| has(peer, CAPABILITY) && (!with_store || has(peer, CAPABILITY_STORES)))
-                .filter(|peer| *peer.node_id != *self.origin)
-                .map(|peer| peer.node_id)
-                .collect();
-            let chosen = rendezvous::choose(&target, relays.iter().map(String::as_str));
+            let relays = network.peers.having(CAPABILITY);
+            let others = relays
+                .iter()
+                .filter(|peer| !with_store || has(peer, CAPABILITY_STORES))
+                .map(|peer| peer.node_id.as_str())
+                .filter(|relay| *relay != &*self.origin);
+            let chosen = rendezvous::choose(&target, others);
             if let Some(outbox) = chosen.and_then(|relay| network.peers.outbox(relay)) {
                 let chosen = chosen.unwrap_or_default();
                 let form = network.relay.form_of(chosen).unwrap_or(forward.form());
@@ -287,7 +315,8 @@ impl Seat {
                 return Judged::Send(Sending { outbox, what, target, sequence, wants, pause });
             }
         }
-        let frame = self.frame(network, with_newline(bytes), forward, &target, wants);
+        let line = self.line(network, bytes, forward);
+        let frame = self.frame(network, line, forward, &target, wants);
         Judged::Done(pause.max(self.keep_or_tell(network, frame, Reason::Timeout)))
     }
 
@@ -297,8 +326,12 @@ impl Seat {
             network.relay.config.store_forward && frame.wants.store && frame.wants.qos != Qos::LowLatency;
         let target = frame.target.clone();
         let sequence = frame.sequence;
-        if keeps && network.relay.keep(network, frame) {
-            return Duration::ZERO;
+        let pushed_out = if keeps { network.relay.keep(network, frame) } else { None };
+        match pushed_out {
+            Some(0) => return Duration::ZERO,
+            // Pushing others out is work, and whoever causes it waits for it.
+            Some(count) => return self.failures.take(u32::try_from(count).unwrap_or(u32::MAX), clock()),
+            None => {}
         }
         network.relay.figures.dropped.fetch_add(1, Ordering::Relaxed);
         if let (Some(sequence), Some(window)) = (sequence, self.windows.get_mut(&*target)) {
@@ -316,7 +349,8 @@ impl Seat {
         let Some(forward) = line::read(bytes) else { return Duration::ZERO };
         let way = self.way(network, &forward.to);
         let (wants, target) = (way.wants, way.target.clone());
-        let frame = self.frame(network, with_newline(bytes), &forward, &target, wants);
+        let line = self.line(network, bytes, &forward);
+        let frame = self.frame(network, line, &forward, &target, wants);
         let why = if gone { Reason::Timeout } else { Reason::Overload };
         self.keep_or_tell(network, frame, why)
     }
@@ -387,6 +421,10 @@ impl Seat {
             detail: Some(format!("target={target}")),
         })
     }
+}
+
+fn target_of(forward: &Forward<'_>) -> String {
+    format!("target={}", printable(&forward.to, 128))
 }
 
 pub(crate) fn has(peer: &PeerInfo, capability: &str) -> bool {

@@ -35,6 +35,8 @@ struct Queue {
     lanes: [VecDeque<u64>; 2],
     frames: usize,
     bytes: usize,
+    /// Frames of each origin.
+    counts: HashMap<Arc<str>, usize>,
 }
 
 /// The frames.
@@ -142,6 +144,7 @@ impl Store {
         let queue = self.queues.entry(frame.target.clone()).or_default();
         queue.frames += 1;
         queue.bytes += cost;
+        *queue.counts.entry(frame.origin.clone()).or_default() += 1;
         if front {
             queue.lanes[lane].push_front(id);
         } else {
@@ -165,6 +168,12 @@ impl Store {
         if let Some(queue) = self.queues.get_mut(&frame.target) {
             queue.frames -= 1;
             queue.bytes -= cost;
+            if let Some(count) = queue.counts.get_mut(&frame.origin) {
+                *count -= 1;
+                if *count == 0 {
+                    queue.counts.remove(&frame.origin);
+                }
+            }
             if queue.frames == 0 {
                 self.queues.remove(&frame.target);
             } else {
@@ -204,16 +213,10 @@ impl Store {
 
     fn oldest_of_heaviest_in(&self, target: &str) -> Option<u64> {
         let queue = self.queues.get(target)?;
-        let frames = || {
-            queue.lanes.iter().rev().flatten().filter_map(|id| self.frames.get(id).map(|frame| (*id, frame)))
-        };
-        let mut counts: HashMap<&str, usize> = HashMap::new();
-        for (_, frame) in frames() {
-            *counts.entry(&frame.origin).or_default() += 1;
-        }
-        let (heaviest, _) = counts.into_iter().max_by_key(|(origin, count)| (*count, *origin))?;
-        let mine = frames().filter(|(_, frame)| *frame.origin == *heaviest);
-        mine.map(|(id, _)| id).next()
+        let (heaviest, _) = queue.counts.iter().max_by_key(|(origin, count)| (**count, (*origin).clone()))?;
+        // Its oldest: mostly the first that is looked at, since who has most is who filled it.
+        let frames = queue.lanes.iter().rev().flatten();
+        frames.copied().find(|id| self.frames.get(id).is_some_and(|frame| frame.origin == *heaviest))
     }
 
     /// Takes the next frames for a target, at most so many bytes of them but at least one.

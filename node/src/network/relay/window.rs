@@ -54,6 +54,21 @@ impl Window {
         true
     }
 
+    /// The same, where a sender may begin to count anew: a number far below all others is a new beginning.
+    pub fn take_or_begin(&mut self, sequence: u64) -> bool {
+        if sequence <= self.highest && self.highest - sequence >= WIDTH {
+            *self = Self::beginning(sequence);
+            return true;
+        }
+        self.take(sequence)
+    }
+
+    /// True if this number was taken, as far as anybody remembers.
+    pub fn has(&self, sequence: u64) -> bool {
+        let (word, bit) = Self::bit(sequence);
+        sequence <= self.highest && self.highest - sequence < WIDTH && self.seen[word] & bit != 0
+    }
+
     /// Takes a number back: the frame was not accepted after all.
     pub fn give_back(&mut self, sequence: u64) {
         if sequence <= self.highest && self.highest - sequence < WIDTH {
@@ -84,6 +99,13 @@ mod tests {
         let mut window = Window::beginning(7);
         window.give_back(7);
         assert!(window.take(7) && !window.take(7));
+    }
+
+    #[test]
+    fn a_sender_that_begins_anew_is_followed() {
+        let mut window = Window::beginning(1_000_000);
+        assert!(!window.take(1) && window.take_or_begin(1) && window.take(2) && !window.take_or_begin(1));
+        assert!(window.has(2) && !window.has(3) && !window.has(1_000_000));
     }
 
     proptest! {

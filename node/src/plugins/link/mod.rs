@@ -118,7 +118,7 @@ impl Counters {
 }
 
 /// What a plugin answered.
-pub(super) type Answer = Result<Bytes, CallError>;
+pub(crate) type Answer = Result<Bytes, CallError>;
 /// What became of a call: the plugin's answer, or what the node found out instead.
 type Outcome = Result<Bytes, Failed>;
 

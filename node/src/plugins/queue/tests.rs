@@ -12,7 +12,7 @@ fn queue(overflow: Overflow) -> Queue {
 }
 
 fn numbered(number: usize, hold: Option<Hold>) -> Delivery {
-    Delivery { body: Bytes::from(number.to_string()), ack: None, hold }
+    Delivery { body: Bytes::from(number.to_string()), ack: None, hold, given_up: None }
 }
 
 fn waiting(queue: &Queue) -> Vec<usize> {
@@ -44,7 +44,7 @@ fn drop_newest_keeps_the_first_and_drop_oldest_the_last() {
 fn who_is_dropped_and_asked_to_hear_of_it_hears_of_it() {
     let queue = queue(Overflow::DropOldest);
     let (ack, mut answer) = oneshot::channel();
-    queue.deliver(Delivery { body: Bytes::from("0"), ack: Some(ack), hold: None });
+    queue.deliver(Delivery { body: Bytes::from("0"), ack: Some(ack), hold: None, given_up: None });
     for number in 1..=limits::PLUGIN_QUEUE {
         queue.deliver(numbered(number, None));
     }
