@@ -1,6 +1,7 @@
 //! Messages that are to arrive: acknowledged when they were taken and not before, taken once, in order where that was asked, and never
 //! stalled by a restart. Real nodes with a real plugin; a peer made by hand where somebody lies.
 
+use std::io::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use thenodes_tests::peer::Peer;
@@ -241,4 +242,106 @@ fn a_message_through_a_relay_survives_the_relays_crash() {
     let taken = outcome(waiting);
     assert!(taken.contains("acknowledged_by_peer"), "{taken}");
     books(&b, &["a via relay: before", "a via relay: after"]);
+}
+
+/// Braces in a text weigh as if they were a tree; few of them fill the room that all share.
+fn heavy(id: &str, delivery: &str) -> String {
+    let text = "{".repeat(87_000);
+    format!(
+        r#"{{"from":"{id}","to":"b","msg_type":{{"TEXT":"{text}"}},"payload":null,"realm":null,"delivery":{delivery}}}"#
+    )
+}
+
+#[test]
+fn messages_that_wait_for_earlier_ones_take_nobody_elses_room() {
+    let b = node("b", None).start();
+    let mut evil = Peer::greeted(&b, "evil");
+    for n in 1..8 {
+        let delivery = format!(
+            r#"{{"message_id":"e{n}","class":"ordered_reliable","ordering_key":"k","ordering_sequence":{}}}"#,
+            2 * n
+        );
+        evil.say(&heavy("evil", &delivery));
+    }
+    evil.settle();
+    // Twice the weight of one of them would not fit into the room beside them.
+    let mut peer = Peer::greeted(&b, "peer");
+    for n in 1..=3 {
+        peer.say(&heavy("peer", &format!(r#"{{"message_id":"p{n}","class":"reliable"}}"#)));
+        peer.expect(&format!("\"p{n}\""));
+    }
+}
+
+#[test]
+fn one_that_reads_no_answers_takes_nobody_elses_room() {
+    let b = node("b", None).start();
+    let mut peer = Peer::greeted(&b, "peer");
+    let before = b.memory();
+    let mut mutes: Vec<Peer> = (0..4).map(|n| Peer::greeted(&b, &format!("mute{n}"))).collect();
+    for mute in &mut mutes {
+        // More answers than it gets buffers for, and then a question with a heavy field.
+        let id = mute.id.clone();
+        let probe = format!(
+            r#"{{"from":"{id}","to":"b","msg_type":"HEARTBEAT","payload":{{"type":"Text","value":"liveness_probe_v1"}},"realm":null}}"#
+        );
+        let heavy = probe.replacen('{', &format!(r#"{{"x":"{}","#, "{".repeat(80_000)), 1);
+        let stream = mute.stream.get_ref();
+        stream.set_write_timeout(Some(Duration::from_secs(2))).expect("set");
+        for _ in 0..400 {
+            if { stream }.write_all(((probe.clone() + "\n").repeat(100) + &heavy + "\n").as_bytes()).is_err()
+            {
+                break;
+            }
+        }
+    }
+    for n in 1..=3 {
+        peer.say(&heavy("peer", &format!(r#"{{"message_id":"p{n}","class":"reliable"}}"#)));
+        peer.expect(&format!("\"p{n}\""));
+    }
+    assert!(b.memory().saturating_sub(before) < 64 << 20);
+}
+
+#[test]
+fn a_plugin_that_is_away_delays_no_acknowledgement_of_one_that_is_there() {
+    let b = Spec::new("b").with("courier").with("echo").start();
+    assert!(b.command(&["plugin", "disable", "echo"]).status.success());
+    let mut peer = Peer::greeted(&b, "peer");
+    let begun = Instant::now();
+    peer.say(&told("peer", "quick", r#"{"message_id":"q","class":"reliable"}"#));
+    peer.expect("DELIVERY_ACK");
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}: half of what a plugin may take",
+        begun.elapsed()
+    );
+}
+
+/// A frame whose message no plugin took: the relay does not hear that it arrived, and brings it again.
+#[test]
+fn a_relay_hears_that_a_frame_arrived_only_when_it_was_taken() {
+    let b = node("b", None).start();
+    assert!(b.command(&["plugin", "disable", "courier"]).status.success());
+    let mut relay = Peer::greeted(&b, "relay");
+    let inner = r#"{"from":"a","to":"b","msg_type":{"TEXT":"through"},"payload":null,"realm":null}"#;
+    let frame = format!(
+        r#"{{"from":"relay","to":"b","msg_type":{{"RELAY_FWD":{{"to":"b","from":"a","sequence":1}}}},"payload":{{"type":"Text","value":{}}},"realm":null}}"#,
+        serde_json::to_string(inner).expect("JSON")
+    );
+    for _ in 0..3 {
+        relay.say(&frame);
+    }
+    let early = relay.heard();
+    assert!(early.iter().all(|line| !line.contains("\"ACK\"")), "{early:?}");
+    assert!(b.command(&["plugin", "enable", "courier"]).status.success());
+    // It brings it until it hears of it, as relays do.
+    let begun = Instant::now();
+    loop {
+        relay.say(&frame);
+        if relay.heard().iter().any(|line| line.contains("\"ACK\"") && line.contains("\"sequence\":1")) {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE);
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    books(&b, &["a via relay: through"]);
 }

@@ -373,6 +373,89 @@ fn relays_hand_frames_on_to_the_one_that_the_target_selects_and_never_in_a_circl
     assert_eq!((relayed(&first), relayed(&second)), (2, 1));
 }
 
+/// In the other form a frame is longer; one that no line can carry is told to its sender, and costs its target nothing.
+#[test]
+fn a_frame_that_is_too_long_in_the_targets_form_costs_nobody_a_connection() {
+    let node = relay();
+    let (mut a, mut b) = (Peer::greeted(&node, "a"), Peer::greeted(&node, "b"));
+    let old = |n: u64, text: &str| {
+        format!(
+            r#"{{"from":"a","to":"x","msg_type":{{"RELAY_FWD":{{"to":"b","from":"a","sequence":{n}}}}},"payload":{{"type":"Text","value":"{text}"}},"realm":null}}"#
+        )
+    };
+    a.say(&old(1, &"x".repeat(900 * 1024)));
+    let notice = a.expect("RELAY_NOTIFY");
+    assert!(notice.contains("overload") && notice.contains("too long"), "{notice}");
+    // Kept for one that is away, it is not handed over to it either.
+    a.bind("c", true, "reliable", 1, "null");
+    a.say(&old(2, &"x".repeat(900 * 1024)).replace(r#""to":"b""#, r#""to":"c""#));
+    a.settle();
+    let mut c = Peer::greeted(&node, "c");
+    a.say(&old(3, "short"));
+    assert!(b.expect("RELAY_FWD").contains("\"sequence\":3"));
+    c.settle();
+    drop(c);
+    let mut c = Peer::again(&node, "c");
+    c.settle();
+}
+
+#[test]
+fn frames_without_numbers_arrive_once_from_the_store() {
+    let node = relay();
+    let mut a = Peer::greeted(&node, "a");
+    a.bind("b", true, "reliable", 1, "null");
+    for _ in 0..3 {
+        a.say(r#"{"from":"a","to":"x","msg_type":{"RELAY_FWD":{"to":"b","from":"a","opaque_payload_b64":"aGk="}},"payload":null,"realm":null}"#);
+    }
+    a.settle();
+    let mut b = Peer::with_capabilities(&node, "b", r#"["relay_ack"]"#);
+    let begun = Instant::now();
+    let mut frames = 3; // those that came before its greeting was over were read past
+    while begun.elapsed() < Duration::from_secs(3) {
+        frames += b.heard().iter().filter(|line| line.contains("RELAY_FWD")).count();
+        std::thread::park_timeout(Duration::from_millis(100)); // longer than all repetitions would take
+    }
+    assert_eq!(frames, 3, "nothing is repeated that cannot be acknowledged");
+    assert!(a.heard().iter().all(|line| !line.contains("RELAY_NOTIFY")), "and nothing is reported lost");
+}
+
+#[test]
+fn whose_frames_were_lost_with_a_connection_hears_of_it() {
+    let node = relay();
+    let mut a = Peer::greeted(&node, "a");
+    let b = Peer::greeted(&node, "b");
+    let content = "QUFB".repeat(2000);
+    // More than the kernel takes for a peer that does not read; then that peer goes.
+    let stream = a.stream.get_ref().try_clone().expect("cloned");
+    let sending = std::thread::spawn(move || {
+        stream.set_write_timeout(Some(Duration::from_millis(100))).expect("set");
+        for n in 1..3000 {
+            if (&stream).write_all((frame("a", "b", n, &content) + "\n").as_bytes()).is_err() {
+                break;
+            }
+        }
+    });
+    a.expect("overload");
+    drop(b);
+    a.expect("peer_left");
+    drop(a);
+    sending.join().expect("ended");
+}
+
+/// A frame for this very node, of a few bytes that become a tree of many: weighed before it is parsed.
+#[test]
+fn a_frame_for_the_node_itself_is_weighed_before_it_is_parsed() {
+    let node = Spec::new("node").start();
+    let mut evil = Peer::greeted(&node, "evil");
+    let before = node.memory();
+    let tree = "[".to_owned() + &r#"{"":0},"#.repeat(120_000) + "0]";
+    for n in 1..=3 {
+        evil.say(&format!(r#"{{"from":"evil","to":"x","msg_type":{{"RELAY_FWD":{{"to":"node","from":"other","sequence":{n}}}}},"payload":{{"type":"Json","value":{tree}}},"realm":null}}"#));
+    }
+    evil.settle();
+    assert!(node.memory().saturating_sub(before) < 16 << 20);
+}
+
 #[test]
 fn a_node_that_is_no_relay_forwards_nothing_and_says_so() {
     let node = Spec::new("plain").start();
