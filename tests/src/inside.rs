@@ -208,6 +208,11 @@ impl Dice {
         Dice(seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
+    /// From this seed and nothing else.
+    pub fn seeded(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     /// A number below this.
     pub fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;

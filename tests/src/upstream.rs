@@ -11,6 +11,8 @@ use std::sync::mpsc::{channel, Receiver};
 pub struct Upstream {
     child: Child,
     lines: Receiver<String>,
+    /// What it said before it was ready; read first.
+    early: std::collections::VecDeque<String>,
     /// Its directory.
     pub dir: tempfile::TempDir,
 }
@@ -89,8 +91,17 @@ impl Upstream {
         std::thread::spawn(move || {
             BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        let mut upstream = Self { child, lines, dir };
-        upstream.expect("\"ready\":true");
+        let mut upstream = Self { child, lines, early: Default::default(), dir };
+        let begun = std::time::Instant::now();
+        let mut early = std::collections::VecDeque::new();
+        loop {
+            match upstream.lines.recv_timeout(PATIENCE.saturating_sub(begun.elapsed())) {
+                Ok(line) if line.starts_with("@@ ") && line.contains("\"ready\":true") => break,
+                Ok(line) => early.push_back(line),
+                Err(_) => panic!("upstream did not start; it said:\n{early:?}"),
+            }
+        }
+        upstream.early = early;
         upstream
     }
 
@@ -100,7 +111,11 @@ impl Upstream {
         let begun = std::time::Instant::now();
         let mut said = Vec::new();
         loop {
-            match self.lines.recv_timeout(PATIENCE.saturating_sub(begun.elapsed())) {
+            let next = match self.early.pop_front() {
+                Some(line) => Ok(line),
+                None => self.lines.recv_timeout(PATIENCE.saturating_sub(begun.elapsed())),
+            };
+            match next {
                 Ok(line) if line.starts_with("@@ ") && line.contains(text) => return line,
                 Ok(line) => said.push(line),
                 Err(_) => panic!("upstream did not say {text:?}; it said:\n{}", said.join("\n")),

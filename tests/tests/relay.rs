@@ -360,17 +360,24 @@ fn relays_hand_frames_on_to_the_one_that_the_target_selects_and_never_in_a_circl
         b.expect("RELAY_FWD").trim_end(),
         line.replacen(r#""from":"a""#, r#""from":"first""#, 1).replacen(r#""to":"x""#, r#""to":"b""#, 1)
     );
+    // Bound here, it is kept there for one that is away.
+    a.bind("late", true, "reliable", 1, "null");
+    a.say(&frame("a", "late", 5, "aGk="));
+    a.settle();
+    b.settle();
+    let mut late = Peer::silent(&second, "late", "null");
+    assert!(late.expect("RELAY_FWD").contains("\"sequence\":5"));
     // For nobody: the second does not send it back.
     a.say(&frame("a", "nobody", 2, "aGk="));
     a.settle();
     b.settle();
     let relayed = |node: &TestNode| node.json(&["relay"])["relay"]["forwarded"].as_u64().expect("a number");
     let begun = Instant::now();
-    while relayed(&first) < 2 {
+    while relayed(&first) < 3 {
         assert!(begun.elapsed() < PATIENCE);
         std::thread::park_timeout(Duration::from_millis(10));
     }
-    assert_eq!((relayed(&first), relayed(&second)), (2, 1));
+    assert_eq!((relayed(&first), relayed(&second)), (3, 2));
 }
 
 /// In the other form a frame is longer; one that no line can carry is told to its sender, and costs its target nothing.

@@ -19,6 +19,8 @@ use tokio::task::JoinSet;
 
 /// Addresses that are dialed at the same time.
 const AT_ONCE: usize = 4;
+/// Addresses that are wanted at once.
+const MAX_WANTED: usize = 64;
 /// Addresses that are dialed in a second.
 const DIALS_PER_S: u32 = 8;
 /// How often the connector looks, if nothing happens.
@@ -39,6 +41,8 @@ struct Tried {
 #[derive(Debug, Default)]
 pub struct Connector {
     tried: Mutex<HashMap<SocketAddr, Tried>>,
+    /// Addresses of nodes that somebody wants to reach now, whatever the target.
+    wanted: Mutex<HashSet<SocketAddr>>,
     wake: Notify,
 }
 
@@ -60,6 +64,25 @@ impl Connector {
     /// Something became known that may be dialed.
     pub fn look_again(&self) {
         self.wake.notify_one();
+    }
+
+    /// Somebody has a message for the node at this address: it is dialed beyond the target, after its pause like any other.
+    pub fn want(&self, addr: SocketAddr) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.len() < MAX_WANTED && wanted.insert(addr) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Those that are wanted and may be dialed now.
+    fn take_wanted(&self, busy: &HashSet<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        let tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |addr: &SocketAddr| tried.get(addr).is_some_and(|tried| tried.not_before > now);
+        wanted.drain().filter(|addr| !busy.contains(addr) && !waits(addr)).collect()
     }
 
     /// What may be dialed now. Pure but for the memory of attempts.
@@ -115,9 +138,6 @@ impl Connector {
 
 /// Dials until the network ends.
 pub async fn run(network: Arc<Network>) {
-    if network.net.discovery.target_peers == 0 {
-        return;
-    }
     let (connector, config) = (&network.connector, &network.net);
     let mut dials: JoinSet<(SocketAddr, bool)> = JoinSet::new();
     let mut pace = Pace::new(DIALS_PER_S);
@@ -135,6 +155,19 @@ pub async fn run(network: Arc<Network>) {
             () = connector.wake.notified() => {}
             _ = changes.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
+        }
+        let mut spawn = |addr: SocketAddr, busy: &mut HashSet<SocketAddr>| {
+            busy.insert(addr);
+            let network = network.clone();
+            dials.spawn(async move {
+                let begun = clock();
+                let outcome = dial(&network, addr).await;
+                let lasted = clock().saturating_duration_since(begun) >= dialer::LASTED;
+                (addr, lasted && matches!(outcome, Outcome::Ended { .. }))
+            });
+        };
+        for addr in connector.take_wanted(&busy, clock()) {
+            spawn(addr, &mut busy);
         }
         if network.peers.count().0 >= config.discovery.target_peers {
             continue;
@@ -164,14 +197,7 @@ pub async fn run(network: Arc<Network>) {
         let attempts = config.connecting.attempts;
         let chosen = connector.choose(&records, &connected, &taken, &subnets, attempts, clock());
         for addr in chosen.into_iter().take(room) {
-            busy.insert(addr);
-            let network = network.clone();
-            dials.spawn(async move {
-                let begun = clock();
-                let outcome = dial(&network, addr).await;
-                let lasted = clock().saturating_duration_since(begun) >= dialer::LASTED;
-                (addr, lasted && matches!(outcome, Outcome::Ended { .. }))
-            });
+            spawn(addr, &mut busy);
             // What peers tell must not make this node knock at many doors.
             let pause = pace.take(1, clock());
             if !pause.is_zero() {

@@ -166,8 +166,9 @@ impl Desk {
             | MessageType::DataRequest
             | MessageType::DataResponse => {
                 message.via = Some(self.peer.node_id.clone());
-                // Remembered under both names: a relay cannot spoil what its origin says itself.
-                let from = format!("{} {origin}", self.peer.node_id);
+                // Remembered under a name of its own: relays cannot spoil what the origin says itself. Under one name whichever
+                // relay it comes through, since a sender tries one after the other.
+                let from = format!("relayed {origin}");
                 let owed = owed(&message, &from, path(), hop.clone());
                 let of_relay = hop.map(|hop| Owed { from, about: None, path: path(), hop: Some(hop) });
                 Taken::Up(message, owed.or(of_relay))

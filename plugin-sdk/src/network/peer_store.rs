@@ -251,6 +251,14 @@ impl PeerStore {
         records.lock().unwrap_or_else(PoisonError::into_inner).get(addr)?.node_id.clone()
     }
 
+    /// The address at which a node with this id answered, in a store in this process; the one that did last.
+    pub fn addr_of(&self, node_id: &str) -> Option<SocketAddr> {
+        let Inner::Local { records, .. } = &self.inner else { return None };
+        let records = records.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = records.values().filter(|record| record.node_id.as_deref() == Some(node_id));
+        of.max_by_key(|record| (record.last_success_epoch, record.addr)).map(|record| record.addr)
+    }
+
     /// Forgets an address, in a store in this process.
     pub fn forget(&self, addr: &SocketAddr) {
         if let Inner::Local { records, .. } = &self.inner {

@@ -23,6 +23,8 @@ use tokio::time::{sleep_until, timeout_at};
 const MAX_PENDING: usize = 4096;
 /// Ordered streams of this node whose count is remembered.
 const MAX_COUNTS: usize = 4096;
+/// How often a way is looked for while there is none.
+const LOOK: Duration = Duration::from_secs(1);
 /// Longest patience that a sender may ask for.
 pub const LONGEST: Duration = Duration::from_secs(25);
 
@@ -138,6 +140,12 @@ fn hand_on(network: &Network, to: &str, message: &Message, reliable: bool, attem
                 Put::Full | Put::Stalled => Handed::Full(outbox),
                 Put::Gone => Handed::NoRoute,
             };
+        }
+    }
+    if strategy != Strategy::RelayOnly && !network.held_off(to) {
+        // Its own connection is the better way; it is made while a relay, if there is one, carries the message.
+        if let Some(addr) = network.store.addr_of(to) {
+            network.connector.want(addr);
         }
     }
     if strategy == Strategy::DirectOnly {
@@ -257,17 +265,19 @@ pub async fn deliver(network: &Network, mut message: Message, options: &Delivery
             Handed::NoRoute if !reliable => {
                 return DeliveryOutcome::DeliveryFailed { reason: DeliveryFailureReason::NoRoute };
             }
-            Handed::NoRoute => tokio::select! {
-                () = done.notified() => return DeliveryOutcome::AcknowledgedByPeer,
-                changed = timeout_at(until, changes.changed()) => match changed {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) | Err(_) => {
-                        let lost = DeliveryFailureReason::PathLostDuringDelivery;
-                        let reason = if handed { lost } else { DeliveryFailureReason::NoRoute };
-                        return DeliveryOutcome::DeliveryFailed { reason };
-                    }
-                },
-            },
+            // Somebody may come, and an address may be dialed again after its pause.
+            Handed::NoRoute => {
+                let look = (tokio::time::Instant::now() + LOOK).min(until);
+                tokio::select! {
+                    () = done.notified() => return DeliveryOutcome::AcknowledgedByPeer,
+                    _ = timeout_at(look, changes.changed()) => {}
+                }
+                if tokio::time::Instant::now() >= until {
+                    let lost = DeliveryFailureReason::PathLostDuringDelivery;
+                    let reason = if handed { lost } else { DeliveryFailureReason::NoRoute };
+                    return DeliveryOutcome::DeliveryFailed { reason };
+                }
+            }
         }
     }
 }

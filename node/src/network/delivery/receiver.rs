@@ -60,8 +60,8 @@ const MAX_KEY: usize = 256;
 /// What may wait for earlier messages: of one sender, and of all; bytes once parsed.
 const PARKED: usize = 4 * 1024 * 1024;
 const PARKED_IN_ALL: usize = 32 * 1024 * 1024;
-/// Senders behind one relay.
-const MAX_BEHIND_ONE: usize = 64;
+/// Senders that relays speak of.
+const MAX_RELAYED: usize = 512;
 
 /// Something that may have to wait.
 pub trait Parks {
@@ -259,12 +259,12 @@ impl<T: Parks> Receiver<T> {
         ready
     }
 
-    /// Forgets whoever was silent longest; of many names behind one relay first those.
+    /// Forgets whoever was silent longest; of names that relays speak of, which cost nothing, first those.
     fn make_room(&mut self, newcomer: &str) {
         let behind = |from: &str| from.split_once(' ').map(|(relay, _)| relay.to_owned());
         if let Some(relay) = behind(newcomer) {
             let of_relay = |from: &String| behind(from).as_deref() == Some(&*relay);
-            if self.senders.keys().filter(|from| of_relay(from)).count() >= MAX_BEHIND_ONE {
+            if self.senders.keys().filter(|from| of_relay(from)).count() >= MAX_RELAYED {
                 let silent = self.senders.iter().filter(|(from, _)| of_relay(from));
                 let silent = silent.min_by_key(|(_, sender)| sender.last).map(|(from, _)| from.clone());
                 self.forget(silent);
@@ -452,17 +452,17 @@ mod tests {
     }
 
     #[test]
-    fn many_names_behind_one_relay_push_out_each_other_and_nobody_else() {
+    fn many_names_that_relays_speak_of_push_out_each_other_and_nobody_else() {
         let (mut all, mut now) = (Receiver::new(config()), Instant::now());
         assert_eq!(all.admit("honest", &reliable("1"), 1, now), Admission::Take(1));
         all.finished("honest", &reliable("1"), true, now);
         for n in 0..3 * MAX_SENDERS {
             now += Duration::from_millis(1);
-            let _ = all.admit(&format!("relay o{n}"), &reliable("1"), 1, now);
+            let _ = all.admit(&format!("relayed o{n}"), &reliable("1"), 1, now);
         }
-        assert!(all.senders.len() <= MAX_BEHIND_ONE + 1 && all.knows("honest", "1"));
+        assert!(all.senders.len() <= MAX_RELAYED + 1 && all.knows("honest", "1"));
         // One that was forgotten meanwhile finishes.
-        all.finished("relay o1", &reliable("1"), true, now);
+        all.finished("relayed o1", &reliable("1"), true, now);
         let counted: usize = all.senders.values().map(|sender| sender.ids.len()).sum();
         assert_eq!(counted, all.all);
     }

@@ -68,6 +68,16 @@ impl Client {
         self.asked.insert(sequence, target.to_owned());
     }
 
+    /// The line that binds a target at the relay, if it is not bound so already. It counts as sent.
+    pub fn bind(&mut self, local: &Local, relay: &str, target: &str, wants: Wants) -> Option<Vec<u8>> {
+        if self.bound.get(target) == Some(&wants) {
+            return None;
+        }
+        let nonce = self.number();
+        self.sent(target, wants, nonce);
+        Some(bind_line(local, relay, target, wants, nonce))
+    }
+
     /// The lines that send a message to a node behind the relay: the binding, if it is not bound so already, and the frame; and the
     /// frame's number. Nothing is remembered until they are [`sent`](Client::sent).
     pub fn lines(
@@ -83,14 +93,7 @@ impl Client {
         let realm = Some(local.realm.clone());
         let sequence = self.number();
         if self.bound.get(target) != Some(&wants) {
-            let bind = MessageType::RelayBind {
-                target: target.to_owned(),
-                want_store_forward: wants.store,
-                qos: Some(if wants.store { "reliable" } else { "low_latency" }.into()),
-                nonce: Some(sequence),
-                expires_at: None,
-            };
-            lines = encode(&Message::new(&local.node_id, relay, bind, None, realm.clone()));
+            lines = bind_line(local, relay, target, wants, sequence);
         }
         let content = Payload::Text(inner.as_json());
         let (opaque_payload_b64, payload) = match form {
@@ -106,4 +109,15 @@ impl Client {
         lines.extend(encode(&Message::new(&local.node_id, relay, forward, payload, realm)));
         (lines, sequence)
     }
+}
+
+fn bind_line(local: &Local, relay: &str, target: &str, wants: Wants, nonce: u64) -> Vec<u8> {
+    let bind = MessageType::RelayBind {
+        target: target.to_owned(),
+        want_store_forward: wants.store,
+        qos: Some(if wants.store { "reliable" } else { "low_latency" }.into()),
+        nonce: Some(nonce),
+        expires_at: None,
+    };
+    encode(&Message::new(&local.node_id, relay, bind, None, Some(local.realm.clone())))
 }

@@ -205,7 +205,8 @@ impl Seat {
             _ => self.pace.take(1, clock()),
         };
         let way = self.way(network, &forward.to);
-        let (wants, form) = (if own { way.wants } else { Wants::default() }, way.form);
+        // What a relay hands on is treated as that relay bound it.
+        let (wants, form) = (way.wants, way.form);
         let (acknowledges, target) = (way.acknowledges, way.target.clone());
         let outbox = way.outbox.clone();
         // What waits already goes first.
@@ -292,9 +293,7 @@ impl Seat {
     ) -> Judged<'static> {
         let own = *forward.from == *self.origin;
         // Never a second relay for a frame that came from one: two that select each other would play for ever.
-        // What is to be kept is kept where it was bound: the next relay knows nothing of the binding.
-        let keeps = wants.store && network.relay.config.store_forward;
-        if network.relay.config.rendezvous && own && !behind && !keeps {
+        if network.relay.config.rendezvous && own && !behind {
             let with_store = network.relay.config.store_forward;
             let relays = network.peers.having(CAPABILITY);
             let others = relays
@@ -306,10 +305,21 @@ impl Seat {
             if let Some(outbox) = chosen.and_then(|relay| network.peers.outbox(relay)) {
                 let chosen = chosen.unwrap_or_default();
                 let form = network.relay.form_of(chosen).unwrap_or(forward.form());
-                let what = match form == forward.form() && forward.outer_from == forward.from {
-                    true => What::Line,
+                let line = match form == forward.form() && forward.outer_from == forward.from {
+                    true => None,
                     // The next relay asks the frame, not the envelope; upstream asks the envelope.
-                    false => What::Rewritten(forward.rewritten(&self.origin, form, &network.local.realm)),
+                    false => Some(forward.rewritten(&self.origin, form, &network.local.realm)),
+                };
+                // What was bound here is bound there, in this relay's name: it keeps the frame for the target then.
+                let bind = match wants.store {
+                    false => None,
+                    true => outbox.client().bind(&network.local, chosen, &target, wants),
+                };
+                let what = match (bind, line) {
+                    (None, None) => What::Line,
+                    (None, Some(line)) => What::Rewritten(line),
+                    (Some(bind), Some(line)) => What::Rewritten([bind, line].concat()),
+                    (Some(bind), None) => What::Rewritten([&bind, &*with_newline(bytes)].concat()),
                 };
                 let sequence = forward.sequence;
                 return Judged::Send(Sending { outbox, what, target, sequence, wants, pause });

@@ -1,0 +1,399 @@
+//! Twenty nodes under a simulated network: partitions, delays, messages cut into pieces, crashes and restarts, in virtual time. The
+//! nodes are the real ones from the first byte of a connection on: greeting, sessions, relay, delivery, discovery, the connector.
+//! What is not simulated is TCP itself, TLS, and plugins; in their place a recorder takes each message and says so.
+//!
+//! A seed gives the faults and the messages (`THENODES_SEED`, `THENODES_SEEDS` for more of them); a failure names its seed. What the
+//! standard library's hash maps order by is not the seed's, so a replay repeats the story, not each step of it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+use thenodes::network::message::{DeliveryClass, Message, MessageType};
+use thenodes::network::{DeliveryOptions, DeliveryOutcome};
+use thenodes::realms::RealmInfo;
+use thenodes_node::config::Raw;
+use thenodes_node::events::{Bus, Emitter};
+use thenodes_node::network::peers::Direction;
+use thenodes_node::network::{
+    connector, delivery, dialer, greeting, relay, Dial, Inbound, Link, Local, Network,
+};
+use thenodes_tests::inside::Dice;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, Instant};
+
+const NODES: usize = 20;
+/// Nodes that relay; all others reach absent ones through them.
+const RELAYS: usize = 3;
+/// The time of trouble, and the quiet after it.
+const TROUBLE: Duration = Duration::from_secs(120);
+const QUIET: Duration = Duration::from_secs(90);
+
+fn addr(node: usize) -> SocketAddr {
+    SocketAddr::from(([10, u8::try_from(node).expect("few nodes"), 0, 1], 7000))
+    // each in a network of its own
+}
+
+/// What all nodes did, outside of all of them: it survives their crashes.
+#[derive(Default)]
+struct Record {
+    /// By receiver: what was taken, in that order, as sender and text.
+    taken: HashMap<usize, Vec<(String, String)>>,
+    /// Sender, receiver and text of what was acknowledged.
+    acknowledged: Vec<(usize, usize, String)>,
+    failed: usize,
+}
+
+struct Running {
+    network: Arc<Network>,
+    /// Everything that runs for the node; a crash ends all of it between two steps.
+    tasks: JoinSet<()>,
+    /// Connections that others made to it.
+    accepted: mpsc::UnboundedSender<(DuplexStream, SocketAddr)>,
+}
+
+/// The network between the nodes.
+struct Fabric {
+    running: Mutex<HashMap<usize, Running>>,
+    /// Groups that cannot reach each other; a node without one is in group 0.
+    groups: Mutex<HashMap<usize, u8>>,
+    dice: Mutex<Dice>,
+    record: Mutex<Record>,
+    ephemeral: Mutex<u16>,
+}
+
+impl Fabric {
+    fn below(&self, most: u64) -> u64 {
+        self.dice.lock().expect("no panic").below(most)
+    }
+
+    fn cut(&self, a: usize, b: usize) -> bool {
+        let groups = self.groups.lock().expect("no panic");
+        groups.get(&a).unwrap_or(&0) != groups.get(&b).unwrap_or(&0)
+    }
+
+    /// Carries bytes one way, late and in pieces; a partition holds them back, and a long one ends the connection.
+    async fn carry(
+        self: Arc<Self>,
+        from: usize,
+        to: usize,
+        mut source: impl AsyncReadExt + Unpin,
+        mut sink: impl AsyncWriteExt + Unpin,
+    ) {
+        let mut buffer = vec![0; 2048];
+        loop {
+            let most = 1 + self.below(2048) as usize;
+            let Ok(count @ 1..) = source.read(&mut buffer[..most]).await else { return };
+            sleep(Duration::from_millis(1 + self.below(20))).await;
+            let mut waited = 0;
+            while self.cut(from, to) {
+                sleep(Duration::from_millis(100)).await;
+                waited += 1;
+                if waited > 80 {
+                    return; // as TCP gives up in the end
+                }
+            }
+            if sink.write_all(&buffer[..count]).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// One node's way out.
+struct Out {
+    fabric: Weak<Fabric>,
+    node: usize,
+}
+
+#[async_trait::async_trait]
+impl Dial for Out {
+    async fn dial(&self, to: SocketAddr) -> io::Result<Link> {
+        let fabric = self.fabric.upgrade().ok_or_else(|| io::Error::other("the simulation is over"))?;
+        let target = (0..NODES).find(|node| addr(*node) == to);
+        let delay = 1 + fabric.below(50);
+        sleep(Duration::from_millis(delay)).await;
+        let target = target.ok_or(io::ErrorKind::HostUnreachable)?;
+        if fabric.cut(self.node, target) {
+            sleep(Duration::from_secs(5)).await;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let port = {
+            let mut next = fabric.ephemeral.lock().expect("no panic");
+            *next = next.checked_add(1).unwrap_or(30_000);
+            *next
+        };
+        let from = SocketAddr::new(addr(self.node).ip(), port);
+        let (own, near) = tokio::io::duplex(16 * 1024);
+        let (far, theirs) = tokio::io::duplex(16 * 1024);
+        let accepted =
+            fabric.running.lock().expect("no panic").get(&target).map(|running| running.accepted.clone());
+        let accepted = accepted.ok_or(io::ErrorKind::ConnectionRefused)?;
+        accepted.send((theirs, from)).map_err(|_| io::ErrorKind::ConnectionRefused)?;
+        let ((near_in, near_out), (far_in, far_out)) = (tokio::io::split(near), tokio::io::split(far));
+        let node = self.node;
+        // When one way has ended both have.
+        let (there, back) = (
+            fabric.clone().carry(node, target, near_in, far_out),
+            fabric.carry(target, node, far_in, near_out),
+        );
+        tokio::spawn(async move {
+            tokio::select! { () = there => {} () = back => {} }
+        });
+        Ok(Link::Bytes(Box::new(own), from))
+    }
+}
+
+fn id(node: usize) -> String {
+    format!("n{node}")
+}
+
+/// Starts a node, or starts it again with nothing but its id.
+async fn start(fabric: &Arc<Fabric>, node: usize) {
+    let relays = if node < RELAYS { "[network.relay]\nenabled = true\nstore_forward = true\n" } else { "" };
+    let text = format!("{relays}[discovery]\nenabled = true\nrequest_interval_secs = 5\ntarget_peers = 6\n[network.connection_policy]\nheartbeat_interval_ms = 2000\nheartbeat_timeout_ms = 8000\nreconnect_max_delay_ms = 5000\nreconnect_max_attempts = 1000\n[network.delivery]\nretry_interval_ms = 500\nreliable_retry_budget = 100\nordered_reliable_retry_budget = 5\nreliable_timeout_ms = 24000\nordered_reliable_timeout_ms = 24000\n");
+    let net = Raw::parse("sim.toml".as_ref(), &text).and_then(Raw::validate).expect("valid").networking;
+    let events = Emitter::new(Bus::start(Vec::new()).handle(), "sim");
+    let local = Local {
+        node_id: id(node),
+        realm: RealmInfo::new("Sim", "1"),
+        node_type: "daemon".into(),
+        capabilities: relay::Relay::capabilities(&net.relay),
+        nonce: format!("{node}-{}", fabric.below(u64::MAX)),
+        port: 7000,
+        allowed_node_types: None,
+    };
+    let (up, mut inbound) = mpsc::channel::<Inbound>(64);
+    let mut network = Network::new(local, net, None, events, String::new(), up);
+    network.dial = Box::new(Out { fabric: Arc::downgrade(fabric), node });
+    let network = Arc::new(network);
+    let mut tasks = JoinSet::new();
+    // Everybody dials the relays; the rest is gossip's.
+    for relay in (0..RELAYS).filter(|relay| *relay != node) {
+        tasks.spawn(dialer::keep(network.clone(), addr(relay).to_string()));
+    }
+    tasks.spawn(connector::run(network.clone()));
+    tasks.spawn(relay::sweep(network.clone()));
+    tasks.spawn(delivery::sweep(network.clone()));
+    // The recorder in the place of plugins. It takes each message after a moment.
+    let (recorder, to) = (fabric.clone(), network.clone());
+    tasks.spawn(async move {
+        while let Some(Inbound { message, room, owed, .. }) = inbound.recv().await {
+            if let MessageType::Text(text) = &message.msg_type {
+                let mut record = recorder.record.lock().expect("no panic");
+                record.taken.entry(node).or_default().push((message.from.clone(), text.clone()));
+            }
+            drop(room);
+            if let Some(owed) = owed {
+                let network = to.clone();
+                tokio::spawn(async move { delivery::finished(&network, &owed, true).await });
+            }
+        }
+    });
+    let (accepted, mut coming) = mpsc::unbounded_channel::<(DuplexStream, SocketAddr)>();
+    let host = network.clone();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Some((stream, from)) = coming.recv().await {
+            let network = host.clone();
+            connections.spawn(async move {
+                let link = Link::Bytes(Box::new(stream), addr(node));
+                greeting::carry(&network, link, from, Direction::Inbound, ()).await;
+            });
+            while connections.try_join_next().is_some() {}
+        }
+    });
+    fabric.running.lock().expect("no panic").insert(node, Running { network, tasks, accepted });
+}
+
+fn network_of(fabric: &Fabric, node: usize) -> Option<Arc<Network>> {
+    fabric.running.lock().expect("no panic").get(&node).map(|running| running.network.clone())
+}
+
+/// Sends one message and writes down what became of it, if its sender lives to know.
+async fn send(fabric: Arc<Fabric>, from: usize, to: usize, text: String, key: Option<String>) -> bool {
+    let Some(network) = network_of(&fabric, from) else { return false };
+    let message = Message::new(&id(from), &id(to), MessageType::Text(text.clone()), None, None);
+    let class = if key.is_some() { DeliveryClass::OrderedReliable } else { DeliveryClass::Reliable };
+    let mut options = DeliveryOptions::new(class);
+    options.ordering_key = key;
+    let outcome = delivery::deliver(&network, message, &options).await;
+    let alive = network_of(&fabric, from).is_some_and(|now| Arc::ptr_eq(&now, &network));
+    let mut record = fabric.record.lock().expect("no panic");
+    match outcome {
+        DeliveryOutcome::AcknowledgedByPeer if alive => {
+            record.acknowledged.push((from, to, text));
+            true
+        }
+        _ => {
+            record.failed += 1;
+            false
+        }
+    }
+}
+
+async fn story(seed: u64) {
+    let fabric = Arc::new(Fabric {
+        running: Mutex::default(),
+        groups: Mutex::default(),
+        dice: Mutex::new(Dice::seeded(seed)),
+        record: Mutex::default(),
+        ephemeral: Mutex::new(30_000),
+    });
+    for node in 0..NODES {
+        start(&fabric, node).await;
+    }
+    let begun = Instant::now();
+    let mut sending = JoinSet::new();
+    let (mut count, mut crashes, mut partitions) = (0u64, 0, 0);
+    let mut most_kept = 0;
+    while begun.elapsed() < TROUBLE {
+        sleep(Duration::from_millis(100 + fabric.below(200))).await;
+        for _ in 0..2 {
+            let (from, to) = (fabric.below(NODES as u64) as usize, fabric.below(NODES as u64) as usize);
+            if from != to {
+                count += 1;
+                sending.spawn(send(fabric.clone(), from, to, format!("m{count}"), None));
+            }
+        }
+        match fabric.below(60) {
+            0 => {
+                partitions += 1;
+                let mut groups = fabric.groups.lock().expect("no panic");
+                groups.clear();
+                let mut dice = fabric.dice.lock().expect("no panic");
+                for node in 0..NODES {
+                    groups.insert(node, dice.below(2) as u8);
+                }
+            }
+            1..=4 => fabric.groups.lock().expect("no panic").clear(),
+            5 => {
+                crashes += 1;
+                let node = fabric.below(NODES as u64) as usize;
+                let gone = fabric.running.lock().expect("no panic").remove(&node);
+                if let Some(mut running) = gone {
+                    running.tasks.abort_all();
+                }
+                let again = fabric.clone();
+                let pause = Duration::from_millis(200 + fabric.below(5000));
+                sending.spawn(async move {
+                    sleep(pause).await;
+                    start(&again, node).await;
+                    true
+                });
+            }
+            _ => {}
+        }
+        for node in 0..RELAYS {
+            if let Some(network) = network_of(&fabric, node) {
+                let (frames, bytes) = network.relay.kept();
+                assert!(
+                    frames <= network.relay.config.global && bytes <= network.relay.config.bytes,
+                    "seed {seed}"
+                );
+                most_kept = most_kept.max(frames);
+            }
+        }
+    }
+    fabric.groups.lock().expect("no panic").clear();
+    while sending.join_next().await.is_some() {}
+    sleep(QUIET).await;
+    // Whatever happened, streams flow again, in order, between nodes that never spoke before and those that did.
+    let mut streams = JoinSet::new();
+    for from in 0..NODES {
+        let (fabric, to) = (fabric.clone(), (from + 7) % NODES);
+        streams.spawn(async move {
+            for n in 0..5 {
+                let sent = send(fabric.clone(), from, to, format!("o{from}-{n}"), Some("k".into())).await;
+                let seen = |node: usize| {
+                    network_of(&fabric, node)
+                        .map(|n| n.peers.list().into_iter().map(|p| p.node_id).collect::<Vec<_>>())
+                };
+                assert!(
+                    sent,
+                    "seed {seed}: {from} to {to}: ordered message {n} stalled; they have {:?} and {:?}",
+                    seen(from),
+                    seen(to)
+                );
+            }
+        });
+    }
+    while let Some(stream) = streams.join_next().await {
+        stream.expect("no panic");
+    }
+    let record = fabric.record.lock().expect("no panic");
+    // No acknowledged message was lost.
+    let mut taken: HashSet<(usize, &str)> = HashSet::new();
+    let mut times: BTreeMap<(usize, &str), usize> = BTreeMap::new();
+    for (node, messages) in &record.taken {
+        for (_, text) in messages {
+            taken.insert((*node, text));
+            *times.entry((*node, text)).or_default() += 1;
+        }
+    }
+    for (from, to, text) in &record.acknowledged {
+        assert!(
+            taken.contains(&(*to, text.as_str())),
+            "seed {seed}: {text} from {from} to {to} was acknowledged and lost"
+        );
+    }
+    // Ordered ones came in order.
+    for (node, messages) in &record.taken {
+        let mut last: HashMap<&str, u64> = HashMap::new();
+        for (from, text) in messages.iter().filter(|(_, text)| text.starts_with('o')) {
+            let n: u64 = text.rsplit('-').next().and_then(|n| n.parse().ok()).expect("a number");
+            let before = last.insert(from, n);
+            assert!(
+                before.is_none_or(|before| before <= n),
+                "seed {seed}: {from} to {node}: {n} after {before:?}"
+            );
+        }
+    }
+    // Gossip has led to connections: everybody has as many as it wants, and all hang together.
+    let running = fabric.running.lock().expect("no panic");
+    assert_eq!(running.len(), NODES, "seed {seed}: all are back");
+    let peers: Vec<Vec<String>> = (0..NODES)
+        .map(|node| running[&node].network.peers.list().into_iter().map(|peer| peer.node_id).collect())
+        .collect();
+    for (node, list) in peers.iter().enumerate() {
+        assert!(list.len() >= 6, "seed {seed}: {node} has only {list:?}");
+    }
+    let mut reached = HashSet::from([0usize]);
+    let mut edge = vec![0usize];
+    while let Some(node) = edge.pop() {
+        for next in peers[node].iter().filter_map(|id| id[1..].parse::<usize>().ok()) {
+            if reached.insert(next) {
+                edge.push(next);
+            }
+        }
+    }
+    assert_eq!(reached.len(), NODES, "seed {seed}");
+    let twice = times.values().filter(|count| **count > 1).count();
+    println!(
+        "seed {seed}: {count} messages, {} acknowledged, {} not; {crashes} crashes, {partitions} partitions; {twice} taken again after a crash or by another way; at most {most_kept} frames kept",
+        record.acknowledged.len(),
+        record.failed
+    );
+    assert!(
+        record.acknowledged.len() as u64 > count / 2,
+        "seed {seed}: the trouble was too much for a test to mean anything"
+    );
+}
+
+#[test]
+fn twenty_nodes_in_trouble_lose_nothing_that_was_acknowledged_and_find_together_again() {
+    let number =
+        |name: &str, default: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    let first = number("THENODES_SEED", 1);
+    for seed in first..first + number("THENODES_SEEDS", 3) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(story(seed));
+    }
+}
