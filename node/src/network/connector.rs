@@ -1,5 +1,5 @@
 //! Which addresses this node dials of its own accord: as many connections as the operator wants, from what is known, each address
-//! after a growing, jittered pause. Bootstrap nodes have tasks of their own ([`dialer`](super::dialer)); this is for all others.
+//! after a growing, jittered pause. Bootstrap nodes have tasks of their own ([`dialer`]); this is for all others.
 
 use super::dialer::{self, pause};
 use super::discovery::{reach, Reach};

@@ -175,7 +175,7 @@ impl Outbox {
             _ => state.runs.push_back(Run { origin: origin.clone(), end }),
         }
         drop(state);
-        waker.map(Waker::wake);
+        wake(waker);
         Put::Queued
     }
 
@@ -186,7 +186,7 @@ impl Outbox {
         }
         let waker = state.add(lines);
         drop(state);
-        waker.map(Waker::wake);
+        wake(waker);
         Put::Queued
     }
 
@@ -201,7 +201,7 @@ impl Outbox {
         }
         let waker = state.add_kept(frame.clone(), acknowledges, now);
         drop(state);
-        waker.map(Waker::wake);
+        wake(waker);
         Put::Queued
     }
 
@@ -309,7 +309,7 @@ impl Outbox {
         state.closing = true;
         let waker = state.waker.take();
         drop(state);
-        waker.map(Waker::wake);
+        wake(waker);
         self.room.notify_waiters();
     }
 
@@ -319,7 +319,7 @@ impl Outbox {
         state.look = true;
         let waker = state.waker.take();
         drop(state);
-        waker.map(Waker::wake);
+        wake(waker);
     }
 
     /// The writer's next work. `spare` is an empty buffer to be used again.
@@ -407,6 +407,13 @@ impl Outbox {
         self.room.notify_waiters();
         let kept = kept.into_iter().map(|kept| kept.frame).collect();
         Left { kept, origins: runs.into_iter().map(|run| run.origin).collect() }
+    }
+}
+
+/// Wakes the writer, if it waits; not under the lock that it would wait for.
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 

@@ -1,4 +1,4 @@
-//! One peer: a read loop and a write loop in one task, until one of them ends. What is read goes one of three ways, see [`Reader`];
+//! One peer: a read loop and a write loop in one task, until one of them ends. What is read goes one of three ways, see `Reader`;
 //! what is written is whatever gathered in the outbox, in one piece. Nothing is held for a peer that is silent but its place.
 
 use super::channel::Bytes;
@@ -368,11 +368,11 @@ impl<'a> Reader<'a> {
                 return Ok(());
             }
             MessageType::RelayBind { .. } => match self.seat.bind(self.network, message.msg_type) {
-                Some(answer) => Taken::Answer(self.reply(answer)),
+                Some(answer) => Taken::Answer(Box::new(self.reply(answer))),
                 None => Taken::Nothing,
             },
             MessageType::RelayUnbind { ref binding_id } => match self.seat.unbind(binding_id) {
-                Some(answer) => Taken::Answer(self.reply(answer)),
+                Some(answer) => Taken::Answer(Box::new(self.reply(answer))),
                 None => Taken::Nothing,
             },
             // A peer acknowledges what it was sent itself.
@@ -404,7 +404,8 @@ impl<'a> Reader<'a> {
                 drop(room);
                 self.answer(&encode(&answer)).await
             }
-            Taken::Up(message, owed) => {
+            Taken::Up(up) => {
+                let (message, owed) = *up;
                 // The way up first: what was admitted goes up, whatever becomes of this connection meanwhile. Waiting here holds up
                 // this peer only.
                 let shutting_down = "the node is shutting down";

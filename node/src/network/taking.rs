@@ -27,9 +27,9 @@ pub(super) enum Taken {
     /// Nothing.
     Nothing,
     /// An answer to the peer.
-    Answer(Message),
+    Answer(Box<Message>),
     /// It goes up; its sender may be owed something then.
-    Up(Message, Option<Owed>),
+    Up(Box<(Message, Option<Owed>)>),
 }
 
 /// One peer's messages.
@@ -63,7 +63,7 @@ impl Desk {
         match &message.msg_type {
             MessageType::PeerRequest { want } => {
                 match self.lists.answer(network, &self.peer, *want, clock()) {
-                    Some(list) => Taken::Answer(list),
+                    Some(list) => Taken::Answer(Box::new(list)),
                     None => Taken::Nothing,
                 }
             }
@@ -91,7 +91,7 @@ impl Desk {
                 // The envelope's `from` is a claim; the connection is a proof.
                 message.from.clone_from(&self.peer.node_id);
                 let owed = owed(&message, &self.peer.node_id, Path::Direct(self.outbox.clone()), None);
-                Taken::Up(message, owed)
+                Taken::Up(Box::new((message, owed)))
             }
         }
     }
@@ -152,7 +152,7 @@ impl Desk {
             message.via = Some(self.peer.node_id.clone());
             let owed =
                 hop.map(|hop| Owed { from: origin.clone(), about: None, path: path(), hop: Some(hop) });
-            return Taken::Up(message, owed);
+            return Taken::Up(Box::new((message, owed)));
         };
         match &message.msg_type {
             MessageType::DeliveryAck { message_id, .. } => {
@@ -171,7 +171,7 @@ impl Desk {
                 let from = format!("relayed {origin}");
                 let owed = owed(&message, &from, path(), hop.clone());
                 let of_relay = hop.map(|hop| Owed { from, about: None, path: path(), hop: Some(hop) });
-                Taken::Up(message, owed.or(of_relay))
+                Taken::Up(Box::new((message, owed.or(of_relay))))
             }
             _ => {
                 self.settle(hop);

@@ -255,11 +255,11 @@ mod tests {
             super::check(&authorities, certificates, purpose, now)
         };
         let good = ours.issue(1, |_| {});
-        assert_eq!(check(&[good.clone()], Purpose::Client), Err("no-authorities"));
+        assert_eq!(check(std::slice::from_ref(&good), Purpose::Client), Err("no-authorities"));
         fs::create_dir_all(&authorities.issuers).expect("a directory");
         fs::write(authorities.issuers.join("ours.pem"), &ours.pem).expect("written");
-        assert_eq!(check(&[good.clone()], Purpose::Client), Ok(()));
-        assert_eq!(check(&[good.clone()], Purpose::Server), Ok(()));
+        assert_eq!(check(std::slice::from_ref(&good), Purpose::Client), Ok(()));
+        assert_eq!(check(std::slice::from_ref(&good), Purpose::Server), Ok(()));
         assert_eq!(check(&[], Purpose::Server), Err("no-certificate"));
         assert_eq!(check(&[other.issue(1, |_| {})], Purpose::Client), Err("unknown-issuer"));
         let late = ours.issue(2, |params| params.not_after = OffsetDateTime::now_utc() - Span::days(1));
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(check(&[early], Purpose::Client), Err("not-yet-valid"));
         let server_only =
             ours.issue(4, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
-        assert_eq!(check(&[server_only.clone()], Purpose::Server), Ok(()));
+        assert_eq!(check(std::slice::from_ref(&server_only), Purpose::Server), Ok(()));
         assert_eq!(check(&[server_only], Purpose::Client), Err("wrong-purpose"));
         let key = KeyPair::generate().expect("a key");
         let own = CertificateParams::new(vec![]).and_then(|params| params.self_signed(&key)).expect("signed");
@@ -280,10 +280,10 @@ mod tests {
         fs::create_dir_all(&authorities.lists[0]).expect("a directory");
         let list = authorities.lists[0].join("ours.crl");
         fs::write(&list, ours.revoke(1, OffsetDateTime::now_utc() + Span::days(1))).expect("written");
-        assert_eq!(check(&[good.clone()], Purpose::Client), Err("revoked"));
+        assert_eq!(check(std::slice::from_ref(&good), Purpose::Client), Err("revoked"));
         assert_eq!(check(&[ours.issue(9, |_| {})], Purpose::Client), Ok(()), "not every one is");
         fs::write(&list, ours.revoke(7, OffsetDateTime::now_utc() - Span::days(1))).expect("written");
-        assert_eq!(check(&[good.clone()], Purpose::Client), Err("revocation-list-expired"));
+        assert_eq!(check(std::slice::from_ref(&good), Purpose::Client), Err("revocation-list-expired"));
         fs::write(&list, "garbage").expect("written");
         assert_eq!(check(&[good], Purpose::Client), Err("authorities-unreadable"));
     }
