@@ -395,6 +395,13 @@ fn a_plugin_may_suggest_what_the_operator_left_open() {
     let applied = node.seen("plugin_config_defaults_applied");
     assert!(applied.contains("app_name") && applied.contains("capabilities"), "{applied}");
     node.seen("Suggested is running.");
+    // What it says that it can do, peers hear; what only the node can do is not a plugin's to say.
+    let mut stream =
+        std::io::BufReader::new(std::net::TcpStream::connect(("127.0.0.1", node.port)).expect("it listens"));
+    let mut hello = String::new();
+    std::io::BufRead::read_line(&mut stream, &mut hello).expect("it speaks first");
+    let announced = hello.split("\"capabilities\":").nth(1).unwrap_or_default();
+    assert!(announced.starts_with("[\"relay_ack\",\""), "{hello}");
     for refused in [
         "port: the operator has set it",
         "realm: the operator has set it",

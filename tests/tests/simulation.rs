@@ -388,7 +388,7 @@ fn twenty_nodes_in_trouble_lose_nothing_that_was_acknowledged_and_find_together_
     let number =
         |name: &str, default: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
     let first = number("THENODES_SEED", 1);
-    for seed in first..first + number("THENODES_SEEDS", 3) {
+    for seed in first..first + number("THENODES_SEEDS", 2) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)

@@ -189,13 +189,12 @@ impl NodeHost {
             }
         }
         if let Some(outbox) = to.and_then(|to| network.peers.outbox(to)) {
-            let mut client = outbox.client();
-            match &mut message.msg_type {
+            outbox.with_client(|client| match &mut message.msg_type {
                 MessageType::RelayForward { sequence, .. } => *sequence = Some(client.number()),
                 MessageType::RelayBind { target, .. } => client.forget(Some(target)),
                 MessageType::RelayUnbind { .. } => client.forget(None),
                 _ => {}
-            }
+            });
         }
         let new = to.is_some_and(|to| network.relay.form_of(to) == Some(Form::Opaque));
         if let (MessageType::RelayForward { opaque_payload_b64, .. }, true) = (&mut message.msg_type, new) {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Lines of this node and its plugins are taken until so many bytes wait.
-pub const OWN_BYTES: usize = 1024 * 1024;
+pub const OWN_BYTES: usize = 512 * 1024;
 /// Relayed lines are taken until so many bytes wait; whoever brings more is held up.
 pub const RELAYED_BYTES: usize = 256 * 1024;
 /// Room is announced when no more than so many bytes wait.
@@ -98,7 +98,9 @@ struct State {
 pub struct Outbox {
     state: Mutex<State>,
     room: Notify,
-    client: Mutex<Client>,
+    /// Told when the connection is to be closed; not `room`, which is told with every write.
+    closing: Notify,
+    client: Mutex<Option<Box<Client>>>,
     why: OnceLock<String>,
 }
 
@@ -130,16 +132,23 @@ impl Outbox {
             look: false,
             gone: false,
         };
-        Self { state: Mutex::new(state), room: Notify::new(), client: Mutex::default(), why: OnceLock::new() }
+        Self {
+            state: Mutex::new(state),
+            room: Notify::new(),
+            closing: Notify::new(),
+            client: Mutex::default(),
+            why: OnceLock::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What this node said to the peer as to its relay.
-    pub fn client(&self) -> MutexGuard<'_, Client> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What this node said to the peer as to its relay. Most peers are none, and cost nothing for it.
+    pub fn with_client<T>(&self, use_it: impl FnOnce(&mut Client) -> T) -> T {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        use_it(client.get_or_insert_default())
     }
 
     /// Why nothing is written any more.
@@ -311,6 +320,7 @@ impl Outbox {
         drop(state);
         wake(waker);
         self.room.notify_waiters();
+        self.closing.notify_waiters();
     }
 
     /// Asks the writer to look whether frames are kept for the peer.
@@ -386,7 +396,7 @@ impl Outbox {
     /// Ends when the connection is to be closed.
     pub async fn closing(&self) {
         loop {
-            let mut announced = std::pin::pin!(self.room.notified());
+            let mut announced = std::pin::pin!(self.closing.notified());
             announced.as_mut().enable();
             if self.lock().closing {
                 return;

@@ -11,7 +11,7 @@ use super::{discovery, wire, Inbound, Network};
 use crate::config::is_node_id;
 use crate::network::clock;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
@@ -37,7 +37,7 @@ pub(super) struct Desk {
     peer: Arc<PeerInfo>,
     outbox: Arc<Outbox>,
     /// Frames that came through this peer.
-    hops: Arc<Mutex<Hops>>,
+    hops: OnceLock<Arc<Mutex<Hops>>>,
     pace: Pace,
     lists: discovery::Lists,
 }
@@ -47,7 +47,7 @@ impl Desk {
         Self {
             peer: peer.clone(),
             outbox: outbox.clone(),
-            hops: Arc::default(),
+            hops: OnceLock::new(),
             pace: Pace::new(network.net.accepting.messages_per_s),
             lists: discovery::Lists::default(),
         }
@@ -77,7 +77,9 @@ impl Desk {
             }
             // The answer to a binding that this node made for its own messages is no plugin's.
             MessageType::RelayBindAck { ok, reason, nonce: Some(nonce), .. }
-                if self.outbox.client().answered(*nonce, *ok || *reason == Some(Reason::AlreadyBound)) =>
+                if self.outbox.with_client(|client| {
+                    client.answered(*nonce, *ok || *reason == Some(Reason::AlreadyBound))
+                }) =>
             {
                 Taken::Nothing
             }
@@ -115,11 +117,11 @@ impl Desk {
                 let ack = Message::new(&network.local.node_id, &self.peer.node_id, ack, None, realm);
                 let hop = Hop {
                     line: wire::encode(&ack),
-                    hops: self.hops.clone(),
+                    hops: self.hops().clone(),
                     origin: origin.clone(),
                     sequence,
                 };
-                match lock(&self.hops).seen(&origin, sequence) {
+                match lock(self.hops()).seen(&origin, sequence) {
                     Seen::New => Some(hop),
                     // The relay did not hear that it arrived.
                     Seen::Taken => {
@@ -178,6 +180,10 @@ impl Desk {
                 Taken::Nothing
             }
         }
+    }
+
+    fn hops(&self) -> &Arc<Mutex<Hops>> {
+        self.hops.get_or_init(Arc::default)
     }
 
     /// A frame that is dealt with here.

@@ -12,6 +12,7 @@ fuzz_target!(|data: &[u8]| {
         realm: RealmInfo { name: "Interop Test".into(), code: None, version: "1.0".into() },
         node_type: "daemon".into(),
         capabilities: vec![],
+        nonce: "n".into(),
         port: 1,
         allowed_node_types: Some(vec!["daemon".into()]),
     };

@@ -18,6 +18,7 @@
 //! | `send NODE_ID MESSAGE`      | `@@ {"done":"send","error":null,"ok":true}`, or a text and `false`     |
 //! | `deliver CLASS NODE_ID KEY MESSAGE` | `@@ {"done":"deliver","outcome":"AcknowledgedByPeer"}`; KEY is `-` for none |
 //! | `peers`                     | `@@ {"peers":["node-b"]}`                                              |
+//! | `quiet`, `counted`         | messages are counted and not printed any more; how many there were      |
 //! | `quit`, or the end of stdin | none; exit code 0                                                      |
 //! | anything else               | `@@ {"error":"..."}`, also for a broadcast that is no message          |
 //!
@@ -28,6 +29,7 @@
 //! first. Upstream's console shares stdout, but only our lines start with `@@ `. Read stdout all the time, or the node
 //! stalls on a full pipe. Without a configuration or a free port the exit code is 1.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::{io::Write, process::exit, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -61,6 +63,10 @@ fn give_up(reason: &str) -> ! {
     exit(1)
 }
 
+/// Messages that were dispatched to the plugin, and whether they are printed.
+static COUNT: AtomicU64 = AtomicU64::new(0);
+static QUIET: AtomicBool = AtomicBool::new(false);
+
 /// The plugin that shows what upstream hands to plugins.
 struct Witness;
 
@@ -71,7 +77,10 @@ impl Plugin for Witness {
     }
 
     async fn on_message(&self, message: &Message, _ctx: &PluginContext) {
-        say(&json!({ "got": message.as_json() }));
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        if !QUIET.load(Ordering::Relaxed) {
+            say(&json!({ "got": message.as_json() }));
+        }
         // What any plugin may do: hold its thread for a while.
         if matches!(&message.msg_type, MessageType::Text(text) if text == "block") {
             std::thread::sleep(BLOCK);
@@ -187,6 +196,11 @@ async fn obey(line: &str, peers: &PeerManager, context: &PluginContext) -> Optio
     let answer = match command {
         "quit" => return None,
         "peers" => Ok(json!({ "peers": peers.list_node_ids().await })),
+        "quiet" => {
+            QUIET.store(true, Ordering::Relaxed);
+            Ok(json!({ "done": "quiet" }))
+        }
+        "counted" => Ok(json!({ "counted": COUNT.load(Ordering::Relaxed) })),
         "deliver" => deliver(rest, context).await,
         "broadcast" => match wire_form(rest) {
             Ok(wire) => {

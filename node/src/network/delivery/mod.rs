@@ -175,13 +175,14 @@ fn hand_on(network: &Network, to: &str, message: &Message, reliable: bool, attem
 fn through(network: &Network, outbox: &Outbox, relay: &str, to: &str, store: bool, message: &Message) -> Put {
     let form = network.relay.form_of(relay).unwrap_or(Form::Opaque);
     let wants = Wants { store, ..Wants::default() };
-    let mut client = outbox.client();
-    let (lines, sequence) = client.lines(&network.local, relay, to, wants, form, message);
-    let put = outbox.own(&lines);
-    if put == Put::Queued {
-        client.sent(to, wants, sequence);
-    }
-    put
+    outbox.with_client(|client| {
+        let (lines, sequence) = client.lines(&network.local, relay, to, wants, form, message);
+        let put = outbox.own(&lines);
+        if put == Put::Queued {
+            client.sent(to, wants, sequence);
+        }
+        put
+    })
 }
 
 /// Sends a message, as the class asks, and says what became of it. Runs in the task of whoever asks, and ends within the patience.

@@ -313,7 +313,7 @@ impl Seat {
                 // What was bound here is bound there, in this relay's name: it keeps the frame for the target then.
                 let bind = match wants.store {
                     false => None,
-                    true => outbox.client().bind(&network.local, chosen, &target, wants),
+                    true => outbox.with_client(|client| client.bind(&network.local, chosen, &target, wants)),
                 };
                 let what = match (bind, line) {
                     (None, None) => What::Line,
