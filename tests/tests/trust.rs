@@ -146,6 +146,8 @@ fn observe_keeps_strangers_out_and_their_certificates_in_until_one_is_promoted()
         assert_eq!(node.json(&["trust", "promote", wrong])["error"]["code"], "NOT_FOUND", "{wrong}");
     }
     assert_eq!(node.json(&["trust", "promote", &key])["trusted"][0], key.as_str());
+    let promoted = node.seen("PROMOTE");
+    assert!(promoted.contains(&key) && promoted.contains("observed"), "{promoted}");
     node.seen("reason=present-in-allowlist");
     b.seen("action=app_handshake_success");
 }
@@ -405,4 +407,59 @@ fn an_authority_lets_in_whom_it_vouches_for_under_that_name_alone_until_it_revok
     let log = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("a log");
     assert!(log.contains("\"chain_reason\":\"revoked\""), "{log}");
     assert_eq!(peers(&node), 0);
+}
+
+/// A certificate of a peer that is wrong in one way each, and one that is not there at all because nobody speaks TLS.
+#[test]
+fn each_wrong_certificate_is_refused_by_its_reason_and_plain_talk_is_none_at_all() {
+    let mut node =
+        judge("strict", "open").more("realm_subject_binding = true\nreject_before_valid = true").start();
+    let with = |id: &str, change: &dyn Fn(&mut rcgen::CertificateParams)| {
+        let spec = dialer(id, &node);
+        let dir = spec.lay_out();
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(vec![]).expect("parameters");
+        params.distinguished_name.push(rcgen::DnType::CommonName, id);
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "Test");
+        change(&mut params);
+        let own = dir.path().join("pki/own");
+        fs::create_dir_all(&own).expect("a directory");
+        fs::write(own.join("cert.pem"), params.self_signed(&key).expect("signed").pem()).expect("written");
+        fs::write(own.join("key.pem"), key.serialize_pem()).expect("written");
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(own.join("key.pem"), fs::Permissions::from_mode(0o600)).expect("chmod");
+        spec.start_in(dir)
+    };
+    let day = time::Duration::days(1);
+    let good = with("good", &|_| {});
+    let early = with("early", &|params| params.not_before = time::OffsetDateTime::now_utc() + day);
+    let late = with("late", &|params| params.not_after = time::OffsetDateTime::now_utc() - day);
+    let elsewhere = with("elsewhere", &|params| {
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "Another Realm");
+    });
+    for (peer, reason) in
+        [(&early, "time-invalid"), (&late, "time-invalid"), (&elsewhere, "realm-subject-mismatch")]
+    {
+        let key = fingerprint(peer);
+        node.seen(&format!("decision=Reject reason={reason}"));
+        let said = node.heard();
+        let line = said.lines().find(|line| line.contains(&key)).expect("a verdict");
+        assert!(line.contains(reason), "{line}");
+    }
+    // The control, and the only one inside.
+    node.seen("decision=Accept");
+    assert_eq!(node.json(&["peers"])["peers"][0]["node_id"], "good");
+    assert_eq!(peers(&node), 1);
+    drop(good);
+    // Without TLS: not even the node's HELLO is heard.
+    let mut plain = std::net::TcpStream::connect(("127.0.0.1", node.port)).expect("it listens");
+    use std::io::{Read, Write};
+    plain
+        .write_all(b"{\"from\":\"x\",\"to\":\"y\",\"msg_type\":{\"HELLO\":{\"node_id\":\"x\"}}}\n")
+        .expect("sent");
+    let mut said = Vec::new();
+    plain.set_read_timeout(Some(thenodes_tests::PATIENCE)).expect("set");
+    let _ = plain.read_to_end(&mut said);
+    assert!(!String::from_utf8_lossy(&said).contains("HELLO"));
+    node.seen("secure_channel_failed");
 }

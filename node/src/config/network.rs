@@ -253,28 +253,12 @@ struct RawAccepting {
 }
 
 /// A number within its range, or its default.
-fn within(
+fn within<T: PartialOrd + Copy + std::fmt::Display>(
     origin: &Origin,
-    value: Option<&Spanned<u64>>,
-    default: u64,
-    range: std::ops::RangeInclusive<u64>,
-) -> Result<u64, ConfigError> {
-    match value {
-        None => Ok(default),
-        Some(value) if range.contains(value.get_ref()) => Ok(*value.get_ref()),
-        Some(value) => {
-            let help = format!("from {} to {}; the default is {default}", range.start(), range.end());
-            Err(origin.error(value.span(), "out of range", Some(&help)))
-        }
-    }
-}
-
-fn fraction(
-    origin: &Origin,
-    value: Option<&Spanned<f64>>,
-    default: f64,
-    range: std::ops::RangeInclusive<f64>,
-) -> Result<f64, ConfigError> {
+    value: Option<&Spanned<T>>,
+    default: T,
+    range: std::ops::RangeInclusive<T>,
+) -> Result<T, ConfigError> {
     match value {
         None => Ok(default),
         Some(value) if range.contains(value.get_ref()) => Ok(*value.get_ref()),
@@ -357,9 +341,9 @@ impl RawConnecting {
             silence: ms(&self.heartbeat_timeout_ms, 90_000, 200..=86_400_000)?,
             base: ms(&self.reconnect_base_delay_ms, 1000, 10..=3_600_000)?,
             max: ms(&self.reconnect_max_delay_ms, 60_000, 10..=86_400_000)?,
-            multiplier: fraction(origin, self.reconnect_multiplier.as_ref(), 2.0, 1.0..=10.0)?,
+            multiplier: within(origin, self.reconnect_multiplier.as_ref(), 2.0, 1.0..=10.0)?,
             attempts: count(within(origin, self.reconnect_max_attempts.as_ref(), 8, 0..=1_000_000)?),
-            jitter: fraction(origin, self.reconnect_jitter_ratio.as_ref(), 0.2, 0.0..=1.0)?,
+            jitter: within(origin, self.reconnect_jitter_ratio.as_ref(), 0.2, 0.0..=1.0)?,
         };
         if let Some(value) =
             self.heartbeat_timeout_ms.as_ref().filter(|_| connecting.silence < connecting.probe)

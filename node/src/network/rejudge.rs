@@ -5,7 +5,7 @@
 use super::channel::{self, tell, Chain};
 use super::peers::Direction;
 use super::Network;
-use crate::config::TrustMode;
+use crate::config::{Encryption, TrustMode};
 use crate::security::bindings::Bindings;
 use crate::security::pki::{self, CertificateFacts};
 use crate::security::trust::{self, Decision};
@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+use thenodes::events::model::{LogEvent, LogLevel, PromotionEvent};
 use thenodes::host::PeerInfo;
 use tokio::sync::watch;
 
@@ -53,6 +54,7 @@ pub async fn look(network: Arc<Network>) {
     }
     let mut last: Option<(Stamp, Vec<Stamp>)> = None;
     let mut told = Instant::now();
+    let mut known: Option<Trusted> = None;
     loop {
         let (dir, mut dirs, before) = (trusted.clone(), others.clone(), last.clone());
         if remembers {
@@ -66,9 +68,17 @@ pub async fn look(network: Arc<Network>) {
         });
         if let Ok(Some((stamps, set))) = looked.await {
             match set {
-                // The first look is no change.
-                Ok(_) if last.is_none() => {}
-                Ok(set) => drop(network.trusted.send_replace(Arc::new(set))),
+                Ok(set) => {
+                    let set: Trusted = Arc::new(set);
+                    if let Some(before) = &known {
+                        set.difference(before).for_each(|new| promoted(&network, encryption, new));
+                    }
+                    // The first look is no change.
+                    if last.is_some() {
+                        network.trusted.send_replace(set.clone());
+                    }
+                    known = Some(set);
+                }
                 Err(error) => {
                     tracing::error!("trusted certificates: {error}; connected peers stay as they are")
                 }
@@ -77,6 +87,19 @@ pub async fn look(network: Arc<Network>) {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// A key is trusted that was not before: by the prompt, the command line, or a file that somebody put there.
+fn promoted(network: &Network, encryption: &Encryption, fingerprint: &str) {
+    let observed = encryption.observed_dir.join(format!("{fingerprint}.pem")).exists();
+    network.events.emit(LogEvent::Promotion(PromotionEvent {
+        meta: network.events.meta(LogLevel::Info),
+        fingerprint: fingerprint.to_owned(),
+        from_store: if observed { "observed" } else { "none" }.into(),
+        to_store: "trusted".into(),
+        operator: "files".into(),
+        success: true,
+    }));
 }
 
 /// Ends with the reason when this peer is not welcome any more.
