@@ -365,8 +365,15 @@ fn relays_hand_frames_on_to_the_one_that_the_target_selects_and_never_in_a_circl
     a.say(&frame("a", "late", 5, "aGk="));
     a.settle();
     b.settle();
-    let mut late = Peer::silent(&second, "late", "null");
+    let mut late = Peer::silent(&second, "late", r#"["relay_ack"]"#);
     assert!(late.expect("RELAY_FWD").contains("\"sequence\":5"));
+    // It acknowledges whose frame it is, not whoever brought it.
+    late.say(r#"{"from":"late","to":"second","msg_type":{"ACK":{"to":"late","from":"a","sequence":5,"status":"ok"}},"payload":null,"realm":null}"#);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(numbers(&late.heard()), [0; 0], "what is acknowledged is not sent again");
+        std::thread::park_timeout(Duration::from_millis(100)); // longer than two repetitions would take
+    }
     // For nobody: the second does not send it back.
     a.say(&frame("a", "nobody", 2, "aGk="));
     a.settle();

@@ -228,9 +228,9 @@ impl Outbox {
     }
 
     /// The peer says that it has a frame. False if no such frame waits for that.
-    pub fn acknowledged(&self, origin: &str, sequence: u64) -> bool {
+    pub fn acknowledged(&self, from: &str, sequence: u64) -> bool {
         let mut state = self.lock();
-        let of = |kept: &Kept| kept.frame.sequence == Some(sequence) && *kept.frame.origin == *origin;
+        let of = |kept: &Kept| kept.frame.sequence == Some(sequence) && *kept.frame.from == *from;
         let Some(at) = state.kept.iter().position(of) else { return false };
         if let Some(kept) = state.kept.remove(at) {
             state.kept_bytes -= kept.frame.line.len();
@@ -488,6 +488,7 @@ mod tests {
         let line = format!("{sequence}\n").into_bytes().into_boxed_slice();
         Arc::new(Frame {
             origin: "o".into(),
+            from: "o".into(),
             target: "t".into(),
             sequence: Some(sequence),
             line,

@@ -198,7 +198,7 @@ impl<'a> Reader<'a> {
             if line::may_be(bytes) {
                 match self.seat.judge(self.network, bytes) {
                     Judged::NotAFrame => {}
-                    Judged::Send(Sending { outbox, what: What::Line, pause, .. }) if pause.is_zero() => {
+                    Judged::Send(Sending { outbox, what: What::Line, pause }) if pause.is_zero() => {
                         match &mut run {
                             Some(run) if run.span.end == span.start && Arc::ptr_eq(&run.outbox, &outbox) => {
                                 run.span.end = span.end + 1;
@@ -265,7 +265,7 @@ impl<'a> Reader<'a> {
 
     /// Hands one frame on that is not to be passed as it is, or not so fast.
     async fn send(&mut self, sending: Sending, span: Range<usize>) {
-        let Sending { outbox, what, pause, .. } = sending;
+        let Sending { outbox, what, pause } = sending;
         let until = clock() + HELD_UP;
         let gone = loop {
             let put = match &what {

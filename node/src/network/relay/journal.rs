@@ -23,6 +23,7 @@ struct File {
 #[derive(Serialize, Deserialize)]
 struct Row {
     origin: String,
+    from: String,
     target: String,
     sequence: Option<u64>,
     #[serde(with = "serde_bytes")]
@@ -55,6 +56,7 @@ fn qos(number: u8) -> Qos {
 pub fn save(path: &Path, frames: &[Arc<Frame>]) -> io::Result<()> {
     let rows = frames.iter().map(|frame| Row {
         origin: frame.origin.to_string(),
+        from: frame.from.to_string(),
         target: frame.target.to_string(),
         sequence: frame.sequence,
         line: frame.line.to_vec(),
@@ -89,6 +91,7 @@ pub fn load(path: &Path, most: usize, now: u64) -> io::Result<Vec<Frame>> {
     let fresh = file.frames.into_iter().filter(|row| row.expires > now);
     let frame = |row: Row| Frame {
         origin: row.origin.into(),
+        from: row.from.into(),
         target: row.target.into(),
         sequence: row.sequence,
         line: row.line.into_boxed_slice(),
@@ -148,6 +151,7 @@ mod tests {
         let frame = |n: u64| {
             Arc::new(Frame {
                 origin: "o".into(),
+                from: "o".into(),
                 target: "t".into(),
                 sequence: Some(n),
                 line: vec![b'x'; 10].into(),

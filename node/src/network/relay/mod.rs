@@ -85,8 +85,10 @@ pub struct Wants {
 /// A frame that is kept, for a moment or until its target comes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// Whose it is: the peer that brought it.
+    /// The peer that brought it, and hears what becomes of it.
     pub origin: Arc<str>,
+    /// Whose it is: that peer, or one behind it. Its target acknowledges it by this name.
+    pub from: Arc<str>,
     /// Whom it is for.
     pub target: Arc<str>,
     /// Its number.
@@ -307,6 +309,7 @@ fn in_form(frame: &Arc<Frame>, wanted: Option<Form>, realm: &RealmInfo) -> Optio
     }
     Some(Arc::new(Frame {
         origin: frame.origin.clone(),
+        from: frame.from.clone(),
         target: frame.target.clone(),
         sequence: frame.sequence,
         line: line.into_boxed_slice(),

@@ -79,12 +79,6 @@ pub struct Sending {
     pub outbox: Arc<Outbox>,
     /// What of it.
     pub what: What,
-    /// Whom it is for.
-    pub target: Arc<str>,
-    /// Its number.
-    pub sequence: Option<u64>,
-    /// How it is treated.
-    pub wants: Wants,
     /// The sender goes on after this time.
     pub pause: Duration,
 }
@@ -222,7 +216,7 @@ impl Seat {
         };
         // In the other form it may be longer than any line may be, and would cost the target its connection.
         if matches!(&what, What::Rewritten(line) if line.len() > MAX_LINE) {
-            self.give_back(&forward);
+            self.give_back(&forward.from, &forward.to, forward.sequence);
             let detail = format!("{} too long in the form that it reads", target_of(&forward));
             return self.fail(network, Reason::Overload, detail);
         }
@@ -237,7 +231,7 @@ impl Seat {
             }
             (true, kept @ What::Kept(..)) => kept,
         };
-        Judged::Send(Sending { outbox, what, target, sequence: forward.sequence, wants, pause })
+        Judged::Send(Sending { outbox, what, pause })
     }
 
     fn frame(
@@ -250,8 +244,10 @@ impl Seat {
     ) -> Arc<Frame> {
         let bound = self.bindings.get(&**target).and_then(|binding| binding.expires);
         let latest = unix_now().saturating_add(network.relay.config.ttl.as_secs());
+        let own = *forward.from == *self.origin;
         Arc::new(Frame {
             origin: self.origin.clone(),
+            from: if own { self.origin.clone() } else { (*forward.from).into() },
             target: target.clone(),
             sequence: forward.sequence,
             line,
@@ -269,12 +265,9 @@ impl Seat {
     }
 
     /// A frame was not accepted after all: its number may come again.
-    fn give_back(&mut self, forward: &Forward<'_>) {
-        let pair = match *forward.from == *self.origin {
-            true => forward.to.to_string(),
-            false => format!("{} {}", forward.from, forward.to),
-        };
-        if let (Some(sequence), Some(window)) = (forward.sequence, self.windows.get_mut(&*pair)) {
+    fn give_back(&mut self, from: &str, to: &str, sequence: Option<u64>) {
+        let pair = if *from == *self.origin { to.to_owned() } else { format!("{from} {to}") };
+        if let (Some(sequence), Some(window)) = (sequence, self.windows.get_mut(&*pair)) {
             window.give_back(sequence);
         }
     }
@@ -321,8 +314,7 @@ impl Seat {
                     (Some(bind), Some(line)) => What::Rewritten([bind, line].concat()),
                     (Some(bind), None) => What::Rewritten([&bind, &*with_newline(bytes)].concat()),
                 };
-                let sequence = forward.sequence;
-                return Judged::Send(Sending { outbox, what, target, sequence, wants, pause });
+                return Judged::Send(Sending { outbox, what, pause });
             }
         }
         let line = self.line(network, bytes, forward);
@@ -334,8 +326,7 @@ impl Seat {
     fn keep_or_tell(&mut self, network: &Network, frame: Arc<Frame>, why: Reason) -> Duration {
         let keeps =
             network.relay.config.store_forward && frame.wants.store && frame.wants.qos != Qos::LowLatency;
-        let target = frame.target.clone();
-        let sequence = frame.sequence;
+        let (from, target, sequence) = (frame.from.clone(), frame.target.clone(), frame.sequence);
         let pushed_out = if keeps { network.relay.keep(network, frame) } else { None };
         match pushed_out {
             Some(0) => return Duration::ZERO,
@@ -344,9 +335,7 @@ impl Seat {
             None => {}
         }
         network.relay.figures.dropped.fetch_add(1, Ordering::Relaxed);
-        if let (Some(sequence), Some(window)) = (sequence, self.windows.get_mut(&*target)) {
-            window.give_back(sequence); // it may be tried again
-        }
+        self.give_back(&from, &target, sequence); // it may be tried again
         let (why, detail) = match (keeps, why) {
             (true, _) | (_, Reason::Overload) => (Reason::Overload, format!("target={target}")),
             (false, why) => (why, format!("target={target} policy=store_forward_disabled_or_low_latency")),

@@ -265,6 +265,7 @@ mod tests {
     fn frame(origin: &str, target: &str, sequence: u64, qos: Qos) -> Arc<Frame> {
         Arc::new(Frame {
             origin: origin.into(),
+            from: origin.into(),
             target: target.into(),
             sequence: Some(sequence),
             line: b"x\n".to_vec().into(),
