@@ -164,6 +164,15 @@ fn d4_the_dialer_looks_at_the_realm_too() {
     drop(starting.join());
 }
 
+/// A configuration that ours refuses, with the exit code for that.
+#[track_caller]
+fn does_not_start(spec: &Spec) {
+    let dir = spec.lay_out();
+    let mut command = Command::new(bin_dir().join("thenodes"));
+    let output = command.args(["--config", "config.toml"]).current_dir(dir.path()).output().expect("runs");
+    assert_eq!(output.status.code(), Some(78), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// A TLS client that believes every server, with this certificate or none.
 fn tls(
     port: u16,
@@ -266,13 +275,7 @@ fn d5_a_verdict_is_enforced_whatever_else_is_configured() {
     // One-way TLS with an allowlist would promise what it cannot keep: ours says so and does not start.
     let spec = Spec::encrypted("node")
         .more("[encryption]\nmtls = false\n[encryption.trust_policy]\nmode = \"allowlist\"");
-    let dir = spec.lay_out();
-    let output = Command::new(bin_dir().join("thenodes"))
-        .args(["--config", "config.toml"])
-        .current_dir(dir.path())
-        .output()
-        .expect("runs");
-    assert_eq!(output.status.code(), Some(78), "{}", String::from_utf8_lossy(&output.stderr));
+    does_not_start(&spec);
     let port = free_port();
     let dir = lay_out("node", port, &[], true, "");
     let path = dir.path().join("config.toml");
@@ -384,13 +387,7 @@ fn d12_a_silent_stranger_is_hung_up_on() {
 #[test]
 fn d13_a_mistyped_trust_mode_opens_no_door() {
     let spec = Spec::encrypted("node").more("[encryption.trust_policy]\nmode = \"alowlist\"");
-    let dir = spec.lay_out();
-    let output = Command::new(bin_dir().join("thenodes"))
-        .args(["--config", "config.toml"])
-        .current_dir(dir.path())
-        .output()
-        .expect("runs");
-    assert_eq!(output.status.code(), Some(78));
+    does_not_start(&spec);
     let port = free_port();
     let dir = lay_out("node", port, &[], true, "");
     let path = dir.path().join("config.toml");
