@@ -74,6 +74,8 @@ pub const FRAME_VIEW_FIRST: usize = std::mem::offset_of!(FrameView, more);
 pub const HOST_TABLE_FIRST: usize = std::mem::offset_of!(HostTable, pump);
 /// Size of the first [`PluginTable`].
 pub const PLUGIN_TABLE_FIRST: usize = std::mem::offset_of!(PluginTable, run);
+/// Size of a [`PluginTable`] that has `run`.
+pub const PLUGIN_TABLE_WITH_RUN: usize = std::mem::offset_of!(PluginTable, features);
 
 /// Success of a table function.
 pub const OK: i32 = 0;
@@ -153,7 +155,14 @@ pub struct PluginTable {
     /// May be null. Called once after `start`, on the process's first thread, in place of the runner's own reading: the library
     /// reads with the host's `pump`. The process ends when it returns. Since 0.1.1; see `size`.
     pub run: Option<unsafe extern "C" fn(instance: *mut c_void) -> i32>,
+    /// What the library can do beside that: `FEATURE_` bits. Since 0.1.2; see `size`.
+    pub features: u64,
 }
+
+/// The library takes `messages`: several messages of peers in one call. Its body is a MessagePack array, with a length of two bytes,
+/// of what `message` has as its body. Each has the number of the call plus its place in the array; an answer to one of these
+/// numbers answers those before it too, which went well.
+pub const FEATURE_MESSAGES: u64 = 1;
 
 /// What `register_plugin` receives. The first three fields and the size are TheNodes' own since 0.1.
 #[repr(C)]
@@ -184,8 +193,9 @@ mod tests {
         assert_eq!((size_of::<HostTable>(), HOST_TABLE_FIRST, offset_of!(HostTable, send)), (56, 48, 24));
         assert_eq!(
             (size_of::<PluginTable>(), PLUGIN_TABLE_FIRST, offset_of!(PluginTable, describe)),
-            (56, 48, 24)
+            (64, 48, 24)
         );
+        assert_eq!(PLUGIN_TABLE_WITH_RUN, 56);
         assert_eq!((size_of::<RegistrarApi>(), offset_of!(RegistrarApi, register_handler)), (56, 16));
         assert_eq!(size_of::<Description>(), 88);
     }

@@ -384,6 +384,9 @@ pub struct Registration {
     /// EXTENSION kinds it wants; `None` is all.
     #[serde(default)]
     pub extension_kinds: Option<Vec<String>>,
+    /// It takes several messages in one call.
+    #[serde(default)]
+    pub messages: bool,
 }
 
 /// Steps of the runner, named in refusals.

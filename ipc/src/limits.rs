@@ -21,6 +21,13 @@ pub const MAX_CALLS_TO_PLUGIN: usize = 64;
 /// Messages that may be with one plugin at once, beside its calls. More wait in that plugin's bounded queue.
 pub const MAX_MESSAGES_TO_PLUGIN: usize = 32;
 
+/// The same for a plugin that takes several in one call. What is with a plugin when its process ends is lost, so no more than keep it
+/// busy while the next ones are on their way.
+pub const MAX_MESSAGES_AT_ONCE: usize = 256;
+
+/// Bytes of messages in one call; a longer message has a call of its own.
+pub const MAX_MESSAGES_BYTES: usize = 64 * 1024;
+
 /// Messages that may wait for one plugin before new ones are dropped and counted.
 pub const PLUGIN_QUEUE: usize = 256;
 

@@ -1,7 +1,7 @@
 //! MessagePack as the link uses it: structs as named maps, so that either side may add fields.
 
 use rmp_serde::decode::Error as DecodeError;
-use serde::de::{Deserialize, IgnoredAny};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::Serialize;
 
 /// Deepest nesting that a body may have. Peers' JSON is limited to 128 by its parser; the rest is room for our envelope.
@@ -17,6 +17,12 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, PackError> {
     rmp_serde::to_vec_named(value).map_err(|e| PackError(e.to_string()))
 }
 
+/// The same, behind what `out` has already. After an error `out` may hold a part of it.
+pub fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), PackError> {
+    let mut serializer = rmp_serde::Serializer::new(out).with_struct_map();
+    value.serialize(&mut serializer).map_err(|e| PackError(e.to_string()))
+}
+
 /// Decodes exactly one value, borrowing from `bytes` where the type allows it. Trailing bytes are an error.
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, PackError> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
@@ -26,6 +32,45 @@ pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, PackError> {
     match IgnoredAny::deserialize(&mut decoder) {
         Err(DecodeError::InvalidMarkerRead(_)) => Ok(value),
         _ => Err(PackError("bytes after the value".into())),
+    }
+}
+
+/// Bytes before the elements of what [`each`] reads.
+pub const ARRAY_HEAD: usize = 3;
+
+/// The head of an array, for elements that are encoded already and follow. At most 65 535.
+pub fn array_head(count: usize) -> [u8; ARRAY_HEAD] {
+    let [high, low] = u16::try_from(count).unwrap_or(u16::MAX).to_be_bytes();
+    [0xdc, high, low]
+}
+
+/// Reads an array element by element: `take` has each as soon as it is read, with the number of all.
+pub fn each<'a, T: Deserialize<'a>>(bytes: &'a [u8], take: impl FnMut(usize, T)) -> Result<(), PackError> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+    decoder.set_max_depth(MAX_DEPTH);
+    decoder
+        .deserialize_seq(Each { take, element: std::marker::PhantomData })
+        .map_err(|e| PackError(e.to_string()))
+}
+
+struct Each<F, T> {
+    take: F,
+    element: std::marker::PhantomData<T>,
+}
+
+impl<'a, F: FnMut(usize, T), T: Deserialize<'a>> Visitor<'a> for Each<F, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(mut self, mut elements: A) -> Result<(), A::Error> {
+        let count = elements.size_hint().unwrap_or_default();
+        while let Some(element) = elements.next_element()? {
+            (self.take)(count, element);
+        }
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::host::scopes;
 use crate::identity;
 use crate::network::relay::{self, journal, Relay};
 use crate::network::{connector, delivery, dialer, listener, peerfile, rejudge};
-use crate::network::{Local, Network, INBOUND_QUEUE};
+use crate::network::{Local, Network};
 use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
 use crate::plugins::registry::Hosts;
@@ -29,7 +29,7 @@ use thenodes::events::model::LogLevel;
 use thenodes::events::LogSink;
 use thenodes::host::NodeInfo;
 use thenodes_ipc::pack;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How long the start waits for plugins to register, and then to be Ready, before it goes on without the slow ones.
@@ -107,7 +107,7 @@ impl Node {
             sinks.push(Arc::new(Console));
         }
         let bus = Bus::start(sinks);
-        let events = Emitter::new(bus.handle(), "node");
+        let events = Emitter::new(&bus, "node");
         for what in &early.without_effect {
             events.system(LogLevel::Warn, "config_key_without_effect", what.clone());
         }
@@ -240,7 +240,6 @@ impl Node {
             Err(source) => return Err(StartError::Listen { addr, source }),
         };
         let listening = socket.local_addr().map_err(|source| StartError::Listen { addr, source })?;
-        let (up, inbound) = mpsc::channel(INBOUND_QUEUE);
         let config_flag =
             config.file.as_ref().map_or_else(String::new, |file| format!("--config {} ", file.display()));
         let local = Local {
@@ -252,10 +251,10 @@ impl Node {
             port: listening.port(),
             allowed_node_types: config.allowed_node_types.clone(),
         };
-        let emitter = Emitter::new(bus.handle(), "network");
+        let emitter = Emitter::new(&bus, "network");
         let command = format!("thenodes {config_flag}");
-        let network =
-            Arc::new(Network::new(local, config.networking.clone(), security, emitter, command, up));
+        let network = Arc::new(Network::new(local, config.networking.clone(), security, emitter, command));
+        let _ = network.hall.set(Box::new(inbound::Hall::new(&network, plugins.clone())));
         let _ = network_later.set(network.clone());
         events.network(LogLevel::Info, "listener_bind", Some(listening.to_string()), None);
         let mut network_tasks = JoinSet::new();
@@ -264,7 +263,6 @@ impl Node {
         journal::restore(&network).await;
         network_tasks.spawn(listener::listen(network.clone(), socket));
         network_tasks.spawn(rejudge::look(network.clone()));
-        network_tasks.spawn(inbound::distribute(inbound, network.clone(), plugins.clone()));
         network_tasks.spawn(peerfile::keep(network.clone()));
         network_tasks.spawn(relay::sweep(network.clone()));
         network_tasks.spawn(delivery::sweep(network.clone()));

@@ -108,7 +108,7 @@ unsafe extern "C" fn register_handler(context: *mut c_void, plugin: *const Plugi
     if matches!(registrar.outcome, Some(Ok(_))) {
         return abi::INVALID; // one table per library; the SDK puts several handlers behind one
     }
-    // SAFETY: the size says that the first fields are there, and `run` only if it covers that too.
+    // SAFETY: the size says that the first fields are there, and each later one only if it covers that too.
     let table = unsafe {
         PluginTable {
             size,
@@ -118,7 +118,8 @@ unsafe extern "C" fn register_handler(context: *mut c_void, plugin: *const Plugi
             describe: (*plugin).describe,
             start: (*plugin).start,
             receive: (*plugin).receive,
-            run: if size >= size_of::<PluginTable>() { (*plugin).run } else { None },
+            run: if size >= abi::PLUGIN_TABLE_WITH_RUN { (*plugin).run } else { None },
+            features: if size >= size_of::<PluginTable>() { (*plugin).features } else { 0 },
         }
     };
     if table.describe.is_none() || table.start.is_none() || table.receive.is_none() {
@@ -154,6 +155,7 @@ impl Plugin {
             prompts: words(about.prompts)?,
             config_defaults: bytes(about.config_defaults, MAX_DEFAULTS)?.to_vec(),
             extension_kinds: kinds_named.then(|| words(about.extension_kinds)).transpose()?,
+            messages: self.table.features & abi::FEATURE_MESSAGES != 0,
         })
     }
 

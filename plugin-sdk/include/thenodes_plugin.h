@@ -70,6 +70,13 @@
 #define THENODES_ABSENT -5
 
 /**
+ * The library takes `messages`: several messages of peers in one call. Its body is a MessagePack array, with a length of two bytes,
+ * of what `message` has as its body. Each has the number of the call plus its place in the array; an answer to one of these
+ * numbers answers those before it too, which went well.
+ */
+#define FEATURE_MESSAGES 1
+
+/**
  * Borrowed bytes. The pointer is valid only for the call it is passed to; null with length zero is empty.
  */
 typedef struct ThenodesBytes {
@@ -238,6 +245,10 @@ typedef struct ThenodesPluginTable {
    * reads with the host's `pump`. The process ends when it returns. Since 0.1.1; see `size`.
    */
   int32_t (*run)(void *instance);
+  /**
+   * What the library can do beside that: `FEATURE_` bits. Since 0.1.2; see `size`.
+   */
+  uint64_t features;
 } ThenodesPluginTable;
 
 /**

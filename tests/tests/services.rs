@@ -28,7 +28,7 @@ use thenodes_node::plugins::watchdog::Watchdog;
 use thenodes_node::services::{env::EnvPolicy, net::NetPolicy, Scopes};
 use thenodes_tests::{bin_dir, plugin, Spec, PATIENCE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{mpsc as channel, watch};
+use tokio::sync::watch;
 
 /// Lets a plugin reach this machine by its name, and nothing else; and read one variable.
 struct Here;
@@ -66,8 +66,7 @@ impl Observer for Watcher {
 
 /// The node's side of one plugin, with a policy and without peers.
 fn host(scopes: Scopes, watcher: &Arc<Watcher>) -> NodeHost {
-    let events = Emitter::new(Bus::start(Vec::new()).handle(), "test");
-    let (up, _) = channel::channel(1);
+    let events = Emitter::new(&Bus::start(Vec::new()), "test");
     let local = Local {
         node_id: "node".into(),
         realm: RealmInfo::new("Test", "1"),
@@ -78,7 +77,7 @@ fn host(scopes: Scopes, watcher: &Arc<Watcher>) -> NodeHost {
         allowed_node_types: None,
     };
     let net = Raw::default().validate().expect("an empty configuration is valid").networking;
-    let network = Arc::new(Network::new(local, net, None, events.clone(), String::new(), up));
+    let network = Arc::new(Network::new(local, net, None, events.clone(), String::new()));
     let later: Arc<OnceLock<Arc<Network>>> = Arc::default();
     let _ = later.set(network);
     let name = PluginName::new("fetch").expect("a name");

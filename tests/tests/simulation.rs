@@ -13,11 +13,13 @@ use std::time::Duration;
 use thenodes::network::message::{DeliveryClass, Message, MessageType};
 use thenodes::network::{DeliveryOptions, DeliveryOutcome};
 use thenodes::realms::RealmInfo;
+use thenodes_ipc::pack;
 use thenodes_node::config::Raw;
 use thenodes_node::events::{Bus, Emitter};
 use thenodes_node::network::peers::Direction;
+use thenodes_node::network::plain::Batch;
 use thenodes_node::network::{
-    connector, delivery, dialer, greeting, relay, Dial, Inbound, Link, Local, Network,
+    connector, delivery, dialer, greeting, relay, Dial, Hall, Inbound, Link, Local, Network,
 };
 use thenodes_tests::inside::Dice;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -151,12 +153,43 @@ fn id(node: usize) -> String {
     format!("n{node}")
 }
 
+/// In the place of plugins. It takes each message after a moment.
+struct Recorder {
+    fabric: Arc<Fabric>,
+    network: Weak<Network>,
+    node: usize,
+}
+
+impl Recorder {
+    fn note(&self, message: &Message) {
+        if let MessageType::Text(text) = &message.msg_type {
+            let mut record = self.fabric.record.lock().expect("no panic");
+            record.taken.entry(self.node).or_default().push((message.from.clone(), text.clone()));
+        }
+    }
+}
+
+impl Hall for Recorder {
+    fn take(&self, Inbound { message, owed, .. }: Inbound) {
+        self.note(&message);
+        if let (Some(owed), Some(network)) = (owed, self.network.upgrade()) {
+            tokio::spawn(async move { delivery::finished(&network, &owed, true) });
+        }
+    }
+
+    fn take_plain(&self, batch: Batch) {
+        for span in batch.of_kind(|_| true) {
+            self.note(&pack::decode(&batch.packed[span]).expect("a message"));
+        }
+    }
+}
+
 /// Starts a node, or starts it again with nothing but its id.
 async fn start(fabric: &Arc<Fabric>, node: usize) {
     let relays = if node < RELAYS { "[network.relay]\nenabled = true\nstore_forward = true\n" } else { "" };
     let text = format!("{relays}[discovery]\nenabled = true\nrequest_interval_secs = 5\ntarget_peers = 6\n[network.connection_policy]\nheartbeat_interval_ms = 2000\nheartbeat_timeout_ms = 8000\nreconnect_max_delay_ms = 5000\nreconnect_max_attempts = 1000\n[network.delivery]\nretry_interval_ms = 500\nreliable_retry_budget = 100\nordered_reliable_retry_budget = 5\nreliable_timeout_ms = 24000\nordered_reliable_timeout_ms = 24000\n");
     let net = Raw::parse("sim.toml".as_ref(), &text).and_then(Raw::validate).expect("valid").networking;
-    let events = Emitter::new(Bus::start(Vec::new()).handle(), "sim");
+    let events = Emitter::new(&Bus::start(Vec::new()), "sim");
     let local = Local {
         node_id: id(node),
         realm: RealmInfo::new("Sim", "1"),
@@ -166,8 +199,7 @@ async fn start(fabric: &Arc<Fabric>, node: usize) {
         port: 7000,
         allowed_node_types: None,
     };
-    let (up, mut inbound) = mpsc::channel::<Inbound>(64);
-    let mut network = Network::new(local, net, None, events, String::new(), up);
+    let mut network = Network::new(local, net, None, events, String::new());
     network.dial = Box::new(Out { fabric: Arc::downgrade(fabric), node });
     let network = Arc::new(network);
     let mut tasks = JoinSet::new();
@@ -178,21 +210,8 @@ async fn start(fabric: &Arc<Fabric>, node: usize) {
     tasks.spawn(connector::run(network.clone()));
     tasks.spawn(relay::sweep(network.clone()));
     tasks.spawn(delivery::sweep(network.clone()));
-    // The recorder in the place of plugins. It takes each message after a moment.
-    let (recorder, to) = (fabric.clone(), network.clone());
-    tasks.spawn(async move {
-        while let Some(Inbound { message, room, owed, .. }) = inbound.recv().await {
-            if let MessageType::Text(text) = &message.msg_type {
-                let mut record = recorder.record.lock().expect("no panic");
-                record.taken.entry(node).or_default().push((message.from.clone(), text.clone()));
-            }
-            drop(room);
-            if let Some(owed) = owed {
-                let network = to.clone();
-                tokio::spawn(async move { delivery::finished(&network, &owed, true).await });
-            }
-        }
-    });
+    let recorder = Recorder { fabric: fabric.clone(), network: Arc::downgrade(&network), node };
+    let _ = network.hall.set(Box::new(recorder));
     let (accepted, mut coming) = mpsc::unbounded_channel::<(DuplexStream, SocketAddr)>();
     let host = network.clone();
     tasks.spawn(async move {

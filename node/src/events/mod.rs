@@ -9,32 +9,33 @@ pub use bus::Bus;
 pub use console::Console;
 pub use jsonl::JsonLines;
 
+use std::sync::Arc;
 use thenodes::events::model::{EventMeta, LogEvent, LogLevel, NetworkEvent, PluginEvent, SystemEvent};
-use thenodes::events::EventHandle;
+use thenodes::events::EventBus;
 
 /// Emits events of one component.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Emitter {
-    handle: EventHandle,
+    bus: Arc<Bus>,
     component: &'static str,
 }
 
 impl Emitter {
     /// An emitter for a component.
-    pub fn new(handle: EventHandle, component: &'static str) -> Self {
-        Self { handle, component }
+    pub fn new(bus: &Arc<Bus>, component: &'static str) -> Self {
+        Self { bus: bus.clone(), component }
     }
 
     /// The common part of an event.
     pub fn meta(&self, level: LogLevel) -> EventMeta {
         let mut meta = thenodes::events::meta(self.component, level);
-        meta.session_id = self.handle.session_id();
+        meta.session_id = self.bus.session_id();
         meta
     }
 
     /// Emits anything.
     pub fn emit(&self, event: LogEvent) {
-        self.handle.emit(event);
+        self.bus.emit(event);
     }
 
     /// Something on the network.
@@ -47,6 +48,19 @@ impl Emitter {
     ) {
         let (action, detail) = (action.to_owned(), detail.into());
         self.emit(LogEvent::Network(NetworkEvent { meta: self.meta(level), action, addr, detail }));
+    }
+
+    /// Something on the network that peers cause at will: made only if it will be heard. An action, an address, and a detail.
+    pub fn network_with(
+        &self,
+        level: LogLevel,
+        make: impl FnOnce() -> (&'static str, Option<String>, Option<String>),
+    ) {
+        if self.bus.admits() {
+            let (action, addr, detail) = make();
+            let (meta, action) = (self.meta(level), action.to_owned());
+            self.bus.put(LogEvent::Network(NetworkEvent { meta, action, addr, detail }));
+        }
     }
 
     /// Something about a plugin.

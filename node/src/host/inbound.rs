@@ -1,65 +1,104 @@
-//! A message of a peer goes to every plugin that wants it. It is encoded once; each plugin has a bounded queue of its own, so
-//! a slow one delays nobody.
+//! A message of a peer goes to every plugin that wants it, in the task of that peer. It is encoded once; each plugin has a bounded queue
+//! of its own, so a slow one delays nobody.
 
 use crate::config::Permission;
 use crate::network::delivery::{acknowledge, finished, Owed};
-use crate::network::{clock, Inbound, Network};
+use crate::network::plain::Batch;
+use crate::network::taking::SHOWN;
+use crate::network::{self, clock, Inbound, Network};
 use crate::plugins::grants::Subject;
 use crate::plugins::handle::Handle;
 use crate::plugins::link::Answer;
+use crate::plugins::queue::Hold;
 use crate::plugins::Registry;
 use crate::text::printable;
 use bytes::Bytes;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use thenodes::events::model::LogLevel;
-use thenodes::network::message::{Message, MessageType};
+use thenodes::network::message::MessageType;
 use thenodes_ipc::launch::Registration;
 use thenodes_ipc::pack;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 /// A plugin has taken a message within this time, or it counts as not taken: its deadline for messages, and a moment.
 const TAKING: Duration = Duration::from_secs(8);
-/// Bytes of a TEXT that an event shows.
-const SHOWN: usize = 256;
 
-/// True if this plugin wants this message.
-pub fn wants(registration: Option<&Registration>, message: &Message) -> bool {
-    match (&message.msg_type, registration.and_then(|registration| registration.extension_kinds.as_ref())) {
-        (MessageType::Extension { kind }, Some(kinds)) => kinds.contains(kind),
+/// True if this plugin wants messages of this kind; `None` is what has none.
+pub fn wants(registration: Option<&Registration>, kind: Option<&str>) -> bool {
+    match (kind, registration.and_then(|registration| registration.extension_kinds.as_ref())) {
+        (Some(kind), Some(kinds)) => kinds.iter().any(|wanted| wanted == kind),
         // Not registered yet: it will be, and the queue keeps what it may want.
         (_, _) => true,
     }
 }
 
-/// Distributes until the network is gone.
-pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, network: Arc<Network>, plugins: Arc<Registry>) {
-    let events = &network.events;
-    while let Some(Inbound { peer, message, room, owed, .. }) = inbound.recv().await {
-        let (action, detail) = match &message.msg_type {
-            MessageType::Text(text) => ("message_text", printable(text, SHOWN)),
-            MessageType::Extension { kind } => ("message_other", format!("kind={}", printable(kind, SHOWN))),
-            other => ("message_other", other.token().to_owned()),
+/// True if this plugin may hear what this peer brings. Who brings a message in another's name must be one whom the plugin may hear, and
+/// so must the other.
+fn may(plugin: &Handle, peer: &str, other: Option<&str>) -> bool {
+    let grants = &plugin.terms().grants;
+    grants.allows(Permission::MessageReceive, Subject::Peer(peer))
+        && other.is_none_or(|other| grants.allows(Permission::MessageReceive, Subject::Peer(other)))
+}
+
+/// The hall, as the network sees it.
+pub struct Hall {
+    network: Weak<Network>,
+    plugins: Arc<Registry>,
+}
+
+impl Hall {
+    /// For this network, which holds it.
+    pub fn new(network: &Arc<Network>, plugins: Arc<Registry>) -> Self {
+        Self { network: Arc::downgrade(network), plugins }
+    }
+}
+
+impl network::Hall for Hall {
+    fn take_plain(&self, mut batch: Batch) {
+        // Several plugins may hold the peer; the last one to take a message lets it go.
+        let hold: Hold = Arc::new(batch.room.take());
+        let packed = Bytes::from(std::mem::take(&mut batch.packed));
+        for plugin in self.plugins.all().filter(|plugin| may(plugin, &batch.peer.node_id, None)) {
+            let wanted =
+                plugin.with_status(|status| batch.of_kind(|kind| wants(status.registration.as_ref(), kind)));
+            if !wanted.is_empty() {
+                plugin.deliver_holding(wanted.into_iter().map(|span| packed.slice(span)), &hold);
+            }
+        }
+    }
+
+    fn take(&self, inbound: Inbound) {
+        let Some(network) = self.network.upgrade() else { return };
+        let events = &network.events;
+        let Inbound { peer, message, room, owed, .. } = inbound;
+        events.network_with(LogLevel::Debug, || {
+            let (action, what) = match &message.msg_type {
+                MessageType::Text(text) => ("message_text", printable(text, SHOWN)),
+                MessageType::Extension { kind } => {
+                    ("message_other", format!("kind={}", printable(kind, SHOWN)))
+                }
+                other => ("message_other", other.token().to_owned()),
+            };
+            let through = message.via.as_ref().map_or_else(String::new, |via| format!(" via={via}"));
+            let detail = format!("node_id={}{through} {what}", message.from);
+            (action, Some(peer.addr.to_string()), Some(detail))
+        });
+        let other = message.via.is_some().then_some(message.from.as_str());
+        let kind = match &message.msg_type {
+            MessageType::Extension { kind } => Some(kind.as_str()),
+            _ => None,
         };
-        let through = message.via.as_ref().map_or_else(String::new, |via| format!(" via={via}"));
-        let detail = format!("node_id={}{through} {detail}", message.from);
-        events.network(LogLevel::Debug, action, Some(peer.addr.to_string()), detail);
-        // Who brings a message in another's name must be one whom the plugin may hear, and so must the other.
-        let may = |plugin: &&Handle| {
-            let grants = &plugin.terms().grants;
-            grants.allows(Permission::MessageReceive, Subject::Peer(&peer.node_id))
-                && (message.via.is_none()
-                    || grants.allows(Permission::MessageReceive, Subject::Peer(&message.from)))
-        };
-        let wanting: Vec<&Handle> = plugins
+        let wanting: Vec<&Handle> = self
+            .plugins
             .all()
-            .filter(may)
-            .filter(|plugin| plugin.with_status(|status| wants(status.registration.as_ref(), &message)))
+            .filter(|plugin| may(plugin, &peer.node_id, other))
+            .filter(|plugin| plugin.with_status(|status| wants(status.registration.as_ref(), kind)))
             .collect();
         if wanting.is_empty() {
             // The core has it, and nobody else wants it.
@@ -67,7 +106,7 @@ pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, network: Arc<Netwo
             if let Some(owed) = owed {
                 settle(&network, owed, true);
             }
-            continue;
+            return;
         }
         let body: Bytes = match pack::encode(&message) {
             Ok(body) => body.into(),
@@ -77,30 +116,28 @@ pub async fn distribute(mut inbound: mpsc::Receiver<Inbound>, network: Arc<Netwo
                 if let Some(owed) = owed {
                     settle(&network, owed, false);
                 }
-                continue;
+                return;
             }
         };
-        // Several plugins may hold the peer; the last one to take the message lets it go.
-        let room = Arc::new(room);
         let Some(owed) = owed else {
+            let hold: Hold = Arc::new(room);
             for plugin in wanting {
-                plugin.deliver_holding(body.clone(), || Box::new(room.clone()));
+                plugin.deliver_holding([body.clone()].into_iter(), &hold);
             }
-            continue;
+            return;
         };
         let given_up = Arc::new(AtomicBool::new(false));
         let answers: Vec<_> = wanting
             .iter()
             .map(|plugin| plugin.deliver_acknowledged(body.clone(), given_up.clone()))
             .collect();
-        let network = network.clone();
         // One task for each message that is owed an answer; each holds its room, and so they are bounded.
         tokio::spawn(async move {
             let taken = timeout(TAKING, first_taken(answers)).await.unwrap_or(false);
             // Its sender will send it again: the plugins must not have it twice.
             given_up.store(!taken, Ordering::Release);
             drop(room);
-            finished(&network, &owed, taken).await;
+            finished(&network, &owed, taken);
         });
     }
 }
@@ -125,7 +162,8 @@ async fn first_taken(mut open: Vec<oneshot::Receiver<Answer>>) -> bool {
     .await
 }
 
-/// Answers a sender at once; what waited for this message goes up in a task of its own, since this one empties that queue.
+/// Answers a sender at once; what waited for this message goes up in a task of its own, so that many that waited for each other do not
+/// stand on each other's stack.
 fn settle(network: &Arc<Network>, owed: Owed, taken: bool) {
     let ordered = owed.about.as_ref().is_some_and(|about| about.ordering_key.is_some());
     if !ordered {
@@ -138,7 +176,7 @@ fn settle(network: &Arc<Network>, owed: Owed, taken: bool) {
         return;
     }
     let network = network.clone();
-    tokio::spawn(async move { finished(&network, &owed, taken).await });
+    tokio::spawn(async move { finished(&network, &owed, taken) });
 }
 
 #[cfg(test)]
@@ -147,19 +185,17 @@ mod tests {
 
     #[test]
     fn a_plugin_gets_the_kinds_it_asked_for() {
-        let of_kind =
-            |kind: &str| Message::new("a", "*", MessageType::Extension { kind: kind.into() }, None, None);
         let mut registration = Registration {
             id: String::new(),
             sdk: String::new(),
             prompts: vec![],
             config_defaults: vec![],
             extension_kinds: None,
+            messages: false,
         };
-        assert!(wants(None, &of_kind("x")) && wants(Some(&registration), &of_kind("x")));
+        assert!(wants(None, Some("x")) && wants(Some(&registration), Some("x")));
         registration.extension_kinds = Some(vec!["x".into()]);
-        assert!(wants(Some(&registration), &of_kind("x")) && !wants(Some(&registration), &of_kind("y")));
-        let text = Message::new("a", "*", MessageType::Text("t".into()), None, None);
-        assert!(wants(Some(&registration), &text));
+        assert!(wants(Some(&registration), Some("x")) && !wants(Some(&registration), Some("y")));
+        assert!(wants(Some(&registration), None), "a text has no kind");
     }
 }

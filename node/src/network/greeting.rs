@@ -251,7 +251,7 @@ mod tests {
     /// What a connection waits with is most of what an idle peer costs; a future that grows here costs it for every peer.
     #[tokio::test]
     async fn a_connection_that_waits_is_small() {
-        let events = Emitter::new(Bus::start(Vec::new()).handle(), "test");
+        let events = Emitter::new(&Bus::start(Vec::new()), "test");
         let local = Local {
             node_id: "n".into(),
             realm: RealmInfo::new("T", "1"),
@@ -262,8 +262,7 @@ mod tests {
             allowed_node_types: None,
         };
         let net = Raw::default().validate().expect("nothing written is valid").networking;
-        let (up, _) = tokio::sync::mpsc::channel(1);
-        let network = Network::new(local, net, None, events, String::new(), up);
+        let network = Network::new(local, net, None, events, String::new());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let addr = listener.local_addr().expect("an address");
         let tcp = TcpStream::connect(addr).await.expect("connected");

@@ -1,6 +1,6 @@
 //! The network wing: listens, dials, greets, and carries messages of peers. Everything from a socket is hostile input until
-//! door 1 ([`wire`]) has read it and [`handshake`] has judged who sends it. This wing knows nothing above it: messages go up
-//! through a bounded channel.
+//! door 1 ([`wire`]) has read it and [`handshake`] has judged who sends it. This wing knows nothing above it but that there is a
+//! [`Hall`], which takes messages without ever waiting.
 
 pub mod channel;
 pub mod connector;
@@ -14,6 +14,7 @@ pub mod outbox;
 pub mod pace;
 pub mod peerfile;
 pub mod peers;
+pub mod plain;
 pub mod rejudge;
 pub mod relay;
 pub mod session;
@@ -28,19 +29,17 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use thenodes::host::PeerInfo;
 use thenodes::network::message::Message;
 use thenodes::network::PeerStore;
 use thenodes::realms::RealmInfo;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{watch, OwnedSemaphorePermit, Semaphore};
 
 /// TCP, TLS and HELLO together must be done by then.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// Messages on their way up to the hall.
-pub const INBOUND_QUEUE: usize = 1024;
 /// Weight of all messages on their way up, bytes once parsed: whoever brings more waits.
 pub const INBOUND_WEIGHT: usize = 128 * 1024 * 1024;
 // Whoever waits for more room than there is waits for ever.
@@ -95,6 +94,16 @@ impl delivery::receiver::Parks for Inbound {
     }
 }
 
+/// What takes messages above this wing. Called in the task of the peer that sent them, and so it never waits: what cannot be handed on at
+/// once is kept within the bounds of whoever it is for, or dropped there. It holds the room of a message for as long as it keeps it, and
+/// whoever sends more waits for that room.
+pub trait Hall: Send + Sync {
+    /// A message.
+    fn take(&self, inbound: Inbound);
+    /// Messages that are owed nothing.
+    fn take_plain(&self, batch: plain::Batch);
+}
+
 /// Nodes that an operator may hold off.
 const MAX_HELD_OFF: usize = 1024;
 
@@ -126,8 +135,8 @@ pub struct Network {
     pub events: Emitter,
     /// How an operator's command for this node begins, up to and with a blank.
     pub command: String,
-    /// The way up.
-    pub up: mpsc::Sender<Inbound>,
+    /// The way up, which is there before anybody is let in.
+    pub hall: OnceLock<Box<dyn Hall>>,
     /// Room on the way up, see [`INBOUND_WEIGHT`].
     pub room: Arc<Semaphore>,
     /// The keys that are trusted, told anew when peers are to be judged again.
@@ -183,7 +192,6 @@ impl Network {
         security: Option<(Tls, Encryption)>,
         events: Emitter,
         command: String,
-        up: mpsc::Sender<Inbound>,
     ) -> Self {
         Self {
             peers: PeerTable::new(&local.node_id),
@@ -199,10 +207,17 @@ impl Network {
             security,
             events,
             command,
-            up,
+            hall: OnceLock::new(),
             room: Arc::new(Semaphore::new(INBOUND_WEIGHT)),
             trusted: watch::Sender::default(),
             keys: Mutex::default(),
+        }
+    }
+
+    /// A message goes up.
+    pub fn up(&self, inbound: Inbound) {
+        if let Some(hall) = self.hall.get() {
+            hall.take(inbound);
         }
     }
 

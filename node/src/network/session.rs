@@ -4,6 +4,7 @@
 use super::channel::Bytes;
 use super::outbox::{Next, Outbox, Put};
 use super::peers::Place;
+use super::plain::{self, Batch};
 use super::relay::seat::{Judged, Seat, Sending, What};
 use super::relay::{line, Form};
 use super::taking::{self, Taken};
@@ -19,7 +20,7 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
 use thenodes::network::message::{Message, MessageType, Payload};
@@ -116,6 +117,18 @@ struct Run {
     count: u64,
 }
 
+/// What became of a line.
+enum Gathered {
+    /// It is no plain message.
+    No,
+    /// It goes up with those that come now.
+    Stays,
+    /// Enough for one time.
+    Goes,
+    /// Its sender is too fast.
+    Waits(Duration),
+}
+
 /// The read loop. A line is a frame for another peer, and goes there as it is; or a word between nodes, and is dealt with here; or a
 /// message for this node, and goes up.
 struct Reader<'a> {
@@ -125,6 +138,8 @@ struct Reader<'a> {
     decoder: LineDecoder,
     seat: Seat,
     taking: taking::Desk,
+    /// Messages that go up together.
+    batch: Option<Box<Batch>>,
     invalid: u32,
     answers_probes: bool,
 }
@@ -139,6 +154,7 @@ impl<'a> Reader<'a> {
             peer,
             outbox: place.outbox.clone(),
             decoder,
+            batch: None,
             invalid: 0,
             answers_probes: false,
         }
@@ -184,18 +200,24 @@ impl<'a> Reader<'a> {
     /// Deals with all whole lines. An error ends the connection.
     async fn lines(&mut self) -> Result<(), String> {
         let mut run: Option<Run> = None;
+        let mut now = clock();
         loop {
             let span = match self.decoder.next_span() {
                 Ok(Some(span)) => span,
                 Ok(None) => break,
                 Err(error) => {
+                    self.go_up().await?;
                     self.hand_on(run.take()).await;
                     self.is_invalid(&error)?;
                     continue;
                 }
             };
-            let bytes = self.decoder.bytes(span.clone());
-            if line::may_be(bytes) {
+            if line::may_be(self.decoder.bytes(span.clone())) {
+                // Nothing is held here while something is waited for.
+                if self.batch.is_some() {
+                    self.go_up().await?;
+                }
+                let bytes = self.decoder.bytes(span.clone());
                 match self.seat.judge(self.network, bytes) {
                     Judged::NotAFrame => {}
                     Judged::Send(Sending { outbox, what: What::Line, pause }) if pause.is_zero() => {
@@ -230,10 +252,61 @@ impl<'a> Reader<'a> {
                     }
                 }
             }
-            self.hand_on(run.take()).await;
-            self.message(span).await?;
+            if run.is_some() {
+                self.go_up().await?;
+                self.hand_on(run.take()).await;
+            }
+            match self.gather(span.clone(), now) {
+                Gathered::No => {
+                    self.go_up().await?;
+                    self.message(span).await?;
+                    now = clock();
+                }
+                Gathered::Goes => self.go_up().await?,
+                Gathered::Waits(pause) => {
+                    self.go_up().await?;
+                    sleep(pause).await;
+                    now = clock();
+                }
+                Gathered::Stays => {}
+            }
         }
+        self.go_up().await?;
         self.hand_on(run).await;
+        Ok(())
+    }
+
+    /// Takes a line that is a plain message to those that go up together.
+    fn gather(&mut self, span: Range<usize>, now: Instant) -> Gathered {
+        let Some(plain) = plain::read(self.decoder.bytes(span)) else { return Gathered::No };
+        self.network.events.network_with(LogLevel::Debug, || {
+            let (action, what) = match plain.gist() {
+                Ok(text) => ("message_text", printable(text, taking::SHOWN)),
+                Err(kind) => ("message_other", format!("kind={}", printable(kind, taking::SHOWN))),
+            };
+            let detail = format!("node_id={} {what}", self.peer.node_id);
+            (action, Some(self.peer.addr.to_string()), Some(detail))
+        });
+        let batch = self.batch.get_or_insert_with(|| Box::new(Batch::new(&self.peer)));
+        let added = batch.add(plain);
+        let full = batch.is_full();
+        if let Err(error) = added {
+            self.tell(LogLevel::Error, "message_not_encoded", error);
+        }
+        match self.taking.pace(now) {
+            Duration::ZERO if full => Gathered::Goes,
+            Duration::ZERO => Gathered::Stays,
+            pause => Gathered::Waits(pause),
+        }
+    }
+
+    /// What was gathered goes up, as soon as there is room.
+    async fn go_up(&mut self) -> Result<(), String> {
+        let Some(mut batch) = self.batch.take() else { return Ok(()) };
+        batch.room = self.room(batch.weight()).await?;
+        if let Some(hall) = self.network.hall.get() {
+            hall.take_plain(*batch);
+        }
         Ok(())
     }
 
@@ -406,13 +479,9 @@ impl<'a> Reader<'a> {
             }
             Taken::Up(up) => {
                 let (message, owed) = *up;
-                // The way up first: what was admitted goes up, whatever becomes of this connection meanwhile. Waiting here holds up
-                // this peer only.
-                let shutting_down = "the node is shutting down";
-                let way = self.network.up.reserve().await.map_err(|_| shutting_down.to_owned())?;
                 let inbound = Inbound { peer: self.peer.clone(), message, room: Some(room), weight, owed };
                 if let Some(inbound) = taking::admit(self.network, inbound) {
-                    way.send(inbound);
+                    self.network.up(inbound);
                 }
                 Ok(())
             }

@@ -22,6 +22,9 @@ const MAX_ORIGINS: usize = 1024;
 /// Longest identity of a message.
 const MAX_MESSAGE_ID: usize = 256;
 
+/// Bytes of a peer's word that an event shows.
+pub const SHOWN: usize = 256;
+
 /// What a message leads to.
 pub(super) enum Taken {
     /// Nothing.

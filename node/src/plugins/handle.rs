@@ -146,14 +146,16 @@ impl Handle {
         self.queue.deliver(Delivery { body: message, ack: None, hold: None, given_up: None });
     }
 
-    /// The same, with a hold on whoever sent it for as long as it waits; only where the queue's policy asks for one, and not for a
-    /// plugin that may never take it.
-    pub fn deliver_holding(&self, message: Bytes, hold: impl FnOnce() -> Hold) {
+    /// The same for several messages, with a hold on whoever sent them for as long as one of them waits; only where the queue's policy
+    /// asks for one, and not for a plugin that may never take them.
+    pub fn deliver_holding(&self, messages: impl Iterator<Item = Bytes>, hold: &Hold) {
         let holds = self.queue.overflow() == Overflow::BlockPeer
             && self.with_status(|status| {
                 status.state.has_process() || matches!(status.state, State::Backoff { .. })
             });
-        self.queue.deliver(Delivery { body: message, ack: None, hold: holds.then(hold), given_up: None });
+        let hold = holds.then_some(hold);
+        let delivery = |body| Delivery { body, ack: None, hold: hold.cloned(), given_up: None };
+        self.queue.deliver_all(messages.map(delivery).collect());
     }
 
     /// The same, for a sender who wants to know that the plugin took it: the answer says so. Never waits itself.

@@ -71,7 +71,7 @@ impl Method {
     /// Which one this method of the link is.
     pub fn of(method: &str) -> Method {
         match method {
-            "message" => Method::Message,
+            "message" | "messages" => Method::Message,
             "prompt" => Method::Prompt,
             "load" => Method::Load,
             "health" => Method::Health,
@@ -131,10 +131,10 @@ struct OfMethod {
 }
 
 impl OfMethod {
-    fn error(&self, code: &Code) {
+    fn errors(&self, code: &Code, count: u64) {
         let word = code.as_str();
         let slot = CODES.iter().position(|known| *known == word).unwrap_or(CODES.len() - 1);
-        add(&self.errors[slot], 1);
+        add(&self.errors[slot], count);
     }
 }
 
@@ -151,22 +151,28 @@ fn read(counter: &AtomicU64) -> u64 {
 pub struct Calls([OfMethod; Method::ALL.len()]);
 
 impl Calls {
-    /// A call was answered, after so long; `failed`: by an error.
-    pub fn answered(&self, method: Method, took: Duration, failed: Option<&Code>) {
+    /// A call was answered, after so long; `failed`: by an error. One answer may be that to so many messages, each of which took so
+    /// long, and of which only the last may have failed.
+    pub fn answered(&self, method: Method, took: Duration, failed: Option<&Code>, count: u64) {
         let of = &self.0[method as usize];
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        add(&of.buckets[BOUNDS_NS.partition_point(|bound| *bound < nanos)], 1);
-        add(&of.sum_ns, nanos);
+        add(&of.buckets[BOUNDS_NS.partition_point(|bound| *bound < nanos)], count);
+        add(&of.sum_ns, nanos.saturating_mul(count));
         if let Some(code) = failed {
-            of.error(code);
+            of.errors(code, 1);
         }
     }
 
     /// A call ended without an answer: late, taken back, with the process, or before the plugin got it.
     pub fn unanswered(&self, method: Method, code: &Code) {
+        self.unanswered_times(method, code, 1);
+    }
+
+    /// The same for so many messages in one call.
+    pub fn unanswered_times(&self, method: Method, code: &Code, count: u64) {
         let of = &self.0[method as usize];
-        add(&of.unanswered, 1);
-        of.error(code);
+        add(&of.unanswered, count);
+        of.errors(code, count);
     }
 
     /// What was counted, method by method.

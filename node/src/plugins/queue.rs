@@ -14,11 +14,11 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thenodes::host::HostError;
-use thenodes_ipc::{limits, Code, Generation};
+use thenodes_ipc::{limits, pack, Code, Generation};
 use tokio::sync::oneshot;
 
 /// What a message keeps from being used by others until the plugin has taken it; dropped then.
-pub type Hold = Box<dyn std::any::Any + Send>;
+pub type Hold = Arc<dyn std::any::Any + Send + Sync>;
 
 /// A message on its way to a plugin.
 pub struct Delivery {
@@ -88,61 +88,84 @@ impl Queue {
 
     /// Takes a message. Never waits.
     pub fn deliver(&self, delivery: Delivery) {
+        self.deliver_all([delivery].into());
+    }
+
+    /// Takes messages, in this order. Never waits.
+    pub fn deliver_all(&self, mut deliveries: VecDeque<Delivery>) {
         let mut state = self.lock();
-        let Some(delivery) = self.hand_over(&mut state, delivery) else { return };
+        if state.waiting.is_empty() {
+            self.hand_over(&mut state, &mut deliveries);
+        }
+        for delivery in deliveries {
+            self.keep(&mut state, delivery);
+        }
+    }
+
+    fn keep(&self, state: &mut State, delivery: Delivery) {
         let full = |state: &State| {
             state.waiting.len() >= limits::PLUGIN_QUEUE
                 || state.bytes + delivery.body.len() > limits::PLUGIN_QUEUE_BYTES
         };
         match self.overflow {
-            Overflow::DropNewest if full(&state) => return self.dropped(delivery),
+            Overflow::DropNewest if full(state) => return self.dropped(delivery),
             Overflow::DropOldest => {
-                while full(&state) {
+                while full(state) {
                     let Some(oldest) = state.waiting.pop_front() else { break };
                     state.bytes -= oldest.body.len();
                     self.dropped(oldest);
                 }
             }
             // What has no hold on a peer is not bounded by one.
-            Overflow::BlockPeer if full(&state) && delivery.hold.is_none() => return self.dropped(delivery),
+            Overflow::BlockPeer if full(state) && delivery.hold.is_none() => return self.dropped(delivery),
             Overflow::DropNewest | Overflow::BlockPeer => {}
         }
         state.bytes += delivery.body.len();
         state.waiting.push_back(delivery);
     }
 
-    /// Gives a message to the plugin if it is this message's turn; gives it back if not.
-    fn hand_over(&self, state: &mut State, delivery: Delivery) -> Option<Delivery> {
-        if !state.waiting.is_empty() {
-            return Some(delivery);
-        }
-        self.hand_over_next(state, delivery)
-    }
-
-    fn hand_over_next(&self, state: &mut State, delivery: Delivery) -> Option<Delivery> {
-        let Some((caller, _)) =
-            state.fed.as_ref().filter(|_| state.with_plugin < limits::MAX_MESSAGES_TO_PLUGIN)
-        else {
-            return Some(delivery);
-        };
-        let Delivery { body, ack, hold, given_up } = delivery;
-        if given_up.as_ref().is_some_and(|given_up| given_up.load(Ordering::Acquire)) {
-            return None;
-        }
-        match caller.try_message(&body, ack) {
-            Tried::Sent => {
-                state.with_plugin += 1;
-                None
+    /// Gives messages to the plugin, as many of the first as it takes now; returns their bytes.
+    fn hand_over(&self, state: &mut State, from: &mut VecDeque<Delivery>) -> usize {
+        let mut handed = 0;
+        while let (Some(first), Some((caller, _))) = (from.front(), &state.fed) {
+            let most = caller.most_messages().saturating_sub(state.with_plugin);
+            if most == 0 {
+                break;
             }
-            Tried::Full(ack) => Some(Delivery { body, ack, hold, given_up }),
-            Tried::Refused(ack, error) => {
-                Counters::count(&self.counters.dropped);
-                if let Some(ack) = ack {
-                    let _ = ack.send(Err(error));
+            if first.given_up.as_ref().is_some_and(|given_up| given_up.load(Ordering::Acquire)) {
+                handed += first.body.len();
+                from.pop_front();
+                continue;
+            }
+            let together = if caller.takes_many() { run_of(from, most) } else { 1 };
+            if together > 1 {
+                match caller.try_messages(&array_of(from.iter().take(together)), together) {
+                    Tried::Sent => {
+                        state.with_plugin += together;
+                        handed += from.drain(..together).map(|delivery| delivery.body.len()).sum::<usize>();
+                        continue;
+                    }
+                    Tried::Full(_) => break,
+                    Tried::Refused(..) => {} // none is too long, and each by itself says what is wrong
                 }
-                None
             }
+            let Some(Delivery { body, ack, hold, given_up }) = from.pop_front() else { break };
+            match caller.try_message(&body, ack) {
+                Tried::Sent => state.with_plugin += 1,
+                Tried::Full(ack) => {
+                    from.push_front(Delivery { body, ack, hold, given_up });
+                    break;
+                }
+                Tried::Refused(ack, error) => {
+                    Counters::count(&self.counters.dropped);
+                    if let Some(ack) = ack {
+                        let _ = ack.send(Err(error));
+                    }
+                }
+            }
+            handed += body.len();
         }
+        handed
     }
 
     fn dropped(&self, delivery: Delivery) {
@@ -153,18 +176,12 @@ impl Queue {
         }
     }
 
-    /// Hands over as much as the plugin takes.
+    /// Hands over as much as the plugin takes of what waits.
     fn feed(&self, state: &mut State) {
-        while let Some(delivery) = state.waiting.pop_front() {
-            let length = delivery.body.len();
-            match self.hand_over_next(state, delivery) {
-                None => state.bytes -= length,
-                Some(back) => {
-                    state.waiting.push_front(back);
-                    return;
-                }
-            }
-        }
+        let mut waiting = std::mem::take(&mut state.waiting);
+        let handed = self.hand_over(state, &mut waiting);
+        state.waiting = waiting;
+        state.bytes = state.bytes.saturating_sub(handed);
     }
 
     /// A process takes messages from now on, or as soon as the one that does now has left.
@@ -196,14 +213,14 @@ impl Queue {
         }
     }
 
-    /// A message was answered.
-    pub(super) fn message_done(&self, generation: Generation, error: Option<&HostError>) {
+    /// So many messages were answered, the last of them perhaps with an error.
+    pub(super) fn messages_done(&self, generation: Generation, count: usize, error: Option<&HostError>) {
         if let Some(error) = error {
             self.logs.add(generation.0, "error", "on_message", &error.to_string());
         }
         let mut state = self.lock();
         if state.fed.as_ref().is_some_and(|(_, fed)| *fed == generation) {
-            state.with_plugin = state.with_plugin.saturating_sub(1);
+            state.with_plugin = state.with_plugin.saturating_sub(count);
             self.feed(&mut state);
         }
     }
@@ -212,6 +229,27 @@ impl Queue {
     pub(super) fn room_came(&self) {
         self.feed(&mut self.lock());
     }
+}
+
+/// How many of the first messages may go in one call: those that nobody wants to hear about, within the bounds of one.
+fn run_of(from: &VecDeque<Delivery>, most: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |delivery: &&Delivery| {
+        bytes += delivery.body.len();
+        delivery.ack.is_none() && delivery.given_up.is_none() && bytes <= limits::MAX_MESSAGES_BYTES
+    };
+    from.iter().take(most).take_while(fits).count()
+}
+
+/// Messages as the body of one call.
+fn array_of<'a>(deliveries: impl Iterator<Item = &'a Delivery> + Clone) -> Bytes {
+    let bytes: usize = deliveries.clone().map(|delivery| delivery.body.len()).sum();
+    let mut body = Vec::with_capacity(pack::ARRAY_HEAD + bytes);
+    body.extend_from_slice(&pack::array_head(deliveries.clone().count()));
+    for delivery in deliveries {
+        body.extend_from_slice(&delivery.body);
+    }
+    body.into()
 }
 
 #[cfg(test)]

@@ -67,6 +67,7 @@ impl PluginRegistrarApi {
             start: Some(start),
             receive: Some(receive),
             run: Some(run),
+            features: abi::FEATURE_MESSAGES,
         };
         // SAFETY: the host gave this function together with this context and copies the table before it returns.
         match unsafe { register(self.0.host_context, &table) } {

@@ -23,7 +23,11 @@ use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 use thenodes_ipc::{limits, pack, Code};
+
+/// Of several messages in one call the node hears at least so often, if one of them was handled.
+const TELL: Duration = Duration::from_millis(20);
 
 /// What stands before the name of a request on the link.
 const REQUEST: &str = "request.";
@@ -53,15 +57,31 @@ pub(crate) struct PromptArgs {
 
 /// What runs one after the other, in order of arrival.
 enum Work<'a> {
-    Load { id: u64, body: Cow<'a, [u8]> },
-    Message { id: u64, body: Cow<'a, [u8]> },
-    Stop { id: u64 },
+    Load {
+        id: u64,
+        body: Cow<'a, [u8]>,
+    },
+    Message {
+        id: u64,
+        body: Cow<'a, [u8]>,
+    },
+    /// Several messages; their numbers begin with this one.
+    Messages {
+        id: u64,
+        body: Cow<'a, [u8]>,
+    },
+    Stop {
+        id: u64,
+    },
 }
 
 impl Work<'_> {
     fn id(&self) -> u64 {
         match self {
-            Work::Load { id, .. } | Work::Message { id, .. } | Work::Stop { id } => *id,
+            Work::Load { id, .. }
+            | Work::Message { id, .. }
+            | Work::Messages { id, .. }
+            | Work::Stop { id } => *id,
         }
     }
 
@@ -70,6 +90,7 @@ impl Work<'_> {
         match self {
             Work::Load { id, body } => Work::Load { id, body: body.into_owned().into() },
             Work::Message { id, body } => Work::Message { id, body: body.into_owned().into() },
+            Work::Messages { id, body } => Work::Messages { id, body: body.into_owned().into() },
             Work::Stop { id } => Work::Stop { id },
         }
     }
@@ -229,6 +250,7 @@ impl Library {
             Incoming::Notify { .. } => {} // from a newer node; notices may be ignored
             Incoming::Call { id, method, body } => match method {
                 "message" => self.in_order(client, Work::Message { id, body: body.into() }, last),
+                "messages" => self.in_order(client, Work::Messages { id, body: body.into() }, last),
                 "load" => self.in_order(client, Work::Load { id, body: body.into() }, last),
                 "stop" => self.in_order(client, Work::Stop { id }, last),
                 "prompt" => self.prompt(client, id, body, last),
@@ -282,8 +304,8 @@ impl Library {
                 return;
             }
         }
-        // The node keeps at most MAX_CALLS_TO_PLUGIN calls open, so the lane cannot fill unless the node misbehaves.
-        if lane.waiting.len() >= limits::MAX_CALLS_TO_PLUGIN * 2 {
+        // The node keeps no more open, so the lane cannot fill unless the node misbehaves.
+        if lane.waiting.len() >= limits::MAX_CALLS_TO_PLUGIN * 2 + limits::MAX_MESSAGES_AT_ONCE {
             return client.fail(work.id(), &Code::ResourceExhausted, "too many calls wait in the plugin");
         }
         lane.waiting.push_back(work.keep());
@@ -478,7 +500,11 @@ impl Library {
         let id = work.id();
         let outcome = match work {
             Work::Load { body, .. } => self.load(client, &body),
-            Work::Message { body, .. } => self.message(id, &body),
+            Work::Message { body, .. } => match pack::decode(&body) {
+                Ok(message) => self.message(id, &message),
+                Err(error) => Err((Code::InvalidInput, error.to_string())),
+            },
+            Work::Messages { body, .. } => return self.messages(client, id, &body),
             Work::Stop { .. } => self.each_handler(|handler| {
                 if let Some(context) = self.context.get() {
                     self.runtime.block_on(handler.on_stop(context));
@@ -503,14 +529,36 @@ impl Library {
         })
     }
 
-    fn message(&self, id: u64, body: &[u8]) -> Result<(), (Code, String)> {
-        let message: Message = pack::decode(body).map_err(|e| (Code::InvalidInput, e.to_string()))?;
+    /// Several messages, one after the other. One answer is enough for all that went well; while they take their time the node hears
+    /// of each, and so knows that this goes on.
+    fn messages(&self, client: &Client, id: u64, body: &[u8]) {
+        let (mut done, mut all, mut told) = (0, 0, Instant::now());
+        let read = pack::each(body, |count, message: Message| {
+            all = count;
+            let number = id + done;
+            done += 1;
+            match self.message(number, &message) {
+                Ok(()) if (done as usize) < count && told.elapsed() < TELL => return,
+                Ok(()) => client.succeed(number, &()),
+                Err((code, text)) => client.fail(number, &code, &text),
+            }
+            told = Instant::now();
+        });
+        if let Err(error) = read {
+            // The node's own words; it gets an answer for each that it may have meant.
+            for number in done..(all as u64).max(done + 1) {
+                client.fail(id + number, &Code::InvalidInput, &error.to_string());
+            }
+        }
+    }
+
+    fn message(&self, id: u64, message: &Message) -> Result<(), (Code, String)> {
         let Some(context) = self.context.get() else {
             return Err((Code::Conflict, "a message before load".into()));
         };
         CURRENT_CALL.sync_scope(id, || {
             self.each_handler(|handler| {
-                handler.on_message(&message, context);
+                handler.on_message(message, context);
                 Ok(())
             })
         })

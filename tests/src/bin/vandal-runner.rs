@@ -92,6 +92,7 @@ fn run() -> Result<(), Failure> {
         prompts: vec!["hostile".into()],
         config_defaults: Vec::new(),
         extension_kinds: None,
+        messages: false,
     };
     say(&link, "registered", &pack::encode(&registration)?)?;
     // The report pipe, the ring, the library.

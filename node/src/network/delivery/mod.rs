@@ -305,7 +305,7 @@ pub fn acknowledge(network: &Network, owed: &Owed, status: &str) {
 }
 
 /// A message that was to be taken was taken, or not: answers, and sends on what waited for it.
-pub async fn finished(network: &Network, owed: &Owed, taken: bool) {
+pub fn finished(network: &Network, owed: &Owed, taken: bool) {
     if taken {
         acknowledge(network, owed, "ok");
     } else if let Some(hop) = &owed.hop {
@@ -314,7 +314,7 @@ pub async fn finished(network: &Network, owed: &Owed, taken: bool) {
     let Some(about) = &owed.about else { return };
     let next = network.desk.arrived().finished(&owed.from, about, taken, clock());
     if let Some(next) = next {
-        let _ = network.up.send(next).await; // the node ends
+        network.up(next);
     }
 }
 
@@ -326,7 +326,7 @@ pub async fn sweep(network: Arc<Network>) {
         ticks.tick().await;
         let ready = network.desk.arrived().sweep(clock());
         for message in ready {
-            let _ = network.up.send(message).await;
+            network.up(message);
         }
     }
 }

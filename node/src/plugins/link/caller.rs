@@ -222,6 +222,40 @@ impl Caller {
         }
     }
 
+    /// How many messages may be with the plugin at once.
+    pub(in crate::plugins) fn most_messages(&self) -> usize {
+        if self.shared.takes_many {
+            limits::MAX_MESSAGES_AT_ONCE
+        } else {
+            limits::MAX_MESSAGES_TO_PLUGIN
+        }
+    }
+
+    /// True if the plugin takes several messages in one call.
+    pub(in crate::plugins) fn takes_many(&self) -> bool {
+        self.shared.takes_many
+    }
+
+    /// As [`Caller::try_message`] for so many messages at once, packed as an array, for which nobody waits.
+    pub(in crate::plugins) fn try_messages(&self, body: &Bytes, count: usize) -> Tried {
+        let shared = &self.shared;
+        let numbers = u32::try_from(count).unwrap_or(u32::MAX);
+        let now = std::time::Instant::now();
+        let id = shared.pending.enter_many("messages", Waiter::Messages, now, numbers);
+        let deadline_ms = limits::CALL_DEADLINE.as_millis() as u32;
+        let frame = Frame::Call { id, cause: None, method: "messages", deadline_ms, body };
+        let put = shared.outbox.put(&shared.stream, &frame, body);
+        if put == Ok(Put::Taken) {
+            shared.busy();
+            return Tried::Sent;
+        }
+        match (shared.leave(id), put) {
+            (None, _) => Tried::Sent, // as above
+            (Some(_), Ok(_)) => Tried::Full(None),
+            (Some(_), Err(error)) => Tried::Refused(None, unsendable(&error)),
+        }
+    }
+
     /// Tells without waiting; false if the runner is too slow to be told.
     pub fn notify(&self, method: &str, body: impl Into<Bytes>) -> bool {
         let body = body.into();
@@ -381,13 +415,16 @@ pub(super) fn end_all(shared: &Shared, end: &Ended) {
     };
     for open in shared.pending.drain() {
         let error = HostError::new(Code::PluginCrashed, why.clone());
+        let left = u64::from(open.left());
         if !matches!(open.waiter, Waiter::Own(_)) {
-            shared.counters.calls.unanswered(open.kind, &Code::PluginCrashed);
+            shared.counters.calls.unanswered_times(open.kind, &Code::PluginCrashed, left);
         }
         match open.waiter {
             Waiter::Call(tell) | Waiter::Own(tell) => drop(tell.send(Err(Failed::Gone(error)))),
             Waiter::Message(Some(tell)) => drop(tell.send(Err(error))),
-            Waiter::Message(None) => Counters::count(&shared.counters.lost),
+            Waiter::Message(None) | Waiter::Messages => {
+                shared.counters.lost.fetch_add(left, Ordering::Relaxed);
+            }
         }
     }
     shared.intake.lock().unwrap_or_else(std::sync::PoisonError::into_inner).close();

@@ -20,6 +20,7 @@ pub struct Greeting {
     decoder: FrameDecoder,
     deadline: Instant,
     step: &'static str,
+    takes_many: bool,
 }
 
 impl Greeting {
@@ -32,6 +33,7 @@ impl Greeting {
             decoder: FrameDecoder::new(limits::MAX_FRAME),
             deadline,
             step: "putting up the walls",
+            takes_many: false,
         }
     }
 
@@ -60,7 +62,11 @@ impl Greeting {
             .map_err(|e| Ended::Because(Cause::Violation(e.to_string())))?;
         let written = timeout_at(self.deadline, (&self.stream).write_all(&out)).await;
         match written {
-            Ok(Ok(())) => self.expect("registered").await,
+            Ok(Ok(())) => {
+                let registration: Registration = self.expect("registered").await?;
+                self.takes_many = registration.messages;
+                Ok(registration)
+            }
             Ok(Err(_)) => Err(Ended::Closed),
             Err(_) => Err(Ended::Because(Cause::Deadline(self.step))),
         }
@@ -101,6 +107,7 @@ impl Greeting {
         counters: Arc<Counters>,
         rates: LinkRates,
     ) -> Link {
-        Link::start(self.stream, self.decoder, self.ring, generation, host, counters, rates)
+        let Self { stream, decoder, ring, takes_many, .. } = self;
+        Link::start(stream, decoder, ring, generation, host, counters, rates, takes_many)
     }
 }

@@ -406,7 +406,7 @@ impl Intake {
         length: usize,
     ) -> Result<Option<Rest>, String> {
         self.begun = None;
-        let waiter = shared.answered(id, failed.as_ref())?;
+        let answered = shared.answered(id, failed.as_ref())?;
         let (body, at) = self.decoder.take_body(length);
         let answer: Answer = match failed {
             None => Ok(Bytes::from(body).slice(at..)),
@@ -415,9 +415,11 @@ impl Intake {
                 Err(HostError::new(code, crate::text::printable(&text, 4000)))
             }
         };
-        match waiter {
+        let count = answered.as_ref().map_or(0, |answered| answered.count);
+        match answered.map(|answered| answered.waiter) {
             Some(Waiter::Call(tell) | Waiter::Own(tell)) => drop(tell.send(answer.map_err(Failed::Answered))),
-            Some(Waiter::Message(ack)) => shared.message_done(ack, answer),
+            Some(Waiter::Message(ack)) => shared.messages_done(count, ack, answer),
+            Some(Waiter::Messages) => shared.messages_done(count, None, answer),
             None => Counters::count(&shared.counters.ignored), // late: the deadline was faster
         }
         Ok(None)

@@ -35,7 +35,7 @@ use intake::{Intake, Rest};
 use interprocess::os::unix::uds_local_socket::tokio::Stream;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use outbox::{Outbox, Way};
-use pending::{Pending, Waiter};
+use pending::{Answered, Pending, Waiter};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -131,6 +131,8 @@ struct Shared {
     intake: Mutex<Intake>,
     open: Semaphore,
     counters: Arc<Counters>,
+    /// The plugin takes several messages in one call.
+    takes_many: bool,
     /// Why the link ended, for whoever comes late.
     ended: OnceLock<Ended>,
     /// Gets word when a message was answered or there is room for more.
@@ -158,23 +160,25 @@ impl Shared {
     }
 
     /// Takes a call out because its answer has come; `failed`: with an error. An error of ours is a violation.
-    fn answered(&self, id: CallId, failed: Option<&Code>) -> Result<Option<Waiter>, String> {
-        let Some(open) = self.pending.answered(id)? else { return Ok(None) };
-        self.give_back(Some(&open.waiter));
-        if !matches!(open.waiter, Waiter::Own(_)) {
-            self.counters.calls.answered(open.kind, open.since.elapsed(), failed);
+    fn answered(&self, id: CallId, failed: Option<&Code>) -> Result<Option<Answered>, String> {
+        let Some(answered) = self.pending.answered(id)? else { return Ok(None) };
+        self.give_back(Some(&answered.waiter));
+        if !matches!(answered.waiter, Waiter::Own(_)) {
+            let took = answered.since.elapsed();
+            self.counters.calls.answered(answered.kind, took, failed, u64::from(answered.count));
         }
-        Ok(Some(open.waiter))
+        Ok(Some(answered))
     }
 
-    /// A message was handled, or failed in the handler.
-    fn message_done(&self, ack: Option<oneshot::Sender<Answer>>, answer: Answer) {
-        match &answer {
-            Ok(_) => Counters::count(&self.counters.answered),
-            Err(error) => self.counters.failure(error),
+    /// Messages were handled, the last of them perhaps with an error.
+    fn messages_done(&self, count: u32, ack: Option<oneshot::Sender<Answer>>, answer: Answer) {
+        let well = u64::from(count) - u64::from(answer.is_err());
+        self.counters.answered.fetch_add(well, Ordering::Relaxed);
+        if let Err(error) = &answer {
+            self.counters.failure(error);
         }
         if let Some(queue) = self.queue.get() {
-            queue.message_done(self.generation, answer.as_ref().err());
+            queue.messages_done(self.generation, count as usize, answer.as_ref().err());
         }
         if let Some(ack) = ack {
             let _ = ack.send(answer);
@@ -201,6 +205,7 @@ pub struct Link {
 }
 
 impl Link {
+    #[allow(clippy::too_many_arguments)] // one call, in `greeting`
     fn start(
         stream: Stream,
         decoder: FrameDecoder,
@@ -209,6 +214,7 @@ impl Link {
         host: Arc<dyn Host>,
         counters: Arc<Counters>,
         rates: LinkRates,
+        takes_many: bool,
     ) -> Self {
         let (way, ring) = match ring.map(Region::node_side) {
             Some((down, up)) => (Way::Ring(down), Some(up)),
@@ -222,6 +228,7 @@ impl Link {
             intake: Mutex::new(Intake::new(decoder, ring, host, rates)),
             open: Semaphore::new(limits::MAX_CALLS_TO_PLUGIN),
             counters,
+            takes_many,
             ended: OnceLock::new(),
             queue: OnceLock::new(),
             watched: AtomicBool::new(false),

@@ -16,15 +16,43 @@ pub(super) enum Waiter {
     Own(oneshot::Sender<Outcome>),
     /// The plugin's queue, which goes on with the next message.
     Message(Option<oneshot::Sender<Answer>>),
+    /// The same for several messages in one call, for which nobody else waits.
+    Messages,
+}
+
+impl Waiter {
+    fn is_queue(&self) -> bool {
+        matches!(self, Waiter::Message(_) | Waiter::Messages)
+    }
 }
 
 /// An open call.
 pub(super) struct Open {
     id: CallId,
+    /// Numbers from `id` on that are this call's, one for each message, and how many of them are answered.
+    count: u32,
+    done: u32,
     pub(super) waiter: Waiter,
     pub(super) since: Instant,
     pub(super) kind: Method,
     method: Word,
+}
+
+impl Open {
+    /// What it has no answer to.
+    pub(super) fn left(&self) -> u32 {
+        self.count - self.done
+    }
+}
+
+/// An answer that was waited for.
+pub(super) struct Answered {
+    /// Who waits for it. The waiter of several messages stays until the last of them is answered.
+    pub(super) waiter: Waiter,
+    /// Messages that it answers: those before its own went well.
+    pub(super) count: u32,
+    pub(super) since: Instant,
+    pub(super) kind: Method,
 }
 
 /// The beginning of a method's name, without an allocation.
@@ -63,11 +91,15 @@ struct Table {
 impl Table {
     fn remove(&mut self, id: CallId) -> Option<Open> {
         let at = self.open.iter().position(|open| open.id == id)?;
+        Some(self.remove_at(at))
+    }
+
+    fn remove_at(&mut self, at: usize) -> Open {
         let open = self.open.swap_remove(at);
-        if matches!(open.waiter, Waiter::Message(_)) {
+        if open.waiter.is_queue() {
             self.messages = self.messages.saturating_sub(1);
         }
-        Some(open)
+        open
     }
 }
 
@@ -90,17 +122,23 @@ impl Pending {
 
     /// Enters a call that is made now and gives it a number.
     pub(super) fn enter(&self, method: &str, waiter: Waiter, now: Instant) -> CallId {
+        self.enter_many(method, waiter, now, 1)
+    }
+
+    /// Enters a call with so many messages, each of which has a number; returns the first.
+    pub(super) fn enter_many(&self, method: &str, waiter: Waiter, now: Instant, count: u32) -> CallId {
         let mut table = self.lock();
-        table.next += 1;
-        let id = CallId::new(self.generation, table.next);
-        if matches!(waiter, Waiter::Message(_)) {
+        let id = CallId::new(self.generation, table.next + 1);
+        table.next += u64::from(count);
+        if waiter.is_queue() {
             if table.messages == 0 {
                 table.progress = Some(now);
             }
             table.messages += 1;
         }
         let kind = Method::of(method);
-        table.open.push(Open { id, waiter, since: now, kind, method: Word::new(method) });
+        let method = Word::new(method);
+        table.open.push(Open { id, count, done: 0, waiter, since: now, kind, method });
         id
     }
 
@@ -110,19 +148,30 @@ impl Pending {
     }
 
     /// Takes a call out because its answer has come. An error: no such call was ever made.
-    pub(super) fn answered(&self, id: CallId) -> Result<Option<Open>, String> {
+    pub(super) fn answered(&self, id: CallId) -> Result<Option<Answered>, String> {
         let mut table = self.lock();
         if id.generation() != self.generation || id.counter() > table.next || id.counter() == 0 {
             return Err(format!("a reply to call {:#x}, which was never made", id.0));
         }
-        let open = table.remove(id);
-        if matches!(&open, Some(Open { waiter: Waiter::Message(_), .. })) {
+        let place = |open: &Open| id.0.wrapping_sub(open.id.0);
+        let Some(at) = table.open.iter().position(|open| place(open) < u64::from(open.count)) else {
+            return Ok(None);
+        };
+        let open = &mut table.open[at];
+        let through = place(open) as u32 + 1; // below `count`
+        if through <= open.done {
+            return Ok(None);
+        }
+        let (count, since, kind) = (through - open.done, open.since, open.kind);
+        open.done = through;
+        let waiter = if through == open.count { table.remove_at(at).waiter } else { Waiter::Messages };
+        if waiter.is_queue() {
             table.progress = Some(Instant::now());
             if table.messages == 0 {
                 self.without_messages.notify_waiters();
             }
         }
-        Ok(open)
+        Ok(Some(Answered { waiter, count, since, kind }))
     }
 
     /// True if this call is open and no other is.
@@ -184,13 +233,35 @@ mod tests {
     fn an_answer_finds_its_call_once_and_a_call_that_was_never_made_is_a_violation() {
         let pending = Pending::new(Generation(3));
         let id = pending.enter("message", Waiter::Message(None), Instant::now());
-        assert!(matches!(pending.answered(id), Ok(Some(Open { waiter: Waiter::Message(None), .. }))));
+        assert!(matches!(pending.answered(id), Ok(Some(Answered { waiter: Waiter::Message(None), .. }))));
         assert!(matches!(pending.answered(id), Ok(None)), "late or double: ignored");
         for wrong in
             [CallId::new(Generation(2), 1), CallId::new(Generation(3), 2), CallId::new(Generation(3), 0)]
         {
             assert!(pending.answered(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn one_answer_counts_for_all_messages_before_it_and_none_counts_twice() {
+        let pending = Pending::new(Generation(3));
+        let now = Instant::now();
+        let before = pending.enter("message", Waiter::Message(None), now);
+        let first = pending.enter_many("messages", Waiter::Messages, now, 10);
+        let after = pending.enter("message", Waiter::Message(None), now);
+        let number = |place: u64| CallId(first.0 + place);
+        let mut count = |place| match pending.answered(number(place)).expect("it was made") {
+            Some(Answered { waiter: Waiter::Messages, count, .. }) => count,
+            Some(_) => panic!("another's"),
+            None => 0,
+        };
+        assert_eq!([3, 3, 1, 4, 9, 9, 0].map(&mut count), [4, 0, 0, 1, 5, 0, 0]);
+        assert!(matches!(pending.answered(before), Ok(Some(Answered { count: 1, .. }))));
+        assert!(matches!(pending.answered(after), Ok(Some(Answered { count: 1, .. }))));
+        let half = pending.enter_many("messages", Waiter::Messages, now, 10);
+        assert!(matches!(pending.answered(CallId(half.0 + 6)), Ok(Some(Answered { count: 7, .. }))));
+        assert!(pending.answered(CallId(half.0 + 10)).is_err(), "never made");
+        assert_eq!(pending.drain().iter().map(Open::left).collect::<Vec<_>>(), [3]);
     }
 
     #[test]

@@ -5,13 +5,14 @@ use thenodes_ipc::launch::{Level, Step};
 
 fn echo() -> Figures {
     let (calls, deaths) = (Calls::default(), Deaths::default());
-    calls.answered(Method::of("message"), Duration::from_micros(10), None);
-    calls.answered(Method::of("message"), Duration::from_micros(11), None);
-    calls.answered(Method::of("request.secret name"), Duration::from_millis(3), Some(&Code::Unhandled));
+    calls.answered(Method::of("message"), Duration::from_micros(10), None, 1);
+    calls.answered(Method::of("message"), Duration::from_micros(11), None, 1);
+    calls.answered(Method::of("request.secret name"), Duration::from_millis(3), Some(&Code::Unhandled), 1);
     calls.answered(
         Method::of("request.another"),
         Duration::from_secs(31),
         Some(&Code::Other("X\"\n".into())),
+        1,
     );
     calls.unanswered(Method::of("prompt"), &Code::Timeout);
     deaths.count(&Cause::Signal(11));

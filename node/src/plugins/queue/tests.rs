@@ -59,7 +59,7 @@ fn block_peer_drops_nothing_that_holds_room_and_gives_the_room_back_when_nobody_
     let room = Arc::new(Semaphore::new(ALL));
     for number in 0..ALL {
         let permit = Arc::new(room.clone().try_acquire_owned().expect("room"));
-        queue.deliver(numbered(number, Some(Box::new(permit))));
+        queue.deliver(numbered(number, Some(Arc::new(permit))));
     }
     assert_eq!((waiting(&queue).len(), dropped(&queue)), (ALL, 0));
     assert_eq!(room.available_permits(), 0, "whoever sends more waits");
@@ -75,8 +75,8 @@ fn room_that_several_plugins_hold_is_given_back_by_the_last() {
     let (one, other) = (queue(Overflow::BlockPeer), queue(Overflow::BlockPeer));
     let room = Arc::new(Semaphore::new(1));
     let permit = Arc::new(room.clone().try_acquire_owned().expect("room"));
-    one.deliver(numbered(0, Some(Box::new(permit.clone()))));
-    other.deliver(numbered(0, Some(Box::new(permit))));
+    one.deliver(numbered(0, Some(Arc::new(permit.clone()))));
+    other.deliver(numbered(0, Some(Arc::new(permit))));
     one.let_go();
     assert_eq!(room.available_permits(), 0);
     other.let_go();
