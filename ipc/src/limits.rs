@@ -21,9 +21,13 @@ pub const MAX_CALLS_TO_PLUGIN: usize = 64;
 /// Messages that may be with one plugin at once, beside its calls. More wait in that plugin's bounded queue.
 pub const MAX_MESSAGES_TO_PLUGIN: usize = 32;
 
-/// The same for a plugin that takes several in one call. What is with a plugin when its process ends is lost, so no more than keep it
-/// busy while the next ones are on their way.
+/// The same for a plugin that takes several in one call and is done with them within [`SOON`]. What is with a plugin when its process ends
+/// is lost: no more than keeps it busy while the next ones are on their way.
 pub const MAX_MESSAGES_AT_ONCE: usize = 256;
+
+/// A plugin that is done with a message so soon after it was handed over may have more of them at once; one that takes twice as long has
+/// less.
+pub const SOON: Duration = Duration::from_millis(5);
 
 /// Bytes of messages in one call; a longer message has a call of its own.
 pub const MAX_MESSAGES_BYTES: usize = 64 * 1024;

@@ -328,7 +328,7 @@ fn violations_are_a_table_for_people() {
     assert!(!table.contains('{'), "{table}");
 }
 
-/// More than a queue of 256 and the 32 messages that may be with a plugin.
+/// More than a queue of 256 and the 32 messages that may be with a plugin that takes its time.
 const MANY: usize = 320;
 
 #[test]

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use thenodes::host::HostError;
 use thenodes_ipc::{limits, pack, Code, Generation};
 use tokio::sync::oneshot;
@@ -40,8 +41,9 @@ struct State {
     fed: Option<(Caller, Generation)>,
     /// The one that is fed when that one leaves.
     next: Option<(Caller, Generation)>,
-    /// Messages that are with it.
+    /// Messages that are with it, and how many may be.
     with_plugin: usize,
+    window: usize,
 }
 
 /// The queue of one plugin.
@@ -128,7 +130,7 @@ impl Queue {
     fn hand_over(&self, state: &mut State, from: &mut VecDeque<Delivery>) -> usize {
         let mut handed = 0;
         while let (Some(first), Some((caller, _))) = (from.front(), &state.fed) {
-            let most = caller.most_messages().saturating_sub(state.with_plugin);
+            let most = state.window.saturating_sub(state.with_plugin);
             if most == 0 {
                 break;
             }
@@ -208,18 +210,26 @@ impl Queue {
     fn take_turns(&self, state: &mut State) {
         if state.fed.is_none() && state.next.is_some() {
             state.fed = state.next.take();
-            state.with_plugin = 0;
+            (state.with_plugin, state.window) = (0, limits::MAX_MESSAGES_TO_PLUGIN);
             self.feed(state);
         }
     }
 
-    /// So many messages were answered, the last of them perhaps with an error.
-    pub(super) fn messages_done(&self, generation: Generation, count: usize, error: Option<&HostError>) {
+    /// So many messages were answered, so long after they were handed over, the last of them perhaps with an error.
+    pub(super) fn messages_done(
+        &self,
+        generation: Generation,
+        count: usize,
+        age: Duration,
+        error: Option<&HostError>,
+    ) {
         if let Some(error) = error {
             self.logs.add(generation.0, "error", "on_message", &error.to_string());
         }
         let mut state = self.lock();
-        if state.fed.as_ref().is_some_and(|(_, fed)| *fed == generation) {
+        let fed = state.fed.as_ref().filter(|(_, fed)| *fed == generation);
+        if let Some(takes_many) = fed.map(|(caller, _)| caller.takes_many()) {
+            state.window = window(state.window, takes_many, age);
             state.with_plugin = state.with_plugin.saturating_sub(count);
             self.feed(&mut state);
         }
@@ -229,6 +239,17 @@ impl Queue {
     pub(super) fn room_came(&self) {
         self.feed(&mut self.lock());
     }
+}
+
+/// How many messages may be with a plugin after one was answered that was with it for so long.
+fn window(now: usize, takes_many: bool, age: Duration) -> usize {
+    let next = match () {
+        () if !takes_many => limits::MAX_MESSAGES_TO_PLUGIN,
+        () if age <= limits::SOON => now * 2,
+        () if age > 2 * limits::SOON => now / 2,
+        () => now,
+    };
+    next.clamp(limits::MAX_MESSAGES_TO_PLUGIN, limits::MAX_MESSAGES_AT_ONCE)
 }
 
 /// How many of the first messages may go in one call: those that nobody wants to hear about, within the bounds of one.

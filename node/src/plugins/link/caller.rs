@@ -222,15 +222,6 @@ impl Caller {
         }
     }
 
-    /// How many messages may be with the plugin at once.
-    pub(in crate::plugins) fn most_messages(&self) -> usize {
-        if self.shared.takes_many {
-            limits::MAX_MESSAGES_AT_ONCE
-        } else {
-            limits::MAX_MESSAGES_TO_PLUGIN
-        }
-    }
-
     /// True if the plugin takes several messages in one call.
     pub(in crate::plugins) fn takes_many(&self) -> bool {
         self.shared.takes_many

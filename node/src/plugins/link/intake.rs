@@ -415,11 +415,11 @@ impl Intake {
                 Err(HostError::new(code, crate::text::printable(&text, 4000)))
             }
         };
-        let count = answered.as_ref().map_or(0, |answered| answered.count);
+        let (count, took) = answered.as_ref().map_or_else(Default::default, |a| (a.count, a.took));
         match answered.map(|answered| answered.waiter) {
             Some(Waiter::Call(tell) | Waiter::Own(tell)) => drop(tell.send(answer.map_err(Failed::Answered))),
-            Some(Waiter::Message(ack)) => shared.messages_done(count, ack, answer),
-            Some(Waiter::Messages) => shared.messages_done(count, None, answer),
+            Some(Waiter::Message(ack)) => shared.messages_done(count, took, ack, answer),
+            Some(Waiter::Messages) => shared.messages_done(count, took, None, answer),
             None => Counters::count(&shared.counters.ignored), // late: the deadline was faster
         }
         Ok(None)

@@ -164,21 +164,20 @@ impl Shared {
         let Some(answered) = self.pending.answered(id)? else { return Ok(None) };
         self.give_back(Some(&answered.waiter));
         if !matches!(answered.waiter, Waiter::Own(_)) {
-            let took = answered.since.elapsed();
-            self.counters.calls.answered(answered.kind, took, failed, u64::from(answered.count));
+            self.counters.calls.answered(answered.kind, answered.took, failed, u64::from(answered.count));
         }
         Ok(Some(answered))
     }
 
     /// Messages were handled, the last of them perhaps with an error.
-    fn messages_done(&self, count: u32, ack: Option<oneshot::Sender<Answer>>, answer: Answer) {
+    fn messages_done(&self, count: u32, age: Duration, ack: Option<oneshot::Sender<Answer>>, answer: Answer) {
         let well = u64::from(count) - u64::from(answer.is_err());
         self.counters.answered.fetch_add(well, Ordering::Relaxed);
         if let Err(error) = &answer {
             self.counters.failure(error);
         }
         if let Some(queue) = self.queue.get() {
-            queue.messages_done(self.generation, count as usize, answer.as_ref().err());
+            queue.messages_done(self.generation, count as usize, age, answer.as_ref().err());
         }
         if let Some(ack) = ack {
             let _ = ack.send(answer);

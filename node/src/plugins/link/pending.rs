@@ -4,7 +4,7 @@
 use super::{Answer, Outcome};
 use crate::plugins::metrics::Method;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use thenodes_ipc::{CallId, Generation};
 use tokio::sync::{oneshot, Notify};
 
@@ -51,7 +51,7 @@ pub(super) struct Answered {
     pub(super) waiter: Waiter,
     /// Messages that it answers: those before its own went well.
     pub(super) count: u32,
-    pub(super) since: Instant,
+    pub(super) took: Duration,
     pub(super) kind: Method,
 }
 
@@ -162,16 +162,17 @@ impl Pending {
         if through <= open.done {
             return Ok(None);
         }
-        let (count, since, kind) = (through - open.done, open.since, open.kind);
+        let now = Instant::now();
+        let (count, took, kind) = (through - open.done, now.saturating_duration_since(open.since), open.kind);
         open.done = through;
         let waiter = if through == open.count { table.remove_at(at).waiter } else { Waiter::Messages };
         if waiter.is_queue() {
-            table.progress = Some(Instant::now());
+            table.progress = Some(now);
             if table.messages == 0 {
                 self.without_messages.notify_waiters();
             }
         }
-        Ok(Some(Answered { waiter, count, since, kind }))
+        Ok(Some(Answered { waiter, count, took, kind }))
     }
 
     /// True if this call is open and no other is.
@@ -218,9 +219,9 @@ impl Pending {
 pub struct Stalled {
     /// Time since a message was answered, if one is open; zero if none is. Messages are handled one after the other, so one may
     /// be old without anything being wrong; that none is answered is.
-    pub messages: std::time::Duration,
+    pub messages: Duration,
     /// Age of the oldest open call.
-    pub oldest: std::time::Duration,
+    pub oldest: Duration,
     /// Its method, or the beginning of it.
     pub method: String,
 }
@@ -270,7 +271,7 @@ mod tests {
         assert_eq!(pending.stalled(Instant::now()), None);
         let first = pending.enter("message", Waiter::Message(None), Instant::now());
         let second = pending.enter("message", Waiter::Message(None), Instant::now());
-        let late = Instant::now() + std::time::Duration::from_secs(60);
+        let late = Instant::now() + Duration::from_secs(60);
         let stalled = pending.stalled(late).expect("two are open");
         assert!(stalled.messages.as_secs() >= 59 && stalled.oldest.as_secs() >= 59);
         pending.answered(first).expect("it was made");

@@ -82,3 +82,14 @@ fn room_that_several_plugins_hold_is_given_back_by_the_last() {
     other.let_go();
     assert_eq!(room.available_permits(), 1);
 }
+
+#[test]
+fn a_plugin_has_no_more_messages_at_once_than_it_is_soon_done_with() {
+    let (soon, late) = (limits::SOON, 2 * limits::SOON + Duration::from_millis(1));
+    let after = |ages: &[Duration]| ages.iter().fold(32, |now, age| window(now, true, *age));
+    assert_eq!(after(&[soon; 2]), 128);
+    assert_eq!(after(&[soon; 9]), limits::MAX_MESSAGES_AT_ONCE);
+    assert_eq!(after(&[soon, soon, late]), 64);
+    assert_eq!(after(&[late; 9]), limits::MAX_MESSAGES_TO_PLUGIN);
+    assert_eq!(window(32, false, Duration::ZERO), limits::MAX_MESSAGES_TO_PLUGIN, "one call each");
+}
