@@ -73,6 +73,8 @@ enum BenchWhat {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Messages of a peer to one plugin, beside upstream's node with a plugin in its own process.
+    Inbound,
 }
 
 fn main() -> Result<()> {
@@ -85,6 +87,7 @@ fn main() -> Result<()> {
         Task::Bench { what: Some(BenchWhat::Net { tool, only }), rounds } => {
             net::bench(&tool, rounds, only.as_deref())
         }
+        Task::Bench { what: Some(BenchWhat::Inbound), rounds } => net::inbound(rounds),
         Task::Interop => net::interop(),
         Task::Bench { what: None, rounds } => {
             let features = ["--workspace", "--features", "thenodes-tests/bench"];

@@ -39,6 +39,29 @@ pub(crate) fn bench(tool: &Path, rounds: usize, only: Option<&str>) -> Result<()
     run(Command::new("python3").arg("ratios.py").arg(&results).current_dir(&tool))
 }
 
+/// Messages of a peer to one plugin, ours and upstream's.
+pub(crate) fn inbound(rounds: usize) -> Result<()> {
+    let features = ["--workspace", "--features", "thenodes-tests/bench"];
+    run(cargo().args(["build", "--release"]).args(features))?;
+    let upstream = target().join("upstream");
+    run(cargo()
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--manifest-path",
+            "tests/upstream-peer/Cargo.toml",
+            "--target-dir",
+        ])
+        .arg(&upstream)
+        .current_dir(root()))?;
+    let bin = target().join("release");
+    fs::copy(upstream.join("release/upstream-peer"), bin.join("upstream-peer")).context("upstream's node")?;
+    run(Command::new(bin.join("bench"))
+        .args(["--inbound", &rounds.to_string()])
+        .env("THENODES_BIN_DIR", &bin))
+}
+
 /// Runs the tests with real upstream nodes and writes what passed to docs/interop.md.
 pub(crate) fn interop() -> Result<()> {
     crate::test::build()?;

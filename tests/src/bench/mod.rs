@@ -5,6 +5,7 @@ pub mod call;
 pub mod floor;
 pub mod growth;
 pub mod grpc;
+pub mod inbound;
 pub mod start;
 
 use serde_json::{json, Value};
