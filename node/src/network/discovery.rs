@@ -73,6 +73,16 @@ pub fn is_believable(told: SocketAddr, by: IpAddr, private: bool) -> bool {
     told.port() != 0 && reaches != Reach::Nowhere && (private || reaches >= reach(by))
 }
 
+/// What a node that listens at this port believes of a list that the peer at that address told.
+pub fn believed(told: &[String], by: IpAddr, private: bool, own_port: u16) -> Vec<SocketAddr> {
+    let own = |addr: &SocketAddr| addr.port() == own_port && reach(addr.ip()) == Reach::Host;
+    told.iter()
+        .take(MAX_LIST)
+        .filter_map(|text| text.parse::<SocketAddr>().ok())
+        .filter(|addr| is_believable(*addr, by, private) && !own(addr))
+        .collect()
+}
+
 /// When this node asks a peer for peers.
 pub(super) struct Asking<'a> {
     network: &'a Network,
@@ -158,13 +168,7 @@ impl Lists {
             return;
         }
         let private = network.net.discovery.private;
-        let own = |addr: &SocketAddr| addr.port() == network.local.port && reach(addr.ip()) == Reach::Host;
-        let believed: Vec<SocketAddr> = told
-            .iter()
-            .take(MAX_LIST)
-            .filter_map(|text| text.parse::<SocketAddr>().ok())
-            .filter(|addr| is_believable(*addr, peer.addr.ip(), private) && !own(addr))
-            .collect();
+        let believed = believed(told, peer.addr.ip(), private, network.local.port);
         let added = network.store.learn(&believed, PeerSource::Gossip);
         let detail =
             format!("node_id={} told={} believed={} new={added}", peer.node_id, told.len(), believed.len());
