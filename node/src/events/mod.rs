@@ -46,8 +46,10 @@ impl Emitter {
         addr: Option<String>,
         detail: impl Into<Option<String>>,
     ) {
-        let (action, detail) = (action.to_owned(), detail.into());
-        self.emit(LogEvent::Network(NetworkEvent { meta: self.meta(level), action, addr, detail }));
+        if self.bus.admits() {
+            let (meta, action, detail) = (self.meta(level), action.to_owned(), detail.into());
+            self.bus.put(LogEvent::Network(NetworkEvent { meta, action, addr, detail }));
+        }
     }
 
     /// Something on the network that peers cause at will: made only if it will be heard. An action, an address, and a detail.

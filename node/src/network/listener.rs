@@ -4,21 +4,27 @@ use super::connector::subnet;
 use super::discovery::{reach, Reach};
 use super::greeting::carry;
 use super::peers::Direction;
-use super::{Link, Network};
+use super::{clock, Link, Network, HANDSHAKE_DEADLINE};
 use std::collections::{HashMap, VecDeque};
+use std::future::{poll_fn, Future};
 use std::hash::Hash;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Notify, Semaphore};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 /// Connections that may wait to be accepted; the kernel has a bound of its own. One that finds no room comes again a second later.
 const BACKLOG: u32 = 4096;
+
+/// Connections that are greeted at the same time, until they have been.
+const TURNS: usize = 4;
+/// Connections that are accepted before one is greeted, however many more there are.
+const IN_A_ROW: usize = 256;
 
 /// Opens the listening socket; a failure is the caller's, not a node that runs on deaf.
 pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -99,61 +105,124 @@ impl Drop for Stranger {
     }
 }
 
-/// Accepts until the task is aborted.
-pub async fn listen(network: Arc<Network>, listener: TcpListener) {
-    let bounds = network.net.accepting;
-    let places = Arc::new(Semaphore::new(bounds.all));
-    let (addresses, subnets) = (Arc::new(Counts::default()), Arc::new(Counts::default()));
-    let strangers = Arc::new(Strangers::default());
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let (tcp, addr) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, usually: waiting is all that helps, and not waiting would spin.
-                network.events.network(LogLevel::Error, "accept_failed", None, error.to_string());
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
-        if network.ending.load(Ordering::Acquire) {
-            continue;
-        }
+/// A connection that was accepted, and where it counts.
+struct Accepted {
+    tcp: TcpStream,
+    addr: SocketAddr,
+    stranger: Stranger,
+    at: Instant,
+    _counted: (OwnedSemaphorePermit, Counted<IpAddr>, Counted<[u8; 6]>),
+}
+
+/// What is counted.
+struct Bounds {
+    places: Arc<Semaphore>,
+    addresses: Arc<Counts<IpAddr>>,
+    subnets: Arc<Counts<[u8; 6]>>,
+    strangers: Arc<Strangers>,
+}
+
+impl Bounds {
+    /// Counts a connection, or closes it.
+    fn admit(&self, network: &Network, tcp: TcpStream, addr: SocketAddr) -> Option<Accepted> {
+        let bounds = network.net.accepting;
         let ip = addr.ip().to_canonical();
-        let full = |what: String| {
-            network.events.network(LogLevel::Warn, "too_many_connections", Some(addr.to_string()), what);
+        let full = |most: usize, what: &str| {
+            network.events.network_with(LogLevel::Warn, || {
+                (
+                    "too_many_connections",
+                    Some(addr.to_string()),
+                    Some(format!("{most} connections {what} are open")),
+                )
+            });
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            full(format!("{} connections are open", bounds.all));
-            continue;
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            full(bounds.all, "of all");
+            return None;
         };
-        let Some(of_address) = addresses.admit(ip, bounds.per_address) else {
-            full(format!("{} connections from this address are open", bounds.per_address));
-            continue;
+        let Some(of_address) = self.addresses.admit(ip, bounds.per_address) else {
+            full(bounds.per_address, "from this address");
+            return None;
         };
         let most = if reach(ip) == Reach::Host { usize::MAX } else { bounds.per_subnet };
-        let Some(of_subnet) = subnets.admit(subnet(ip), most) else {
-            full(format!("{} connections from this network are open", bounds.per_subnet));
-            continue;
+        let Some(of_subnet) = self.subnets.admit(subnet(ip), most) else {
+            full(bounds.per_subnet, "from this network");
+            return None;
         };
-        let stranger = strangers.admit(ip, bounds.strangers);
-        let network = network.clone();
-        connections.spawn(async move {
-            let _counted = (place, of_address, of_subnet);
-            network.events.network(LogLevel::Debug, "incoming_connection", Some(addr.to_string()), None);
-            let told = stranger.2.clone();
-            tokio::select! {
-                biased;
-                () = told.notified() => network.events.network(
-                    LogLevel::Warn,
-                    "too_many_handshakes",
-                    Some(addr.to_string()),
-                    format!("closed for a newer one: {} from this address wait for theirs", bounds.strangers),
-                ),
-                _ = carry(&network, Link::Tcp(tcp), addr, Direction::Inbound, stranger) => {}
+        let stranger = self.strangers.admit(ip, bounds.strangers);
+        Some(Accepted { tcp, addr, stranger, at: clock(), _counted: (place, of_address, of_subnet) })
+    }
+}
+
+/// Accepts until the task is aborted. What is there is accepted first, which costs little, and then greeted, the newest first: whoever comes
+/// behind a flood waits for a moment, and what waits too long behind newer ones is closed.
+pub async fn listen(network: Arc<Network>, listener: TcpListener) {
+    let bounds = Bounds {
+        places: Arc::new(Semaphore::new(network.net.accepting.all)),
+        addresses: Arc::default(),
+        subnets: Arc::default(),
+        strangers: Arc::default(),
+    };
+    let turns = Arc::new(Semaphore::new(TURNS));
+    let mut waiting: VecDeque<Accepted> = VecDeque::new(); // no more than there are places
+    let mut connections = JoinSet::new();
+    let mut accepted_in_a_row = 0;
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepts = waiting.is_empty() || accepted_in_a_row < IN_A_ROW;
+        tokio::select! {
+            biased;
+            accepted = listener.accept(), if accepts => {
+                accepted_in_a_row += 1;
+                match accepted {
+                    Ok(_) if network.ending.load(Ordering::Acquire) => {}
+                    Ok((tcp, addr)) => waiting.extend(bounds.admit(&network, tcp, addr)),
+                    Err(error) => {
+                        // Out of descriptors, usually: waiting is all that helps, and not waiting would spin.
+                        network.events.network(LogLevel::Error, "accept_failed", None, error.to_string());
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                }
             }
-        });
+            Ok(turn) = turns.clone().acquire_owned(), if !waiting.is_empty() => {
+                accepted_in_a_row = 0;
+                if let Some(newest) = waiting.pop_back() {
+                    connections.spawn(greet(network.clone(), newest, turn));
+                }
+                while waiting.front().is_some_and(|oldest| clock().saturating_duration_since(oldest.at) > HANDSHAKE_DEADLINE) {
+                    waiting.pop_front();
+                }
+                if waiting.is_empty() {
+                    waiting = VecDeque::new(); // what a flood took is given back
+                }
+            }
+        }
+    }
+}
+
+/// Carries a connection. Others are greeted once this one has been.
+async fn greet(network: Arc<Network>, accepted: Accepted, turn: OwnedSemaphorePermit) {
+    let Accepted { tcp, addr, stranger, at: _, _counted } = accepted;
+    let events = &network.events;
+    events.network_with(LogLevel::Debug, || ("incoming_connection", Some(addr.to_string()), None));
+    let told = stranger.2.clone();
+    let mut carried = std::pin::pin!(carry(&network, Link::Tcp(tcp), addr, Direction::Inbound, stranger));
+    let mut turn = Some(turn);
+    // Its first step says HELLO, or begins TLS; everything after that waits for the other side.
+    let carried = poll_fn(|context| {
+        let step = carried.as_mut().poll(context);
+        turn = None;
+        step
+    });
+    tokio::select! {
+        biased;
+        () = told.notified() => events.network(
+            LogLevel::Warn,
+            "too_many_handshakes",
+            Some(addr.to_string()),
+            format!("closed for a newer one: {} from this address wait for theirs", network.net.accepting.strangers),
+        ),
+        _ = carried => {}
     }
 }
 

@@ -66,12 +66,23 @@ pub fn find_runner(configured: Option<&Path>) -> Result<PathBuf, String> {
     })
 }
 
+/// Descriptors that the table has room for from the start: for all connections that are let in by default, and what plugins take.
+const DESCRIPTORS: u64 = 5120;
+
 /// Raises the number of descriptors that this process may have to what its administrator allows: each plugin takes some, and
 /// the usual soft limit is made for programs that use `select`, which this one does not. Runners set their own.
+///
+/// Before the first thread is started: the kernel's table of descriptors is made large now, which costs 40 KiB. It grows when it is full, and
+/// in a program with threads each growth holds up whoever opens something until every processor has been seen to rest: many milliseconds,
+/// just when many connections come.
 pub fn make_room() -> io::Result<()> {
+    use nix::fcntl::{fcntl, FcntlArg};
     use nix::sys::resource::{getrlimit, setrlimit, Resource};
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let file = std::fs::File::open("/dev/null")?;
+    let last = i32::try_from(most.min(DESCRIPTORS)).unwrap_or(i32::MAX) - 1;
+    Ok(nix::unistd::close(fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(last))?)?)
 }
 
 /// What a start needs.
