@@ -111,7 +111,7 @@ struct Accepted {
     addr: SocketAddr,
     stranger: Stranger,
     at: Instant,
-    _counted: (OwnedSemaphorePermit, Counted<IpAddr>, Counted<[u8; 6]>),
+    counted: (OwnedSemaphorePermit, Counted<IpAddr>, Counted<[u8; 6]>),
 }
 
 /// What is counted.
@@ -150,7 +150,7 @@ impl Bounds {
             return None;
         };
         let stranger = self.strangers.admit(ip, bounds.strangers);
-        Some(Accepted { tcp, addr, stranger, at: clock(), _counted: (place, of_address, of_subnet) })
+        Some(Accepted { tcp, addr, stranger, at: clock(), counted: (place, of_address, of_subnet) })
     }
 }
 
@@ -201,28 +201,35 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
 }
 
 /// Carries a connection. Others are greeted once this one has been.
-async fn greet(network: Arc<Network>, accepted: Accepted, turn: OwnedSemaphorePermit) {
-    let Accepted { tcp, addr, stranger, at: _, _counted } = accepted;
-    let events = &network.events;
-    events.network_with(LogLevel::Debug, || ("incoming_connection", Some(addr.to_string()), None));
-    let told = stranger.2.clone();
-    let mut carried = std::pin::pin!(carry(&network, Link::Tcp(tcp), addr, Direction::Inbound, stranger));
-    let mut turn = Some(turn);
-    // Its first step says HELLO, or begins TLS; everything after that waits for the other side.
-    let carried = poll_fn(|context| {
-        let step = carried.as_mut().poll(context);
-        turn = None;
-        step
-    });
-    tokio::select! {
-        biased;
-        () = told.notified() => events.network(
-            LogLevel::Warn,
-            "too_many_handshakes",
-            Some(addr.to_string()),
-            format!("closed for a newer one: {} from this address wait for theirs", network.net.accepting.strangers),
-        ),
-        _ = carried => {}
+fn greet(
+    network: Arc<Network>,
+    accepted: Accepted,
+    turn: OwnedSemaphorePermit,
+) -> impl Future<Output = ()> + Send {
+    let Accepted { tcp, addr, stranger, at: _, counted } = accepted;
+    let (told, mut turn) = (stranger.2.clone(), Some(turn));
+    // Taken apart before: what a connection waits with is all that it costs.
+    async move {
+        let _counted = counted;
+        let events = &network.events;
+        events.network_with(LogLevel::Debug, || ("incoming_connection", Some(addr.to_string()), None));
+        let mut carried = std::pin::pin!(carry(&network, Link::Tcp(tcp), addr, Direction::Inbound, stranger));
+        // Its first step says HELLO, or begins TLS; everything after that waits for the other side.
+        let carried = poll_fn(|context| {
+            let step = carried.as_mut().poll(context);
+            turn = None;
+            step
+        });
+        tokio::select! {
+            biased;
+            () = told.notified() => events.network(
+                LogLevel::Warn,
+                "too_many_handshakes",
+                Some(addr.to_string()),
+                format!("closed for a newer one: {} from this address wait for theirs", network.net.accepting.strangers),
+            ),
+            _ = carried => {}
+        }
     }
 }
 
