@@ -1,6 +1,8 @@
 //! At home among real nodes of 0.2.0 and 0.4.0: messages, probes, lists of peers, delivery, and relaying in every seat. What passed is
 //! printed as a row of the matrix; `cargo xtask interop` writes it to `docs/interop.md`.
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use thenodes_tests::upstream::{free_port, lay_out, Upstream};
 use thenodes_tests::{Spec, TestNode, PATIENCE};
@@ -107,6 +109,43 @@ fn each_release_dials_and_is_dialed_and_messages_of_every_kind_pass() {
             }
             let who = if they_dial { "they dial" } else { "we dial" };
             row(&format!("handshake, TEXT, EXTENSION (text, JSON, bytes); {who}"), release.word());
+        }
+    }
+}
+
+/// Mutual TLS, each trusting the other's key, whoever dials.
+#[test]
+fn each_release_and_we_trust_each_other_by_key_whoever_dials() {
+    for release in Release::BOTH {
+        for they_dial in [true, false] {
+            let port = free_port();
+            let nodes = if they_dial { vec![] } else { vec![format!("\"127.0.0.1:{port}\"")] };
+            let node = Spec::encrypted("ours").with("courier").with("echo");
+            let mut node = node.top(&format!("bootstrap_nodes = [{}]", nodes.join(", "))).start();
+            let bootstrap = if they_dial { vec![node.port] } else { vec![] };
+            let dir = lay_out("upstream", port, &bootstrap, true, "");
+            let copy = |from: &Path, to: &Path| fs::copy(from, to).expect("copied");
+            copy(&node.dir.path().join("pki/own/cert.pem"), &dir.path().join("pki/trusted/ours.pem"));
+            fs::create_dir_all(node.dir.path().join("pki/trusted/certs")).expect("a directory");
+            copy(
+                &dir.path().join("pki/own/cert.pem"),
+                &node.dir.path().join("pki/trusted/certs/upstream.pem"),
+            );
+            let mut peer = match release {
+                Release::Old => Upstream::start_02(dir),
+                Release::New => Upstream::start(dir),
+            };
+            let role = if they_dial { "inbound" } else { "outbound" };
+            node.expect(&format!("TRUST role={role} decision=Accept reason=present-in-allowlist"));
+            node.seen("app_handshake_success");
+            peer.knows("ours");
+            peer.say(&format!("send ours {}", text("upstream", "ours", "hello")));
+            got(&node, "upstream: hello");
+            peer.expect("EXTENSION");
+            assert_eq!(node.prompt("courier", "send upstream back").as_deref(), Ok("ForwardedToTransport"));
+            assert!(peer.expect("back").contains("TEXT"));
+            let who = if they_dial { "they dial" } else { "we dial" };
+            row(&format!("mutual TLS with allow-listed keys, TEXT, EXTENSION; {who}"), release.word());
         }
     }
 }

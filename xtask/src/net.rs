@@ -87,7 +87,7 @@ pub(crate) fn interop() -> Result<()> {
         bail!("the tests with upstream nodes failed:\n{text}{}", String::from_utf8_lossy(&output.stderr));
     }
     let mut page = String::from(
-        "# Interoperation\n\nWhat passed with real nodes of upstream's from crates.io, as separate processes. Written by `cargo xtask interop` from\n`tests/tests/interop.rs`, which is part of every run of the tests; a row stands here only if its test reached it. Mutual TLS with\n0.4.0 is tested in `tests/tests/upstream.rs`.\n\n| what | with |\n|------|------|\n",
+        "# Interoperation\n\nWhat passed with real nodes of upstream's from crates.io, as separate processes. Written by `cargo xtask interop` from\n`tests/tests/interop.rs`, which is part of every run of the tests; a row stands here only if its test reached it.\n\n| what | with |\n|------|------|\n",
     );
     for (what, with) in &rows {
         page.push_str(&format!("| {what} | {with} |\n"));
