@@ -53,6 +53,18 @@ pub fn each<'a, T: Deserialize<'a>>(bytes: &'a [u8], take: impl FnMut(usize, T))
         .map_err(|e| PackError(e.to_string()))
 }
 
+/// The elements of an array, as they stand; those before the first that is none. For arrays of which [`each`] could not read an element.
+pub fn elements(bytes: &[u8]) -> Vec<&[u8]> {
+    let Some((Kind::Array(count), mut rest)) = head(bytes) else { return Vec::new() };
+    let mut elements = Vec::new();
+    for _ in 0..count {
+        let Some((element, after)) = split_value(rest) else { break };
+        elements.push(element);
+        rest = after;
+    }
+    elements
+}
+
 struct Each<F, T> {
     take: F,
     element: std::marker::PhantomData<T>,
@@ -180,6 +192,30 @@ fn content(value: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn elements_that_were_packed_before_are_read_together_or_one_by_one() {
+        let mut body = array_head(3).to_vec();
+        for word in ["a", "bc", ""] {
+            append(word, &mut body).expect("packs");
+        }
+        let mut read = Vec::new();
+        each(&body, |count, word: String| read.push((count, word))).expect("an array");
+        assert_eq!(read, [(3, "a".into()), (3, "bc".into()), (3, String::new())]);
+        let one_by_one: Vec<_> = elements(&body).into_iter().map(decode::<String>).collect();
+        assert_eq!(one_by_one, [Ok("a".into()), Ok("bc".into()), Ok(String::new())]);
+        // One that is something else costs those behind it nothing.
+        let mut mixed = array_head(3).to_vec();
+        append("a", &mut mixed)
+            .and_then(|()| append(&5, &mut mixed))
+            .and_then(|()| append("b", &mut mixed))
+            .expect("packs");
+        let mut read = 0;
+        assert!(each(&mixed, |_, _: String| read += 1).is_err() && read == 1);
+        assert_eq!(decode::<String>(elements(&mixed)[2]), Ok("b".into()));
+        assert_eq!(elements(&mixed[..4]).len(), 1, "cut");
+        assert!(elements(&[5]).is_empty() && elements(&[0xdd, 0xff, 0xff, 0xff, 0xff]).is_empty());
+    }
 
     #[test]
     fn trailing_bytes_are_refused() {

@@ -10,7 +10,7 @@ use std::future::{poll_fn, Future};
 use std::hash::Hash;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
@@ -24,7 +24,11 @@ const BACKLOG: u32 = 4096;
 /// Connections that are greeted at the same time, until they have been.
 const TURNS: usize = 4;
 /// Connections that are accepted before one is greeted, however many more there are.
-const IN_A_ROW: usize = 256;
+const IN_A_ROW: usize = 64;
+/// Every so many greetings the oldest has its turn, so that newer ones do not keep it waiting for ever.
+const OLDEST: usize = 8;
+/// How long nothing is accepted after accepting failed.
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
 
 /// Opens the listening socket; a failure is the caller's, not a node that runs on deaf.
 pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -70,12 +74,30 @@ impl<K: Eq + Hash + Copy> Drop for Counted<K> {
     }
 }
 
+/// Word for a stranger that a newer one needs its place.
+#[derive(Default)]
+struct Word {
+    told: AtomicBool,
+    notify: Notify,
+}
+
+impl Word {
+    fn tell(&self) {
+        self.told.store(true, Ordering::Release);
+        self.notify.notify_one();
+    }
+
+    fn is_told(&self) -> bool {
+        self.told.load(Ordering::Acquire)
+    }
+}
+
 /// Connections without a handshake yet, of each address, oldest first.
 #[derive(Default)]
-struct Strangers(Mutex<HashMap<IpAddr, VecDeque<Arc<Notify>>>>);
+struct Strangers(Mutex<HashMap<IpAddr, VecDeque<Arc<Word>>>>);
 
 /// One of them, until its handshake is over. Told when a newer one needs its place.
-struct Stranger(Arc<Strangers>, IpAddr, Arc<Notify>);
+struct Stranger(Arc<Strangers>, IpAddr, Arc<Word>);
 
 impl Strangers {
     /// Lets one in; the oldest of its address has to go if there are too many.
@@ -84,10 +106,10 @@ impl Strangers {
         let waiting = all.entry(ip).or_default();
         if waiting.len() >= most {
             if let Some(oldest) = waiting.pop_front() {
-                oldest.notify_one();
+                oldest.tell();
             }
         }
-        let told = Arc::new(Notify::new());
+        let told = Arc::<Word>::default();
         waiting.push_back(told.clone());
         Stranger(self.clone(), ip, told)
     }
@@ -112,6 +134,13 @@ struct Accepted {
     stranger: Stranger,
     at: Instant,
     counted: (OwnedSemaphorePermit, Counted<IpAddr>, Counted<[u8; 6]>),
+}
+
+impl Accepted {
+    /// A newer one of its address needs its place, or it waited too long.
+    fn is_over(&self) -> bool {
+        self.stranger.2.is_told() || clock().saturating_duration_since(self.at) > HANDSHAKE_DEADLINE
+    }
 }
 
 /// What is counted.
@@ -166,36 +195,50 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
     let turns = Arc::new(Semaphore::new(TURNS));
     let mut waiting: VecDeque<Accepted> = VecDeque::new(); // no more than there are places
     let mut connections = JoinSet::new();
-    let mut accepted_in_a_row = 0;
+    let (mut accepted_in_a_row, mut greeted) = (0, 0);
+    let mut not_before: Option<tokio::time::Instant> = None;
     loop {
         while connections.try_join_next().is_some() {}
         let accepts = waiting.is_empty() || accepted_in_a_row < IN_A_ROW;
+        let accept = async {
+            if let Some(at) = not_before {
+                tokio::time::sleep_until(at).await;
+            }
+            listener.accept().await
+        };
         tokio::select! {
             biased;
-            accepted = listener.accept(), if accepts => {
+            accepted = accept, if accepts => {
+                not_before = None;
                 accepted_in_a_row += 1;
                 match accepted {
                     Ok(_) if network.ending.load(Ordering::Acquire) => {}
                     Ok((tcp, addr)) => waiting.extend(bounds.admit(&network, tcp, addr)),
                     Err(error) => {
-                        // Out of descriptors, usually: waiting is all that helps, and not waiting would spin.
+                        // Out of descriptors, usually: waiting is all that helps, and not waiting would spin. Those that are here go on.
                         network.events.network(LogLevel::Error, "accept_failed", None, error.to_string());
-                        tokio::time::sleep(Duration::from_millis(200)).await;
+                        not_before = Some(tokio::time::Instant::now() + AFTER_FAILURE);
                     }
                 }
             }
             Ok(turn) = turns.clone().acquire_owned(), if !waiting.is_empty() => {
                 accepted_in_a_row = 0;
-                if let Some(newest) = waiting.pop_back() {
-                    connections.spawn(greet(network.clone(), newest, turn));
-                }
-                while waiting.front().is_some_and(|oldest| clock().saturating_duration_since(oldest.at) > HANDSHAKE_DEADLINE) {
-                    waiting.pop_front();
+                greeted += 1;
+                let next = if greeted % OLDEST == 0 { waiting.pop_front() } else { waiting.pop_back() };
+                if let Some(next) = next {
+                    connections.spawn(greet(network.clone(), next, turn));
                 }
                 if waiting.is_empty() {
                     waiting = VecDeque::new(); // what a flood took is given back
                 }
             }
+        }
+        while let Some(oldest) = waiting.front().filter(|oldest| oldest.is_over()) {
+            network.events.network_with(LogLevel::Warn, || {
+                let why = "closed before its greeting: newer ones came";
+                ("too_many_handshakes", Some(oldest.addr.to_string()), Some(why.into()))
+            });
+            waiting.pop_front();
         }
     }
 }
@@ -222,7 +265,7 @@ fn greet(
         });
         tokio::select! {
             biased;
-            () = told.notified() => events.network(
+            () = told.notify.notified() => events.network(
                 LogLevel::Warn,
                 "too_many_handshakes",
                 Some(addr.to_string()),
@@ -245,7 +288,8 @@ mod tests {
         let second = strangers.admit(here, 2);
         let elsewhere = strangers.admit(there, 2);
         let third = strangers.admit(here, 2);
-        first.2.notified().await;
+        first.2.notify.notified().await;
+        assert!(first.2.is_told() && !second.2.is_told());
         drop(second); // its handshake is over: nobody has to go for the next
         let fourth = strangers.admit(here, 2);
         drop((first, third, fourth, elsewhere));

@@ -25,6 +25,8 @@ impl Pace {
         if self.rate == 0.0 {
             return Duration::ZERO;
         }
+        // A clock that was read before the last look must not be credited for that time again.
+        let now = self.last.map_or(now, |last| now.max(last));
         let passed = self.last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
         self.last = Some(now);
         self.tokens = (self.tokens + passed.as_secs_f64() * self.rate).min(Self::most(self.rate));
@@ -57,6 +59,10 @@ mod tests {
         now += Duration::from_secs(3600);
         assert_eq!(pace.take(25, now), Duration::ZERO);
         assert!(pace.take(1, now) > Duration::ZERO, "an idle hour buys a quarter of a second");
+        let (mut pace, old) = (Pace::new(100), now);
+        let waits =
+            (0..200).map(|n| pace.take(1, if n % 2 == 0 { now + Duration::from_secs(1) } else { old }));
+        assert!(waits.last() > Some(Duration::from_secs(1)), "an old look at the clock earns nothing");
         assert_eq!(Pace::new(0).take(u32::MAX, now), Duration::ZERO);
     }
 }

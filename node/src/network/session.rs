@@ -262,7 +262,12 @@ impl<'a> Reader<'a> {
                     self.message(span).await?;
                     now = clock();
                 }
-                Gathered::Goes => self.go_up().await?,
+                Gathered::Goes => {
+                    self.go_up().await?;
+                    // Nothing was waited for: who brings much does not keep this thread from others.
+                    tokio::task::yield_now().await;
+                    now = clock();
+                }
                 Gathered::Waits(pause) => {
                     self.go_up().await?;
                     sleep(pause).await;

@@ -21,6 +21,9 @@ use tokio::sync::oneshot;
 /// What a message keeps from being used by others until the plugin has taken it; dropped then.
 pub type Hold = Arc<dyn std::any::Any + Send + Sync>;
 
+/// A message that is shorter may be a small part of what came with it, and is copied before it is kept, so that it keeps only itself.
+const PART: usize = 32 * 1024;
+
 /// A message on its way to a plugin.
 pub struct Delivery {
     /// The message, packed.
@@ -44,6 +47,8 @@ struct State {
     /// Messages that are with it, and how many may be.
     with_plugin: usize,
     window: usize,
+    /// It is given up: nothing is held for it until there is a process again.
+    given_up: bool,
 }
 
 /// The queue of one plugin.
@@ -78,6 +83,7 @@ impl Queue {
     /// is dropped.
     pub(super) fn let_go(&self) {
         let mut state = self.lock();
+        state.given_up = true;
         for waiting in &mut state.waiting {
             waiting.hold = None;
         }
@@ -104,7 +110,13 @@ impl Queue {
         }
     }
 
-    fn keep(&self, state: &mut State, delivery: Delivery) {
+    fn keep(&self, state: &mut State, mut delivery: Delivery) {
+        if state.given_up {
+            delivery.hold = None;
+        }
+        if delivery.body.len() < PART {
+            delivery.body = Bytes::copy_from_slice(&delivery.body);
+        }
         let full = |state: &State| {
             state.waiting.len() >= limits::PLUGIN_QUEUE
                 || state.bytes + delivery.body.len() > limits::PLUGIN_QUEUE_BYTES
@@ -130,7 +142,9 @@ impl Queue {
     fn hand_over(&self, state: &mut State, from: &mut VecDeque<Delivery>) -> usize {
         let mut handed = 0;
         while let (Some(first), Some((caller, _))) = (from.front(), &state.fed) {
-            let most = state.window.saturating_sub(state.with_plugin);
+            // One that is waited for does not stand behind many: whoever sent it gives it up in the end, and sends it again.
+            let window = if first.ack.is_some() { limits::MAX_MESSAGES_TO_PLUGIN } else { state.window };
+            let most = window.saturating_sub(state.with_plugin);
             if most == 0 {
                 break;
             }
@@ -190,6 +204,7 @@ impl Queue {
     pub(super) fn attach(&self, caller: Caller) {
         let mut state = self.lock();
         let generation = caller.generation();
+        state.given_up = false;
         state.next = Some((caller, generation));
         self.take_turns(&mut state);
     }

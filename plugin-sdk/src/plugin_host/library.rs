@@ -532,22 +532,34 @@ impl Library {
     /// Several messages, one after the other. One answer is enough for all that went well; while they take their time the node hears
     /// of each, and so knows that this goes on.
     fn messages(&self, client: &Client, id: u64, body: &[u8]) {
-        let (mut done, mut all, mut told) = (0, 0, Instant::now());
-        let read = pack::each(body, |count, message: Message| {
-            all = count;
-            let number = id + done;
+        let (mut done, mut told) = (0, Instant::now());
+        let mut handle = |count: usize, message: Result<Message, String>| {
+            let number = id + done as u64;
             done += 1;
-            match self.message(number, &message) {
-                Ok(()) if (done as usize) < count && told.elapsed() < TELL => return,
+            let outcome = match message {
+                Ok(message) => self.message(number, &message),
+                Err(error) => Err((Code::InvalidInput, error)),
+            };
+            match outcome {
+                Ok(()) if done < count && told.elapsed() < TELL => return,
                 Ok(()) => client.succeed(number, &()),
                 Err((code, text)) => client.fail(number, &code, &text),
             }
             told = Instant::now();
+        };
+        let (mut read, mut all) = (0, 0);
+        let failed = pack::each(body, |count, message| {
+            (read, all) = (read + 1, count);
+            handle(count, Ok(message));
         });
-        if let Err(error) = read {
-            // The node's own words; it gets an answer for each that it may have meant.
-            for number in done..(all as u64).max(done + 1) {
-                client.fail(id + number, &Code::InvalidInput, &error.to_string());
+        if let Err(error) = failed {
+            // One that this SDK does not know, from a newer node, costs only itself.
+            let elements = pack::elements(body);
+            let count = elements.len().max(all).max(1);
+            for place in read..count {
+                let message = elements.get(place).map(|element| pack::decode(element));
+                let message = message.unwrap_or_else(|| Err(error.clone()));
+                handle(count, message.map_err(|e| e.to_string()));
             }
         }
     }

@@ -1,9 +1,9 @@
-//! Rows about what must not grow: the cost of a call beside many plugins, of a message beside many peers, and of both after many
-//! messages. Each is a ratio against the same figure with one, or with none, taken in the same process a moment before.
+//! Rows about what must not grow: the cost of a call beside many plugins, of a message beside many peers, of both after many messages, and
+//! of a peer, a binding and a kept frame among many others. Each is a ratio against the same figure with one, or with none, taken in the same process a moment before.
 
 use super::call::{self, Node};
 use super::{of_process, pin, Row};
-use crate::Spec;
+use crate::{peer, Spec, TestNode};
 use bytes::Bytes;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -27,7 +27,8 @@ pub fn run(rounds: usize) {
     thenodes_node::plugins::process::make_room().expect("room for descriptors");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let _inside = runtime.enter();
-    for row in among_plugins(&runtime, rounds).into_iter().chain(beside_peers(&runtime, rounds)) {
+    let rows = among_plugins(&runtime, rounds).into_iter().chain(beside_peers(&runtime, rounds));
+    for row in rows.chain(among_others(rounds)) {
         println!("{}", row.json());
     }
 }
@@ -145,4 +146,76 @@ fn beside_peers(runtime: &Runtime, rounds: usize) -> Vec<Row> {
     }
     drop(others);
     vec![beside, memory]
+}
+
+/// Peers of one half, bindings of each, and frames that each has kept for absent nodes; all of them stay below a relay's bounds.
+const HALF: usize = 200;
+const SENDERS: usize = 10;
+const BINDINGS: u64 = 900;
+const FRAMES: u64 = 400;
+
+/// Time and memory of the second half, by those of the first.
+fn halves(time: &mut Row, memory: &mut Row, node: &TestNode, mut half: impl FnMut(usize)) {
+    let mut figures = [0, 1].map(|which| {
+        let (before, begun) = (node.memory(), Instant::now());
+        half(which);
+        (begun.elapsed().as_secs_f64(), node.memory().saturating_sub(before) as f64)
+    });
+    // What was freed before and is used again is no growth.
+    figures.iter_mut().for_each(|(_, bytes)| *bytes = bytes.max(4096.0));
+    time.add(figures[1].0 / figures[0].0);
+    memory.add(figures[1].1 / figures[0].1);
+}
+
+/// Peers, bindings and kept frames, the second as many as the first, at a relay without plugins.
+fn among_others(rounds: usize) -> Vec<Row> {
+    let row = |name, baseline| Row::new(name, "ratio", baseline);
+    let mut peers = [
+        row("time_of_200_peers_beside_200", "the first 200"),
+        row("memory_of_200_peers_beside_200", "the first 200"),
+    ];
+    let mut bindings = [
+        row("time_of_9000_bindings_beside_9000", "the first 9000"),
+        row("memory_of_9000_bindings_beside_9000", "the first 9000"),
+    ];
+    let mut frames = [
+        row("time_of_4000_kept_frames_behind_4000", "the first 4000"),
+        row("memory_of_4000_kept_frames_behind_4000", "the first 4000"),
+    ];
+    for _ in 0..rounds {
+        let node = Spec::new("relay")
+            .more("[network.relay]\nenabled = true\nstore_forward = true\n[network.limits]\nconnections_per_address = 4000\nhandshakes_per_address = 4000\n")
+            .start();
+        let mut all: Vec<peer::Peer> =
+            (0..20).map(|n| peer::Peer::greeted(&node, &format!("warm{n}"))).collect();
+        let [time, memory] = &mut peers;
+        halves(time, memory, &node, |half| {
+            all.extend((0..HALF).map(|n| peer::Peer::silent(&node, &format!("p{half}-{n}"), "null")));
+            all.last_mut().expect("it was added").settle();
+        });
+        let [time, memory] = &mut bindings;
+        halves(time, memory, &node, |half| {
+            for sender in &mut all[half * SENDERS..][..SENDERS] {
+                for n in 0..BINDINGS {
+                    let answer = sender.bind(&format!("away{n}"), true, "reliable", n, "null");
+                    assert!(answer.contains("\"ok\":true"), "{answer}");
+                }
+            }
+        });
+        let content = "QUFB".repeat(64);
+        let [time, memory] = &mut frames;
+        halves(time, memory, &node, |half| {
+            for (sender, number) in all[half * SENDERS..][..SENDERS].iter_mut().zip(half * SENDERS..) {
+                for n in 0..FRAMES {
+                    // Few for each target: the bound of one is another matter.
+                    let target = format!("away{}", (n + number as u64) % BINDINGS);
+                    sender.say(&peer::frame(&sender.id.clone(), &target, n + 1, &content));
+                }
+                sender.settle();
+            }
+        });
+        let kept = node.json(&["relay"])["relay"]["waiting"].as_u64();
+        assert_eq!(kept, Some(2 * SENDERS as u64 * FRAMES), "{}", node.json(&["relay"]));
+    }
+    peers.into_iter().chain(bindings).chain(frames).collect()
 }
