@@ -213,7 +213,7 @@ mod tests {
         let mut read = 0;
         assert!(each(&mixed, |_, _: String| read += 1).is_err() && read == 1);
         assert_eq!(decode::<String>(elements(&mixed)[2]), Ok("b".into()));
-        assert_eq!(elements(&mixed[..4]).len(), 1, "cut");
+        assert_eq!(elements(&mixed[..5]).len(), 1, "cut");
         assert!(elements(&[5]).is_empty() && elements(&[0xdd, 0xff, 0xff, 0xff, 0xff]).is_empty());
     }
 
