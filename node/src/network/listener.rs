@@ -195,7 +195,7 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
     let turns = Arc::new(Semaphore::new(TURNS));
     let mut waiting: VecDeque<Accepted> = VecDeque::new(); // no more than there are places
     let mut connections = JoinSet::new();
-    let (mut accepted_in_a_row, mut greeted) = (0, 0);
+    let (mut accepted_in_a_row, mut greeted) = (0, 0_usize);
     let mut not_before: Option<tokio::time::Instant> = None;
     loop {
         while connections.try_join_next().is_some() {}
@@ -224,8 +224,9 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
             Ok(turn) = turns.clone().acquire_owned(), if !waiting.is_empty() => {
                 accepted_in_a_row = 0;
                 greeted += 1;
-                let next = if greeted % OLDEST == 0 { waiting.pop_front() } else { waiting.pop_back() };
-                if let Some(next) = next {
+                // Nobody is let in any more while the node ends.
+                let ending = network.ending.load(Ordering::Acquire);
+                if let Some(next) = next_of(&mut waiting, greeted).filter(|_| !ending) {
                     connections.spawn(greet(network.clone(), next, turn));
                 }
                 if waiting.is_empty() {
@@ -240,6 +241,15 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
             });
             waiting.pop_front();
         }
+    }
+}
+
+/// Who is greeted next, as the so-many-th: the newest, now and then the oldest.
+fn next_of<T>(waiting: &mut VecDeque<T>, greeting: usize) -> Option<T> {
+    if greeting.is_multiple_of(OLDEST) {
+        waiting.pop_front()
+    } else {
+        waiting.pop_back()
     }
 }
 
@@ -294,5 +304,13 @@ mod tests {
         let fourth = strangers.admit(here, 2);
         drop((first, third, fourth, elsewhere));
         assert!(strangers.0.lock().expect("no panic").is_empty());
+    }
+
+    #[test]
+    fn the_newest_is_greeted_first_and_now_and_then_the_oldest() {
+        let mut waiting: VecDeque<usize> = (0..20).collect();
+        let order: Vec<usize> = (1..).map_while(|greeting| next_of(&mut waiting, greeting)).collect();
+        assert_eq!(order[..9], [19, 18, 17, 16, 15, 14, 13, 0, 12]);
+        assert_eq!((order.len(), order[15]), (20, 1));
     }
 }
