@@ -4,7 +4,7 @@
 use crate::{bin_dir, PATIENCE};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{channel, Receiver};
 
 /// A running node of upstream's.
@@ -120,6 +120,33 @@ impl Upstream {
                 Ok(line) => said.push(line),
                 Err(_) => panic!("upstream did not say {text:?}; it said:\n{}", said.join("\n")),
             }
+        }
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub fn ended(&mut self) -> ExitStatus {
+        let begun = std::time::Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "upstream goes on");
+            std::thread::park_timeout(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until its log has this text, and returns the log.
+    #[track_caller]
+    pub fn logged(&self, text: &str) -> String {
+        let begun = std::time::Instant::now();
+        loop {
+            let log = fs::read_to_string(self.dir.path().join("events.jsonl")).unwrap_or_default();
+            if log.contains(text) {
+                return log;
+            }
+            assert!(begun.elapsed() < PATIENCE, "upstream never logged {text:?}:\n{log}");
+            std::thread::park_timeout(std::time::Duration::from_millis(20));
         }
     }
 

@@ -10,7 +10,7 @@
 //! | D15 | `trust.rs`: observe keeps strangers out (promotion of `../`) |
 //! | D16 | `trust.rs`: an authority ... until it revokes; the configuration's tests: keys without effect are reported |
 //! | D17 | `cli.rs`: a port that is taken ends the start; `discovery.rs`: both kinds of addresses |
-//! | D18, D19, D20, D22, D23 | `plugins.rs`, `operator.rs`: crashes, events, tables, rejected files, requests from `on_load`. They are upstream's plugin loader's; a half on upstream would need a library built with its very compiler and lock file |
+//! | D20, D22, D23 | `plugins.rs`, `operator.rs`: tables, rejected files, requests from `on_load`. Found by reading upstream, not by running it |
 //! | D25 | `relay.rs`: frames for a peer that is away arrive all and in order |
 //! | D26 | `discovery.rs`, `delivery.rs`: connecting says so at once; a message for a node that is killed arrives |
 //! | D28, D30 | [`d28_a_bootstrap_node_that_was_gone_is_dialed_again`] |
@@ -30,6 +30,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -499,4 +500,43 @@ fn d28_a_bootstrap_node_that_was_gone_is_dialed_again() {
         boot = boot.restarted(&spec);
         node.expect("app_handshake_success");
     }
+}
+
+/// A node of upstream's with a plugin that its own loader opened.
+fn theirs_with_a_plugin() -> (Upstream, u16) {
+    let port = free_port();
+    let dir = lay_out("node", port, &[], false, "");
+    let plugins = dir.path().join("plugins");
+    fs::create_dir(&plugins).expect("a directory");
+    fs::copy(bin_dir().join("libupstream_plugin.so"), plugins.join("libupstream_plugin.so")).expect("copied");
+    (Upstream::start(dir), port)
+}
+
+#[test]
+fn d18_a_panic_of_a_plugin_is_the_plugins_and_not_the_nodes() {
+    let node = Spec::new("node").with("hostile").start();
+    let error = node.prompt("hostile", "panic").expect_err("a panic");
+    assert!(error.contains("a panic on purpose"), "{error}");
+    let mut peer = Peer::silent_at(node.port, "other", "null");
+    assert!(answers(&mut peer, PATIENCE), "the node is as it was");
+    let (mut upstream, port) = theirs_with_a_plugin();
+    let mut peer = Peer::silent_at(port, "other", "null");
+    assert!(answers(&mut peer, PATIENCE));
+    peer.say(&text("other", "panic"));
+    assert_eq!(upstream.ended().signal(), Some(nix::libc::SIGABRT), "upstream dies of a plugin's panic");
+}
+
+#[test]
+fn d19_what_a_plugin_emits_is_among_the_nodes_events() {
+    let mut node = Spec::new("node").with("hostile").start();
+    assert_eq!(node.prompt("hostile", "emit").as_deref(), Ok("emitted"));
+    node.expect("action=hostile_was_here");
+    let (mut upstream, port) = theirs_with_a_plugin();
+    let mut peer = Peer::silent_at(port, "other", "null");
+    peer.say(&text("other", "emit"));
+    upstream.expect("emitted");
+    // Events are written in their order: what comes after it is there, and it is not.
+    peer.say(&text("other", "the next one"));
+    let log = upstream.logged("the next one");
+    assert!(log.contains("message_text") && !log.contains("plugin_was_here"), "{log}");
 }

@@ -97,12 +97,24 @@ pub(crate) fn build() -> Result<()> {
         let manifest = format!("tests/{peer}/Cargo.toml");
         execute(
             cargo()
-                .args(["build", "--locked", "--manifest-path", &manifest, "--target-dir"])
+                .args([
+                    "build",
+                    "--locked",
+                    "--bins",
+                    "--examples",
+                    "--manifest-path",
+                    &manifest,
+                    "--target-dir",
+                ])
                 .arg(target().join(to)),
         )?;
         fs::copy(target().join(to).join("debug").join(peer), debug.join(peer))
             .with_context(|| format!("the upstream peer {peer}"))?;
     }
+    // And a plugin for the first of them, as its loader opens them.
+    let plugin = "libupstream_plugin.so";
+    fs::copy(target().join("upstream/debug/examples").join(plugin), debug.join(plugin))
+        .context("the plugin for upstream's loader")?;
     if nix::unistd::getuid().is_root() {
         let script = root().join("tests/systemd/rootfs.sh");
         let made = Command::new("bash").arg(script).arg(target().join("systemd-rootfs")).status();

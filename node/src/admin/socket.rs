@@ -67,9 +67,15 @@ async fn serve(listener: Listener, view: View) {
     let waiting = Arc::new(Semaphore::new(MAX_WAITING));
     let mut clients = JoinSet::new();
     loop {
-        while clients.try_join_next().is_some() {}
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        match listener.accept().await {
+        let accepted = loop {
+            tokio::select! {
+                accepted = listener.accept() => break accepted,
+                // One that ended keeps its memory until it is taken from here.
+                Some(_) = clients.join_next(), if !clients.is_empty() => {}
+            }
+        };
+        match accepted {
             Ok(stream) => {
                 let (view, waiting) = (view.clone(), waiting.clone());
                 clients.spawn(async move {

@@ -12,6 +12,7 @@ use crate::config::is_node_id;
 use crate::network::clock;
 use crate::security::pki::CertificateFacts;
 use crate::text::printable;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use thenodes::events::model::LogLevel;
@@ -70,43 +71,55 @@ impl GreetingError {
 }
 
 /// Carries one connection from its first byte to its end. `stranger` is dropped when the peer is known, or refused.
-pub async fn carry<S>(
-    network: &Network,
+pub fn carry<'a, S: Send + 'a>(
+    network: &'a Network,
     link: Link,
     addr: SocketAddr,
     direction: Direction,
     stranger: S,
-) -> Outcome {
+) -> impl Future<Output = Outcome> + Send + 'a {
     // On the heap, so that a connection pays for its handshake only as long as it lasts.
-    let greeted = match timeout(HANDSHAKE_DEADLINE, Box::pin(greet(network, link, addr, direction))).await {
-        Ok(greeted) => greeted,
-        Err(_) => Err(GreetingError::Deadline),
-    };
+    let greeting = Box::pin(greet(network, link, addr, direction));
+    carry_on(network, greeting, addr, direction, stranger)
+}
+
+async fn carry_on<S>(
+    network: &Network,
+    greeting: impl Future<Output = Result<Greeted, GreetingError>>,
+    addr: SocketAddr,
+    direction: Direction,
+    stranger: S,
+) -> Outcome {
+    let greeting = timeout(HANDSHAKE_DEADLINE, greeting);
+    let Greeted { stream, decoder, place, certificate, chain, trusted } =
+        match greeting.await.unwrap_or(Err(GreetingError::Deadline)) {
+            Ok(greeted) => greeted,
+            Err(error) => {
+                drop(stranger);
+                let detail = printable(&error.to_string(), 500);
+                let level = match error {
+                    GreetingError::Hello(Refusal::Duplicate(_)) => LogLevel::Debug,
+                    _ => LogLevel::Warn,
+                };
+                let role = direction.word();
+                network.events.network(
+                    level,
+                    error.action(),
+                    Some(addr.to_string()),
+                    format!("{role}: {detail}"),
+                );
+                return Outcome::Refused(error);
+            }
+        };
     drop(stranger);
-    let Greeted { stream, decoder, place, certificate, chain, trusted } = match greeted {
-        Ok(greeted) => greeted,
-        Err(error) => {
-            let detail = printable(&error.to_string(), 500);
-            let level = match error {
-                GreetingError::Hello(Refusal::Duplicate(_)) => LogLevel::Debug,
-                _ => LogLevel::Warn,
-            };
-            let role = direction.word();
-            network.events.network(
-                level,
-                error.action(),
-                Some(addr.to_string()),
-                format!("{role}: {detail}"),
-            );
-            return Outcome::Refused(error);
-        }
-    };
     let peer = place.info.clone();
     let connected = format!("node_id={} direction={}", peer.node_id, direction.word());
     network.events.network(LogLevel::Info, "app_handshake_success", Some(addr.to_string()), connected);
-    let unwelcome =
-        until_unwelcome(network, &peer, direction, (certificate.as_ref(), chain.as_ref()), trusted);
-    let why = run(network, stream, decoder, place, unwelcome).await;
+    let shown = (certificate.as_ref(), chain.as_ref());
+    let why = {
+        let unwelcome = std::pin::pin!(until_unwelcome(network, &peer, direction, shown, trusted));
+        run(network, stream, decoder, place, unwelcome).await
+    };
     let detail = format!("node_id={} reason={}", peer.node_id, printable(&why, 300));
     network.events.network(LogLevel::Info, "peer_disconnected", Some(addr.to_string()), detail);
     Outcome::Ended { peer, why }
@@ -267,6 +280,6 @@ mod tests {
         let addr = listener.local_addr().expect("an address");
         let tcp = TcpStream::connect(addr).await.expect("connected");
         let size = std::mem::size_of_val(&carry(&network, Link::Tcp(tcp), addr, Direction::Inbound, ()));
-        assert!(size <= 3072, "{size} bytes");
+        assert!(size <= 2048, "{size} bytes");
     }
 }

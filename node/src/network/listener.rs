@@ -198,7 +198,7 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
     let (mut accepted_in_a_row, mut greeted) = (0, 0_usize);
     let mut not_before: Option<tokio::time::Instant> = None;
     loop {
-        while connections.try_join_next().is_some() {}
+        while connections.try_join_next().is_some() {} // a flood leaves the last branch below no turn
         let accepts = waiting.is_empty() || accepted_in_a_row < IN_A_ROW;
         let accept = async {
             if let Some(at) = not_before {
@@ -233,6 +233,8 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
                     waiting = VecDeque::new(); // what a flood took is given back
                 }
             }
+            // One that ended keeps its memory until it is taken from here, also when nobody comes any more.
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
         while let Some(oldest) = waiting.front().filter(|oldest| oldest.is_over()) {
             network.events.network_with(LogLevel::Warn, || {

@@ -75,39 +75,42 @@ pub(super) async fn receive<R: AsyncRead + Unpin>(
 }
 
 /// Reads and writes until the end, or until the peer is not welcome any more; says why it ended.
-pub(super) async fn run(
-    network: &Network,
+pub(super) fn run<'a>(
+    network: &'a Network,
     stream: Box<dyn Bytes>,
     decoder: LineDecoder,
     place: Place,
-    unwelcome: impl Future<Output = String>,
-) -> String {
-    let (reader, writer) = tokio::io::split(stream);
-    let reading = Reader::new(network, &place, decoder);
-    let outbox = place.outbox.clone();
-    let why = {
-        let mut writing = std::pin::pin!(write(network, &place, writer));
-        let why = tokio::select! {
-            why = reading.run(reader) => Some(why),
-            why = unwelcome => Some(why),
-            // Nothing of the peer is heard any more, however long it takes to write to it.
-            () = outbox.closing() => Some("closed by this node".to_owned()),
-            () = &mut writing => None,
-        };
-        match why {
-            None => outbox.why().unwrap_or_else(|| "closed by this node".into()),
-            Some(why) => {
-                // The writer says goodbye: close_notify frees the id at a TLS peer at once.
-                outbox.close();
-                let _ = timeout(GOODBYE, writing).await;
-                why
+    mut unwelcome: Pin<&'a mut (impl Future<Output = String> + Send)>,
+) -> impl Future<Output = String> + Send + 'a {
+    // Taken apart before it is first polled, and lent to what runs inside: a future keeps every argument beside what it was moved to.
+    let (mut reader, writer) = tokio::io::split(stream);
+    let mut reading = Reader::new(network, &place, decoder);
+    async move {
+        let outbox = place.outbox.clone();
+        let why = {
+            let mut writing = std::pin::pin!(write(network, &place, writer));
+            let why = tokio::select! {
+                why = reading.run(&mut reader) => Some(why),
+                why = &mut unwelcome => Some(why),
+                // Nothing of the peer is heard any more, however long it takes to write to it.
+                () = outbox.closing() => Some("closed by this node".to_owned()),
+                () = &mut writing => None,
+            };
+            match why {
+                None => outbox.why().unwrap_or_else(|| "closed by this node".into()),
+                Some(why) => {
+                    // The writer says goodbye: close_notify frees the id at a TLS peer at once.
+                    outbox.close();
+                    let _ = timeout(GOODBYE, writing).await;
+                    why
+                }
             }
-        }
-    };
-    let (left, peer) = (outbox.end(), place.info.clone());
-    drop(place); // before its frames are kept, so that no new one goes before them
-    network.relay.give_back(network, &peer.node_id, left);
-    why
+        };
+        let (left, peer) = (outbox.end(), place.info.clone());
+        drop(place); // before its frames are kept, so that no new one goes before them
+        network.relay.give_back(network, &peer.node_id, left);
+        why
+    }
 }
 
 /// Frames of one peer for one other, as they stand behind each other in the decoder.
@@ -160,7 +163,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    async fn run(mut self, mut reader: impl AsyncRead + Unpin) -> String {
+    async fn run(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> String {
         let since = clock();
         loop {
             // On the heap: most of the time a connection only waits, and what it waits with is all that it costs.
@@ -169,7 +172,7 @@ impl<'a> Reader<'a> {
             }
             let silence = self.network.net.connecting.silence;
             let patience = if self.answers_probes { silence } else { Duration::from_secs(86_400) };
-            let received = receive(&mut reader, &mut self.decoder, READ);
+            let received = receive(reader, &mut self.decoder, READ);
             match timeout_at(tokio::time::Instant::now() + patience, received).await {
                 Ok(Ok(0)) => return "the peer closed the connection".into(),
                 // An end without close_notify is how upstream ends; the operating system's word is enough.

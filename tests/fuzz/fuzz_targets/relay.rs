@@ -9,6 +9,9 @@ use thenodes_node::network::relay::{line, Form};
 
 fuzz_target!(|data: &[u8]| {
     let Some(forward) = line::read(data) else { return };
+    // Read in one pass or the long way: the same frame, content and all.
+    let long = line::read_any(data).expect("a frame the long way too");
+    assert_eq!(format!("{forward:?}"), format!("{long:?}"));
     let (_, _) = (forward.content_weight(), forward.inner());
     // What the long way reads has the same addresses.
     if let Ok(message) = serde_json_message(data) {

@@ -7,7 +7,7 @@
 //!
 //! `upstream-peer --config FILE`, where FILE is an upstream configuration. As in the stock binary, paths inside it are
 //! relative to the working directory and the listener binds `0.0.0.0`: run it in a network namespace, or on a port
-//! nobody minds. It loads no plugins from `plugins/`.
+//! nobody minds. It loads plugins from `plugins/` of the working directory, if there is one, as the stock binary does.
 //!
 //! Commands, one per line; a message is one line of JSON in upstream's wire form. It is parsed and written again by
 //! upstream's `Message`, so that what goes out is what upstream itself would send:
@@ -38,7 +38,7 @@ use thenodes::config::Config;
 use thenodes::events::{dispatcher, init_default_events, init_events_from_config, LogEvent, LogSink};
 use thenodes::network::{connect_to_bootstrap_nodes, start_listener, Message, PeerManager, PeerStore};
 use thenodes::network::{DeliveryClass, DeliveryOptions, MessageType};
-use thenodes::plugin_host::{Plugin, PluginContext, PluginManager, PluginRegistrar};
+use thenodes::plugin_host::{Plugin, PluginContext, PluginLoader, PluginManager, PluginRegistrar};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::{mpsc, Mutex};
 
@@ -130,6 +130,13 @@ async fn start(config: Config) -> (Arc<PeerManager>, PluginContext) {
     let context = PluginContext::new(all, known, events, node_id.clone(), config.clone(), CONSOLE);
     let mut plugins = PluginManager::with_context(context.clone());
     plugins.register_handler(Box::new(Witness));
+    if std::path::Path::new("plugins").exists() {
+        let mut loader = PluginLoader::new();
+        if let Err(error) = loader.load_plugins("plugins", &mut plugins) {
+            give_up(&format!("plugins: {error}"));
+        }
+        std::mem::forget(loader); // a library must outlive its plugins, which live as long as the process
+    }
 
     let network = config.network.as_ref();
     peers.set_delivery_config(network.and_then(|network| network.delivery.clone()));

@@ -75,6 +75,11 @@ pub fn may_be(line: &[u8]) -> bool {
 
 /// Reads a line; `None` if it is no frame to forward, or none that this can read.
 pub fn read(line: &[u8]) -> Option<Forward<'_>> {
+    super::canonical::read(line).or_else(|| read_any(line))
+}
+
+/// Reads a line however it is written.
+pub fn read_any(line: &[u8]) -> Option<Forward<'_>> {
     let text = std::str::from_utf8(line).ok()?;
     let Envelope { from: outer_from, msg_type: Kind::Forward(fields), payload } =
         serde_json::from_str(text).ok()?;

@@ -2,6 +2,7 @@
 //! windows live in its own [`seat`] and end with it, and nobody speaks for another. What all share, the frames that wait for peers
 //! that are away, is [`store`], bounded; it is told to their origins when they have to go.
 
+mod canonical;
 pub mod client;
 pub mod journal;
 pub mod line;
