@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 /// Memory that is free goes back to the system within a second: how is said at build time, in `.cargo/config.toml`; without that, within ten
 /// seconds of being used again.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -308,6 +308,39 @@ fn many_strangers_from_one_address_do_not_shut_the_others_out() {
 }
 
 #[test]
+fn five_thousand_silent_connections_are_closed_and_cost_the_node_next_to_nothing() {
+    let mut node = Spec::new("crowd").start();
+    let _early = Stranger::greeted(&node, "early");
+    node.expect("app_handshake_success");
+    let before = node.memory();
+    // In tens, since this process may not have so many descriptors; whoever makes room for a newer one is closed by the node.
+    let mut last = Vec::new();
+    for _ in 0..500 {
+        last = (0..10).filter_map(|_| TcpStream::connect(("127.0.0.1", node.port)).ok()).collect();
+    }
+    assert_eq!(last.len(), 10);
+    node.expect("action=too_many_handshakes");
+    let _late = Peer::greeted(&node, "late");
+    assert_eq!(node.json(&["peers"])["peers"].as_array().map(Vec::len), Some(2));
+    let grown = node.memory().saturating_sub(before);
+    assert!(grown < 8 << 20, "the node grew by {grown} bytes");
+}
+
+#[test]
+fn who_sends_his_greeting_byte_by_byte_is_hung_up_on_at_the_deadline() {
+    let mut node = Spec::new("slow").start();
+    let mut slow = Stranger::connect(&node);
+    let begun = Instant::now();
+    // As slowly as it likes, but never silent.
+    while slow.stream.get_mut().write_all(b"{").is_ok() {
+        assert!(begun.elapsed() < PATIENCE, "still open");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    node.expect("action=handshake_timeout");
+    assert!(begun.elapsed() > Duration::from_secs(5), "for the deadline, and for nothing else");
+}
+
+#[test]
 fn a_trusted_key_cannot_take_an_id_that_its_certificate_does_not_name() {
     let mut a = Spec::encrypted("node-a").start();
     let spec = Spec::encrypted("victim").top(&bootstrap(&a));

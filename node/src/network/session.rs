@@ -35,6 +35,8 @@ pub(super) const ANSWER: &str = "liveness_response_v1";
 const MAX_INVALID: u32 = 100;
 /// Bytes read at once.
 const READ: usize = 64 * 1024;
+/// After so many bytes others have their turn, however much this peer still has to say.
+const IN_A_ROW: usize = 2 * READ;
 /// A peer that answers no probe within this time is taken for one of 0.2, until it answers one.
 const OLD: Duration = Duration::from_secs(2);
 /// What waits is written, and the peer told, within this time when a connection ends.
@@ -165,6 +167,7 @@ impl<'a> Reader<'a> {
 
     async fn run(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> String {
         let since = clock();
+        let mut in_a_row = 0;
         loop {
             // On the heap: most of the time a connection only waits, and what it waits with is all that it costs.
             if let Err(why) = Box::pin(self.lines()).await {
@@ -180,7 +183,13 @@ impl<'a> Reader<'a> {
                     return "the peer closed the connection".into();
                 }
                 Ok(Err(error)) => return format!("reading: {error}"),
-                Ok(Ok(_)) => {}
+                Ok(Ok(count)) => {
+                    in_a_row += count;
+                    if in_a_row >= IN_A_ROW {
+                        in_a_row = 0;
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Err(_) => {
                     let detail = format!("node_id={}", self.peer.node_id);
                     self.tell(LogLevel::Warn, "peer_unresponsive", detail);

@@ -8,6 +8,8 @@ use thenodes::network::message::Message;
 pub const MAX_LINE: usize = 1024 * 1024;
 /// Longest line before HELLO: a stranger gets less.
 pub const MAX_HELLO: usize = 16 * 1024;
+/// From here on room is made for the longest line at once.
+const LONG: usize = 128 * 1024;
 
 /// Most that one line may weigh, see [`weight`]. Well below the room for all messages: whoever waits for more room than there
 /// is waits for ever, and everybody else behind it.
@@ -66,6 +68,11 @@ impl LineDecoder {
         if self.start > 0 {
             self.buffer.drain(..self.start); // what is left is less than a line
             self.start = 0;
+        }
+        let needed = self.buffer.len() + bytes.len();
+        if needed > LONG && needed > self.buffer.capacity() {
+            // Room for a line of any length, of which only what is used costs memory: a line that grows is not copied at every doubling.
+            self.buffer.reserve_exact((self.max + bytes.len()).max(needed) - self.buffer.len());
         }
         self.buffer.extend_from_slice(bytes);
     }

@@ -1,6 +1,7 @@
 //! What the benchmark needs beside its subjects: rows, pinning, memory, and a gRPC peer to compare with; and the rows about
 //! starts, memory, many plugins, and what must not grow.
 
+pub mod abuse;
 pub mod call;
 pub mod floor;
 pub mod growth;

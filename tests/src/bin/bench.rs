@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 use thenodes_tests::bench::call::{self, Cores};
-use thenodes_tests::bench::{floor, growth, grpc, inbound, pin, start, Row};
+use thenodes_tests::bench::{abuse, floor, growth, grpc, inbound, pin, start, Row};
 
 /// Bytes of the payload that is echoed.
 const PAYLOAD: usize = 256;
@@ -26,11 +26,12 @@ fn main() {
         [_, "--one-core", rounds] => call::run(number(rounds), Cores::One),
         [_, "--two-cores", rounds] => call::run(number(rounds), Cores::Two),
         [_, "--inbound", rounds] => inbound::run(number(rounds)),
+        [_, "--abuse", rounds] => abuse::run(number(rounds)),
         [_, "--growth", rounds] => growth::run(number(rounds)),
         [_, "--others", rounds] => others(number(rounds)),
         // Each part in a process of its own: where a process may run is decided once.
         [_, rounds] => {
-            for part in ["--one-core", "--two-cores", "--others", "--growth", "--start"] {
+            for part in ["--one-core", "--two-cores", "--others", "--growth", "--abuse", "--start"] {
                 let program = std::env::current_exe().expect("a path");
                 let done = Command::new(program).args([part, rounds]).status().expect("it starts");
                 assert!(done.success(), "{part}: {done}");
