@@ -388,8 +388,17 @@ impl TestNode {
 
     /// Resident memory of the node, bytes.
     pub fn memory(&self) -> u64 {
+        self.status_of("VmRSS:")
+    }
+
+    /// The same without pages of its files, such as code that ran for the first time.
+    pub fn own_memory(&self) -> u64 {
+        self.status_of("RssAnon:")
+    }
+
+    fn status_of(&self, key: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let line = text.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or("VmRSS: 0 kB");
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap_or("x 0 kB");
         line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
     }
 

@@ -201,30 +201,30 @@ fn garbage_from_a_peer_costs_its_line_and_floods_cost_its_connection() {
 
 #[test]
 fn what_peers_that_left_had_is_given_back() {
-    const CROWD: usize = 600;
+    const CROWD: usize = 900; // a process may have 1024 descriptors
     let limits = "[network.limits]\nconnections_per_address = 1000\nhandshakes_per_address = 1000\n";
     let node = Spec::new("crowd").more(limits).start();
     let count = || node.json(&["peers"])["peers"].as_array().map_or(0, Vec::len);
     let until = |what: &str, holds: &dyn Fn() -> bool| {
         let begun = Instant::now();
         while !holds() {
-            assert!(begun.elapsed() < PATIENCE, "{what}: {} peers, {} bytes", count(), node.memory());
+            assert!(begun.elapsed() < PATIENCE, "{what}: {} peers, {} bytes", count(), node.own_memory());
             std::thread::park_timeout(Duration::from_millis(50));
         }
     };
-    let before = node.memory();
+    let before = node.own_memory();
     let mut most = u64::MAX;
     for _ in 0..2 {
         let peers: Vec<_> = (0..CROWD).map(|n| Peer::silent(&node, &format!("p{n}"), "null")).collect();
         until("they are there", &|| count() == CROWD);
-        let held = node.memory() - before;
+        let held = node.own_memory() - before;
         assert!(held > 1 << 20, "{held} bytes for all of them: nothing to give back");
         assert!(held <= most, "the second crowd takes {held} bytes, the first took {}", most / 5 * 4);
         most = held / 4 * 5;
         drop(peers);
         until("they are gone", &|| count() == 0);
         // Not all of it: some is caches of the allocator and of threads, which the first crowd filled once for all.
-        until("their memory is given back", &|| node.memory().saturating_sub(before) < held / 3 * 2);
+        until("their memory is given back", &|| node.own_memory().saturating_sub(before) < held / 10 * 7);
     }
 }
 
