@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Memory that is free goes back to the system within a second: how is said at build time, in `.cargo/config.toml`; without that, within ten
-/// seconds of being used again.
+/// Memory that is free goes back to the system within a second: so it is told at build time, in `.cargo/config.toml`; without that, within ten.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -539,4 +539,8 @@ fn d19_what_a_plugin_emits_is_among_the_nodes_events() {
     peer.say(&text("other", "the next one"));
     let log = upstream.logged("the next one");
     assert!(log.contains("message_text") && !log.contains("plugin_was_here"), "{log}");
+    // Nor is it left out for being a system event: the node's own are there.
+    drop(peer);
+    let log = upstream.logged("peer_disconnected");
+    assert!(log.contains(r#""type":"system""#) && !log.contains("plugin_was_here"), "{log}");
 }

@@ -98,6 +98,7 @@ pub(super) fn run<'a>(
                 () = outbox.closing() => Some("closed by this node".to_owned()),
                 () = &mut writing => None,
             };
+            drop((reading, reader)); // what was read and not dealt with is nobody's any more
             match why {
                 None => outbox.why().unwrap_or_else(|| "closed by this node".into()),
                 Some(why) => {
@@ -173,6 +174,10 @@ impl<'a> Reader<'a> {
             if let Err(why) = Box::pin(self.lines()).await {
                 return why;
             }
+            if in_a_row >= IN_A_ROW {
+                in_a_row = 0;
+                tokio::task::yield_now().await;
+            }
             let silence = self.network.net.connecting.silence;
             let patience = if self.answers_probes { silence } else { Duration::from_secs(86_400) };
             let received = receive(reader, &mut self.decoder, READ);
@@ -183,13 +188,7 @@ impl<'a> Reader<'a> {
                     return "the peer closed the connection".into();
                 }
                 Ok(Err(error)) => return format!("reading: {error}"),
-                Ok(Ok(count)) => {
-                    in_a_row += count;
-                    if in_a_row >= IN_A_ROW {
-                        in_a_row = 0;
-                        tokio::task::yield_now().await;
-                    }
-                }
+                Ok(Ok(count)) => in_a_row += count,
                 Err(_) => {
                     let detail = format!("node_id={}", self.peer.node_id);
                     self.tell(LogLevel::Warn, "peer_unresponsive", detail);

@@ -74,7 +74,7 @@ const DESCRIPTORS: u64 = 5120;
 ///
 /// Before the first thread is started: the kernel's table of descriptors is made large now, which costs 40 KiB. It grows when it is full, and
 /// in a program with threads each growth holds up whoever opens something until every processor has been seen to rest: many milliseconds,
-/// just when many connections come.
+/// just when many connections come. (The allocator's thread may be there already; then this waits so long once.)
 pub fn make_room() -> io::Result<()> {
     use nix::fcntl::{fcntl, FcntlArg};
     use nix::sys::resource::{getrlimit, setrlimit, Resource};

@@ -1,6 +1,6 @@
 //! A RELAY_FWD line as upstream's and our own encoder write it, read in one pass. Most frames come so, and finding out for whom one is
 //! must not cost more than handing it on. It trusts nobody: what is not to the letter as expected is nothing to it, and is read the long
-//! way ([`line::read`](super::line::read)), which alone decides what is a frame. Whatever this reads, that reads as the same.
+//! way ([`line::read_any`](super::line::read_any)), which alone decides what is a frame. Whatever this reads, that reads as the same.
 
 use super::line::{Content, Forward};
 use memchr::memchr2;
@@ -136,6 +136,28 @@ mod tests {
         // Real bytes of 0.4.0, from the specification.
         let captured = br#"{"from":"node-a","to":"relay-r","msg_type":{"RELAY_FWD":{"to":"node-b","from":"node-a","sequence":1,"opaque_payload_b64":"eyJm"}},"payload":null,"realm":{"name":"Interop Test","version":"1.0"}}"#;
         assert!(read(captured).is_some());
+    }
+
+    #[test]
+    fn what_is_written_otherwise_is_left_to_the_long_way() {
+        let line = String::from_utf8(written("a", "b", Some(7), "aGk=", None)).expect("text");
+        assert!(read(line.as_bytes()).is_some());
+        for (from, to) in [
+            (":7,", ":07,"),
+            (":7,", ":-1,"),
+            (":7,", ":18446744073709551616,"),
+            (":7,", ":7.0,"),
+            (":7,", ": 7,"),
+            ("aGk=", "a\\u0047k="),
+            ("aGk=", "a\u{1}k="),
+            ("null}", "{}}"),
+            ("null}", "null,\"delivery\":null}"),
+            ("null}", "null}\r"),
+            ("{\"from\"", "\u{feff}{\"from\""),
+        ] {
+            let other = line.replacen(from, to, 1);
+            assert!(other != line && read(other.as_bytes()).is_none(), "{other}");
+        }
     }
 
     proptest! {
