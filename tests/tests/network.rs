@@ -219,8 +219,8 @@ fn what_peers_that_left_had_is_given_back() {
         until("they are there", &|| count() == CROWD);
         let held = node.own_memory() - before;
         assert!(held > 1 << 20, "{held} bytes for all of them: nothing to give back");
-        assert!(held <= most, "the second crowd takes {held} bytes, the first took {}", most / 5 * 4);
-        most = held / 4 * 5;
+        assert!(held <= most, "the second crowd takes {held} bytes, the first took {}", most / 3 * 2);
+        most = held / 2 * 3; // the allocator's pages are seldom all as full as they were
         drop(peers);
         until("they are gone", &|| count() == 0);
         // Not all of it: some is caches of the allocator and of threads, which the first crowd filled once for all.
