@@ -158,12 +158,13 @@ fn counted(command: &mut Command, counts: &mut Counts) -> Result<bool> {
 /// Copies what the tests of binaries need to a place that anybody may read, and runs them there as nobody.
 fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
     let list = cargo()
-        .args(["test", "-p", "thenodes-tests", "--no-run", "--message-format=json"])
+        // The whole workspace, as above: asked for one package, cargo would build every program a second time, with other features.
+        .args(["test", "--workspace", "--no-run", "--message-format=json"])
         .stderr(Stdio::null())
         .output()
         .context("listing test programs")?;
     if !list.status.success() {
-        bail!("the test programs cannot be built; `cargo test -p thenodes-tests --no-run` says why");
+        bail!("the test programs cannot be built; `cargo test --workspace --no-run` says why");
     }
     let mut programs = Vec::new();
     for line in String::from_utf8_lossy(&list.stdout).lines() {
