@@ -255,27 +255,13 @@ async fn greet(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Raw;
-    use crate::events::{Bus, Emitter};
-    use crate::network::Local;
-    use thenodes::realms::RealmInfo;
+    use crate::network::for_tests::a_network;
     use tokio::net::TcpStream;
 
     /// What a connection waits with is most of what an idle peer costs; a future that grows here costs it for every peer.
     #[tokio::test]
     async fn a_connection_that_waits_is_small() {
-        let events = Emitter::new(&Bus::start(Vec::new()), "test");
-        let local = Local {
-            node_id: "n".into(),
-            realm: RealmInfo::new("T", "1"),
-            node_type: "d".into(),
-            capabilities: vec![],
-            nonce: "n".into(),
-            port: 0,
-            allowed_node_types: None,
-        };
-        let net = Raw::default().validate().expect("nothing written is valid").networking;
-        let network = Network::new(local, net, None, events, String::new());
+        let network = a_network();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let addr = listener.local_addr().expect("an address");
         let tcp = TcpStream::connect(addr).await.expect("connected");

@@ -186,6 +186,11 @@ impl Bounds {
 /// Accepts until the task is aborted. What is there is accepted first, which costs little, and then greeted, the newest first: whoever comes
 /// behind a flood waits for a moment, and what waits too long behind newer ones is closed.
 pub async fn listen(network: Arc<Network>, listener: TcpListener) {
+    accept_all(network, listener, &mut JoinSet::new()).await;
+}
+
+/// The same, with the set of those that are connected. One that ended is not in it any more, whether or not others come.
+async fn accept_all(network: Arc<Network>, listener: TcpListener, connections: &mut JoinSet<()>) {
     let bounds = Bounds {
         places: Arc::new(Semaphore::new(network.net.accepting.all)),
         addresses: Arc::default(),
@@ -194,7 +199,6 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
     };
     let turns = Arc::new(Semaphore::new(TURNS));
     let mut waiting: VecDeque<Accepted> = VecDeque::new(); // no more than there are places
-    let mut connections = JoinSet::new();
     let (mut accepted_in_a_row, mut greeted) = (0, 0_usize);
     let mut not_before: Option<tokio::time::Instant> = None;
     loop {
@@ -290,7 +294,42 @@ fn greet(
 
 #[cfg(test)]
 mod tests {
+    use super::super::for_tests::a_network;
     use super::*;
+    use tokio::io::AsyncReadExt;
+
+    /// A task that ended keeps its memory until it is taken from its set: nobody else has to come for that.
+    #[tokio::test]
+    async fn connections_that_ended_are_let_go_though_nobody_comes_any_more() {
+        let network = Arc::new(a_network());
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        let mut connections = JoinSet::new();
+        let peers = network.net.accepting.strangers.min(10);
+        let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let before = alive();
+        let come_and_gone = async {
+            let mut open = Vec::new();
+            for _ in 0..peers {
+                let mut tcp = TcpStream::connect(addr).await.expect("connected");
+                assert_ne!(tcp.read(&mut [0; 1000]).await.expect("it lives"), 0, "the node says HELLO first");
+                open.push(tcp);
+            }
+            drop(open);
+            let ended = async {
+                while alive() > before {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), ended).await.expect("they end");
+            tokio::task::yield_now().await; // whoever waits for their end has been told
+        };
+        tokio::select! {
+            () = accept_all(network.clone(), listener, &mut connections) => {}
+            () = come_and_gone => {}
+        }
+        assert!(connections.is_empty(), "{} of {peers} are still held", connections.len());
+    }
 
     #[tokio::test]
     async fn the_oldest_stranger_of_an_address_makes_room_for_a_newer_one() {

@@ -258,3 +258,24 @@ impl Network {
         true
     }
 }
+
+#[cfg(test)]
+mod for_tests {
+    use super::*;
+
+    /// A network without peers, with the default limits. Needs a runtime.
+    pub(super) fn a_network() -> Network {
+        let events = Emitter::new(&crate::events::Bus::start(Vec::new()), "test");
+        let local = Local {
+            node_id: "n".into(),
+            realm: thenodes::realms::RealmInfo::new("T", "1"),
+            node_type: "d".into(),
+            capabilities: vec![],
+            nonce: "n".into(),
+            port: 0,
+            allowed_node_types: None,
+        };
+        let net = crate::config::Raw::default().validate().expect("nothing written is valid").networking;
+        Network::new(local, net, None, events, String::new())
+    }
+}

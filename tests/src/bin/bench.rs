@@ -26,6 +26,7 @@ fn main() {
         [_, "--one-core", rounds] => call::run(number(rounds), Cores::One),
         [_, "--two-cores", rounds] => call::run(number(rounds), Cores::Two),
         [_, "--inbound", rounds] => inbound::run(number(rounds)),
+        [_, "--bare-server"] => abuse::bare(),
         [_, "--abuse", rounds] => abuse::run(number(rounds)),
         [_, "--growth", rounds] => growth::run(number(rounds)),
         [_, "--others", rounds] => others(number(rounds)),
