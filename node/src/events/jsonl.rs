@@ -1,17 +1,35 @@
 //! Events as JSON lines in a file that is rotated by size. A write that fails is tried again with the next event: a full
-//! disk costs events, which are counted, and not the log. Writes run on a blocking thread, off the runtime's workers.
+//! disk costs events, which are counted, and not the log. Writes run on a blocking thread, off the runtime's workers: an event that comes
+//! alone is written at once, many of them together, so that whoever causes many does not cost the node a change of threads for each.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use thenodes::events::model::{LogEvent, LogLevel};
 use thenodes::events::LogSink;
 
+/// Events that come within this time after a write are written together.
+const TOGETHER: Duration = Duration::from_millis(10);
+/// Bytes that may wait for that; whoever brings more waits.
+const GATHERED: usize = 256 * 1024;
+
 /// The file.
-pub struct JsonLines {
-    writer: Arc<Mutex<Writer>>,
+pub struct JsonLines(Arc<Shared>);
+
+struct Shared {
+    writer: Mutex<Writer>,
+    gathered: Mutex<Gathered>,
+}
+
+/// Lines that are not written yet.
+#[derive(Default)]
+struct Gathered {
+    lines: Vec<u8>,
+    /// Somebody writes them within [`TOGETHER`].
+    promised: bool,
 }
 
 struct Writer {
@@ -27,15 +45,40 @@ impl JsonLines {
     pub fn open(path: &Path, max_bytes: u64, keep: u32) -> io::Result<Self> {
         let mut writer = Writer { path: path.into(), max_bytes, keep, file: None, lost: 0 };
         writer.file()?;
-        Ok(Self { writer: Arc::new(Mutex::new(writer)) })
+        Ok(Self(Arc::new(Shared { writer: Mutex::new(writer), gathered: Mutex::default() })))
     }
 
-    async fn work(&self, work: impl FnOnce(&mut Writer) + Send + 'static) {
-        let writer = self.writer.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            work(&mut writer.lock().unwrap_or_else(PoisonError::into_inner))
-        });
-        let _ = done.await;
+    async fn work(&self, work: impl FnOnce(&Shared) + Send + 'static) {
+        let shared = self.0.clone();
+        let _ = tokio::task::spawn_blocking(move || work(&shared)).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Writes what was gathered. False if that was nothing.
+    fn write(&self) -> bool {
+        let mut writer = lock(&self.writer); // first: what is taken earlier is written earlier
+        let lines = std::mem::take(&mut lock(&self.gathered).lines);
+        lines.split_inclusive(|byte| *byte == b'\n').for_each(|line| writer.write(line));
+        !lines.is_empty()
+    }
+
+    /// Writes what was gathered, until nothing more comes.
+    fn keep_promise(&self) {
+        loop {
+            while self.write() {
+                std::thread::sleep(TOGETHER);
+            }
+            let mut gathered = lock(&self.gathered);
+            if gathered.lines.is_empty() {
+                gathered.promised = false;
+                return;
+            }
+        }
     }
 }
 
@@ -109,12 +152,26 @@ impl LogSink for JsonLines {
         }
         let Ok(mut line) = serde_json::to_vec(event) else { return };
         line.push(b'\n');
-        self.work(move |writer| writer.write(&line)).await;
+        let (promised, full) = {
+            let mut gathered = lock(&self.0.gathered);
+            gathered.lines.extend_from_slice(&line);
+            (std::mem::replace(&mut gathered.promised, true), gathered.lines.len() > GATHERED)
+        };
+        if !promised {
+            let shared = self.0.clone();
+            tokio::task::spawn_blocking(move || shared.keep_promise());
+        } else if full {
+            self.work(|shared| {
+                shared.write();
+            })
+            .await;
+        }
     }
 
     async fn flush(&self) {
-        self.work(|writer| {
-            if let Some((file, _)) = &writer.file {
+        self.work(|shared| {
+            shared.write();
+            if let Some((file, _)) = &lock(&shared.writer).file {
                 let _ = file.sync_data();
             }
         })
@@ -136,6 +193,7 @@ mod tests {
             let meta = thenodes::events::meta("test", LogLevel::Info);
             sink.handle(&LogEvent::System(SystemEvent { meta, action: format!("n{n}"), detail: None })).await;
         }
+        sink.flush().await;
         let mut names: Vec<_> =
             fs::read_dir(dir.path().join("sub")).expect("reads").flatten().map(|e| e.file_name()).collect();
         names.sort();
@@ -145,5 +203,33 @@ mod tests {
             assert!(text.len() <= 2000);
             assert!(text.lines().all(|line| serde_json::from_str::<LogEvent>(line).is_ok()));
         }
+    }
+
+    #[tokio::test]
+    async fn events_are_written_soon_and_in_order_though_nobody_asks_for_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.log");
+        let sink = JsonLines::open(&path, 10_000_000, 2).expect("opens");
+        let told = 20_000; // more than may wait
+        for n in 0..told {
+            let meta = thenodes::events::meta("test", LogLevel::Info);
+            sink.handle(&LogEvent::System(SystemEvent { meta, action: format!("n{n}"), detail: None })).await;
+            assert!(lock(&sink.0.gathered).lines.len() < GATHERED + 1000);
+        }
+        let all = async {
+            loop {
+                let text = fs::read_to_string(&path).expect("reads");
+                if text.lines().count() == told {
+                    return text;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let text = tokio::time::timeout(Duration::from_secs(10), all).await.expect("written by itself");
+        let action = |line: &str| match serde_json::from_str(line) {
+            Ok(LogEvent::System(event)) => event.action,
+            other => panic!("{other:?}"),
+        };
+        assert!(text.lines().enumerate().all(|(n, line)| action(line) == format!("n{n}")));
     }
 }

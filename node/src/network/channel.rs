@@ -3,6 +3,7 @@
 //! name: there HELLO is read, and nothing of it counts before the verdict ([`Pending`]).
 
 use super::peers::Direction;
+use super::socket::Socket;
 use super::{Link, Network};
 use crate::config::{Encryption, TrustMode};
 use crate::events::Emitter;
@@ -16,7 +17,6 @@ use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 use thenodes::events::model::{LogEvent, LogLevel, TrustDecisionEvent};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 /// Whatever carries bytes.
 pub trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -198,10 +198,10 @@ pub async fn secure(
     // Messages are small and each is one write: waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
     match &network.security {
-        None => plain(Box::new(tcp)),
+        None => plain(Box::new(Socket::new(tcp))),
         // On the heap: who speaks plainly does not pay for it.
         Some((tls, encryption)) => {
-            Box::pin(tls_channel(network, tls, encryption, tcp, addr, direction)).await
+            Box::pin(tls_channel(network, tls, encryption, Socket::new(tcp), addr, direction)).await
         }
     }
 }
@@ -210,7 +210,7 @@ async fn tls_channel(
     network: &Network,
     tls: &tls::Tls,
     encryption: &Encryption,
-    tcp: TcpStream,
+    tcp: Socket,
     addr: SocketAddr,
     direction: Direction,
 ) -> Result<Secured, ChannelError> {

@@ -25,6 +25,8 @@ const BACKLOG: u32 = 4096;
 const TURNS: usize = 4;
 /// Connections that are accepted before one is greeted, however many more there are.
 const IN_A_ROW: usize = 64;
+/// Connections that are accepted before this thread looks after others.
+const AT_ONCE: usize = 2;
 /// Every so many greetings the oldest has its turn, so that newer ones do not keep it waiting for ever.
 const OLDEST: usize = 8;
 /// How long nothing is accepted after accepting failed.
@@ -215,6 +217,11 @@ async fn accept_all(network: Arc<Network>, listener: TcpListener, connections: &
             accepted = accept, if accepts => {
                 not_before = None;
                 accepted_in_a_row += 1;
+                if accepted_in_a_row % AT_ONCE == 0 {
+                    // Other threads of the node may be on this processor too, behind this one.
+                    std::thread::yield_now();
+                    tokio::task::yield_now().await;
+                }
                 match accepted {
                     Ok(_) if network.ending.load(Ordering::Acquire) => {}
                     Ok((tcp, addr)) => waiting.extend(bounds.admit(&network, tcp, addr)),

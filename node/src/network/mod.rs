@@ -18,6 +18,7 @@ pub mod plain;
 pub mod rejudge;
 pub mod relay;
 pub mod session;
+mod socket;
 pub mod taking;
 pub mod wire;
 

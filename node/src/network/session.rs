@@ -36,7 +36,7 @@ const MAX_INVALID: u32 = 100;
 /// Bytes read at once.
 const READ: usize = 64 * 1024;
 /// After so many bytes others have their turn, however much this peer still has to say.
-const IN_A_ROW: usize = 2 * READ;
+const IN_A_ROW: usize = READ;
 /// A peer that answers no probe within this time is taken for one of 0.2, until it answers one.
 const OLD: Duration = Duration::from_secs(2);
 /// What waits is written, and the peer told, within this time when a connection ends.
@@ -174,13 +174,19 @@ impl<'a> Reader<'a> {
             if let Err(why) = Box::pin(self.lines()).await {
                 return why;
             }
-            if in_a_row >= IN_A_ROW {
+            let is_long = self.decoder.is_long();
+            if in_a_row >= IN_A_ROW || is_long {
                 in_a_row = 0;
+                if is_long {
+                    // The node's other threads may be on this processor, behind this one, with what is more urgent.
+                    std::thread::yield_now();
+                }
                 tokio::task::yield_now().await;
             }
+            let most = if is_long { READ / 4 } else { READ };
             let silence = self.network.net.connecting.silence;
             let patience = if self.answers_probes { silence } else { Duration::from_secs(86_400) };
-            let received = receive(reader, &mut self.decoder, READ);
+            let received = receive(reader, &mut self.decoder, most);
             match timeout_at(tokio::time::Instant::now() + patience, received).await {
                 Ok(Ok(0)) => return "the peer closed the connection".into(),
                 // An end without close_notify is how upstream ends; the operating system's word is enough.

@@ -93,6 +93,11 @@ impl LineDecoder {
         &self.buffer[span]
     }
 
+    /// True within a line that is a long one already, or becomes one.
+    pub fn is_long(&self) -> bool {
+        self.buffer.len() - self.start > LONG / 4
+    }
+
     /// Gives memory back while nothing waits.
     pub fn rest(&mut self) {
         if self.start == self.buffer.len() {

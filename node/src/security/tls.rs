@@ -9,7 +9,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 /// Both directions of TLS with the own certificate.
@@ -49,12 +49,16 @@ impl Tls {
     }
 
     /// Answers a client's handshake.
-    pub async fn accept(&self, tcp: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+    pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, tcp: S) -> std::io::Result<TlsStream<S>> {
         self.acceptor.accept(tcp).await.map(TlsStream::from)
     }
 
     /// Begins a handshake as client. The name is the peer's address, as upstream has it; nothing depends on it.
-    pub async fn connect(&self, tcp: TcpStream, addr: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+    pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        tcp: S,
+        addr: SocketAddr,
+    ) -> std::io::Result<TlsStream<S>> {
         self.connector.connect(ServerName::from(addr.ip()), tcp).await.map(TlsStream::from)
     }
 }
@@ -63,7 +67,7 @@ impl Tls {
 const MAX_CHAIN: usize = 10;
 
 /// The certificates that the peer showed, its own first; none if it showed none.
-pub fn peer_certificates(stream: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
+pub fn peer_certificates<S>(stream: &TlsStream<S>) -> Vec<CertificateDer<'static>> {
     let certificates = match stream {
         TlsStream::Client(stream) => stream.get_ref().1.peer_certificates(),
         TlsStream::Server(stream) => stream.get_ref().1.peer_certificates(),

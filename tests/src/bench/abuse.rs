@@ -1,16 +1,17 @@
 //! What a vandal costs the others of a node: the slowest hundredth of an honest peer's questions while somebody misbehaves as fast as he
 //! can, by the same while nobody does. Limits are the default ones.
 //!
-//! The vandal's own work is on the same processors, and so is the kernel's for his connections. What that alone costs is a row of its own: the
-//! same vandal does the same to a bare server beside the node, which only accepts, reads and closes.
+//! A vandal is elsewhere, but here he has to be on the same processors, so he runs in a process that gets what the others leave
+//! (`SCHED_IDLE`). What his being there costs all the same is a row of its own: he does the same to a bare server beside the node, which only
+//! accepts, reads and closes.
 
 use super::Row;
 use crate::peer::Peer;
 use crate::Spec;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Questions of the honest peer in one measurement.
@@ -19,12 +20,12 @@ const QUESTIONS: usize = 4000;
 const CROWD: usize = 5000;
 /// Slow senders.
 const SLOW: usize = 100;
-/// What a long line has in one piece, and all of them.
-const PIECE: usize = 1 << 20;
-const PIECES: usize = 64;
+/// What a long line has in one piece, and all of them. Small: the kernel does a system call to its end, however long, before another may go on.
+const PIECE: usize = 4 * 1024;
+const PIECES: usize = 16 * 1024;
 
-/// Who misbehaves: returns when told, or when the node has closed the door, and is called again then.
-type Deed = fn(u16, &AtomicBool);
+/// Who misbehaves: returns when the node has closed the door, and is called again then.
+type Deed = fn(u16);
 
 /// The rows, what the vandals do, and the rows of the same done to a bare server.
 const DEEDS: [(&str, Deed, &str); 6] = [
@@ -69,21 +70,28 @@ pub fn bare() {
     });
 }
 
-/// A bare server in a process of its own.
-struct Bare(std::process::Child, u16);
-
-impl Bare {
-    fn start() -> Self {
-        let program = std::env::current_exe().expect("a path");
-        let started = Command::new(program).arg("--bare-server").stdout(Stdio::piped()).spawn();
-        let mut child = started.expect("it starts");
-        let mut port = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut port).expect("it says its port");
-        Self(child, port.trim().parse().expect("a port"))
+/// The vandal: does this to that port until he is killed.
+pub fn vandal(name: &str, port: u16) {
+    let (_, deed, _) = DEEDS.into_iter().find(|(of, ..)| *of == name).expect("a deed");
+    println!("begun");
+    loop {
+        deed(port);
     }
 }
 
-impl Drop for Bare {
+/// This program in a process of its own, with other arguments, after the first line that it says. Killed when dropped.
+struct Other(Child, String);
+
+impl Other {
+    fn start(mut command: Command, args: &[&str]) -> Self {
+        let mut child = command.args(args).stdout(Stdio::piped()).spawn().expect("it starts");
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut said).expect("it says a line");
+        Self(child, said.trim().to_owned())
+    }
+}
+
+impl Drop for Other {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -108,49 +116,49 @@ fn wait_closed(mut stream: TcpStream) {
     while matches!(stream.read(&mut [0; 4096]), Ok(1..)) {}
 }
 
-fn long_lines(port: u16, over: &AtomicBool) {
+fn long_lines(port: u16) {
     let Some(mut stream) = greeted(port) else { return };
     let piece = vec![b'x'; PIECE];
     for _ in 0..PIECES {
-        if over.load(Ordering::Relaxed) || stream.write_all(&piece).is_err() {
+        if stream.write_all(&piece).is_err() {
             return;
         }
     }
 }
 
-fn slow_senders(port: u16, over: &AtomicBool) {
+fn slow_senders(port: u16) {
     let mut crowd: Vec<_> = (0..SLOW).filter_map(|_| TcpStream::connect(("127.0.0.1", port)).ok()).collect();
     let begun = Instant::now();
-    while !over.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(2) {
+    while begun.elapsed() < Duration::from_secs(2) {
         crowd.retain_mut(|stream| stream.write_all(b"{").is_ok());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-fn silent(port: u16, over: &AtomicBool) {
+fn silent(port: u16) {
     let mut crowd = Vec::with_capacity(CROWD);
-    while crowd.len() < CROWD && !over.load(Ordering::Relaxed) {
+    while crowd.len() < CROWD {
         crowd.extend(TcpStream::connect(("127.0.0.1", port)));
     }
 }
 
-fn garbage(port: u16, _: &AtomicBool) {
+fn garbage(port: u16) {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return };
     let _ = stream.write_all(b"this is no hello\n");
     wait_closed(stream);
 }
 
-fn no_text(port: u16, _: &AtomicBool) {
+fn no_text(port: u16) {
     let Some(mut stream) = greeted(port) else { return };
     let _ = stream.write_all(b"\xff\xfe\xfd\n");
     wait_closed(stream);
 }
 
-fn flood(port: u16, over: &AtomicBool) {
+fn flood(port: u16) {
     let Some(mut stream) = greeted(port) else { return };
     let line = r#"{"from":"v","to":"*","msg_type":{"TEXT":"again and again and again"},"realm":null}"#;
     let lines = format!("{line}\n").repeat(100);
-    while !over.load(Ordering::Relaxed) && stream.write_all(lines.as_bytes()).is_ok() {}
+    while stream.write_all(lines.as_bytes()).is_ok() {}
 }
 
 /// The slowest hundredth of the honest peer's questions, seconds.
@@ -166,28 +174,19 @@ fn p99(honest: &mut Peer) -> f64 {
     times[QUESTIONS / 100 * 99]
 }
 
-/// The honest peer's p99 while this is done to that node.
-fn beside(honest: &mut Peer, deed: Deed, port: u16) -> f64 {
-    let (over, begun) = (AtomicBool::new(false), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                begun.store(true, Ordering::Relaxed);
-                deed(port, &over);
-            }
-        });
-        while !begun.load(Ordering::Relaxed) {
-            std::thread::yield_now();
-        }
-        let p99 = p99(honest);
-        over.store(true, Ordering::Relaxed);
-        p99
-    })
+/// The honest peer's p99 while this is done to that port.
+fn beside(honest: &mut Peer, name: &str, port: u16) -> f64 {
+    let program = std::env::current_exe().expect("a path");
+    let mut aside = Command::new("chrt");
+    aside.args(["-i", "0"]).arg(program);
+    let vandal = Other::start(aside, &["--vandal", name, &port.to_string()]);
+    assert_eq!(vandal.1, "begun", "`chrt`, of util-linux, starts the vandal");
+    p99(honest)
 }
 
-/// The rows; `value_median` is what the node has grown by in a round, KiB.
-pub fn run(rounds: usize) {
-    for (name, deed, bare_name) in DEEDS {
+/// The rows whose names have `only` in them; `value_median` is what the node has grown by in a round, KiB.
+pub fn run(rounds: usize, only: &str) {
+    for (name, _, bare_name) in DEEDS.into_iter().filter(|(name, ..)| name.contains(only)) {
         let mut row = Row::new(name, "ratio", "nobody misbehaves");
         let mut bare_row = Row::new(bare_name, "ratio", "nobody misbehaves");
         for _ in 0..rounds {
@@ -196,11 +195,12 @@ pub fn run(rounds: usize) {
             let mut honest = Peer::greeted(&here, "honest");
             p99(&mut honest); // warm
             let alone = p99(&mut honest);
-            let bare = Bare::start();
-            bare_row.add(beside(&mut honest, deed, bare.1) / alone);
+            let bare =
+                Other::start(Command::new(std::env::current_exe().expect("a path")), &["--bare-server"]);
+            bare_row.add(beside(&mut honest, name, bare.1.parse().expect("a port")) / alone);
             drop(bare);
             let before = here.memory();
-            row.add(beside(&mut honest, deed, here.port) / alone);
+            row.add(beside(&mut honest, name, here.port) / alone);
             row.value(here.memory().saturating_sub(before) as f64 / 1024.0);
         }
         println!("{}\n{}", row.json(), bare_row.json());

@@ -27,7 +27,9 @@ fn main() {
         [_, "--two-cores", rounds] => call::run(number(rounds), Cores::Two),
         [_, "--inbound", rounds] => inbound::run(number(rounds)),
         [_, "--bare-server"] => abuse::bare(),
-        [_, "--abuse", rounds] => abuse::run(number(rounds)),
+        [_, "--vandal", name, port] => abuse::vandal(name, number(port) as u16),
+        [_, "--abuse", rounds] => abuse::run(number(rounds), ""),
+        [_, "--abuse", rounds, only] => abuse::run(number(rounds), only),
         [_, "--growth", rounds] => growth::run(number(rounds)),
         [_, "--others", rounds] => others(number(rounds)),
         // Each part in a process of its own: where a process may run is decided once.
