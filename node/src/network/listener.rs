@@ -25,8 +25,8 @@ const BACKLOG: u32 = 4096;
 const TURNS: usize = 4;
 /// Connections that are accepted before one is greeted, however many more there are.
 const IN_A_ROW: usize = 64;
-/// Connections that are accepted before this thread looks after others.
-const AT_ONCE: usize = 2;
+/// Connections too many of their kind that are accepted before this thread lets others go on.
+const CROWD: usize = 2;
 /// Every so many greetings the oldest has its turn, so that newer ones do not keep it waiting for ever.
 const OLDEST: usize = 8;
 /// How long nothing is accepted after accepting failed.
@@ -102,18 +102,19 @@ struct Strangers(Mutex<HashMap<IpAddr, VecDeque<Arc<Word>>>>);
 struct Stranger(Arc<Strangers>, IpAddr, Arc<Word>);
 
 impl Strangers {
-    /// Lets one in; the oldest of its address has to go if there are too many.
-    fn admit(self: &Arc<Self>, ip: IpAddr, most: usize) -> Stranger {
+    /// Lets one in; the oldest of its address has to go if there are too many, and then this is true.
+    fn admit(self: &Arc<Self>, ip: IpAddr, most: usize) -> (Stranger, bool) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = all.entry(ip).or_default();
-        if waiting.len() >= most {
+        let crowds = waiting.len() >= most;
+        if crowds {
             if let Some(oldest) = waiting.pop_front() {
                 oldest.tell();
             }
         }
         let told = Arc::<Word>::default();
         waiting.push_back(told.clone());
-        Stranger(self.clone(), ip, told)
+        (Stranger(self.clone(), ip, told), crowds)
     }
 }
 
@@ -154,8 +155,8 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// Counts a connection, or closes it.
-    fn admit(&self, network: &Network, tcp: TcpStream, addr: SocketAddr) -> Option<Accepted> {
+    /// Counts a connection, or closes it. True beside it if there are too many of its kind.
+    fn admit(&self, network: &Network, tcp: TcpStream, addr: SocketAddr) -> (Option<Accepted>, bool) {
         let bounds = network.net.accepting;
         let ip = addr.ip().to_canonical();
         let full = |most: usize, what: &str| {
@@ -169,19 +170,20 @@ impl Bounds {
         };
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             full(bounds.all, "of all");
-            return None;
+            return (None, true);
         };
         let Some(of_address) = self.addresses.admit(ip, bounds.per_address) else {
             full(bounds.per_address, "from this address");
-            return None;
+            return (None, true);
         };
         let most = if reach(ip) == Reach::Host { usize::MAX } else { bounds.per_subnet };
         let Some(of_subnet) = self.subnets.admit(subnet(ip), most) else {
             full(bounds.per_subnet, "from this network");
-            return None;
+            return (None, true);
         };
-        let stranger = self.strangers.admit(ip, bounds.strangers);
-        Some(Accepted { tcp, addr, stranger, at: clock(), counted: (place, of_address, of_subnet) })
+        let (stranger, crowds) = self.strangers.admit(ip, bounds.strangers);
+        let counted = (place, of_address, of_subnet);
+        (Some(Accepted { tcp, addr, stranger, at: clock(), counted }), crowds)
     }
 }
 
@@ -201,7 +203,7 @@ async fn accept_all(network: Arc<Network>, listener: TcpListener, connections: &
     };
     let turns = Arc::new(Semaphore::new(TURNS));
     let mut waiting: VecDeque<Accepted> = VecDeque::new(); // no more than there are places
-    let (mut accepted_in_a_row, mut greeted) = (0, 0_usize);
+    let (mut accepted_in_a_row, mut greeted, mut crowding) = (0, 0_usize, 0);
     let mut not_before: Option<tokio::time::Instant> = None;
     loop {
         while connections.try_join_next().is_some() {} // a flood leaves the last branch below no turn
@@ -217,14 +219,19 @@ async fn accept_all(network: Arc<Network>, listener: TcpListener, connections: &
             accepted = accept, if accepts => {
                 not_before = None;
                 accepted_in_a_row += 1;
-                if accepted_in_a_row % AT_ONCE == 0 {
-                    // Other threads of the node may be on this processor too, behind this one.
-                    std::thread::yield_now();
-                    tokio::task::yield_now().await;
-                }
                 match accepted {
                     Ok(_) if network.ending.load(Ordering::Acquire) => {}
-                    Ok((tcp, addr)) => waiting.extend(bounds.admit(&network, tcp, addr)),
+                    Ok((tcp, addr)) => {
+                        let (accepted, crowds) = bounds.admit(&network, tcp, addr);
+                        waiting.extend(accepted);
+                        crowding += usize::from(crowds);
+                        if crowding >= CROWD {
+                            crowding = 0;
+                            // The node's other threads may be on this processor too, behind this one, with what is more urgent.
+                            std::thread::yield_now();
+                            tokio::task::yield_now().await;
+                        }
+                    }
                     Err(error) => {
                         // Out of descriptors, usually: waiting is all that helps, and not waiting would spin. Those that are here go on.
                         network.events.network(LogLevel::Error, "accept_failed", None, error.to_string());
@@ -342,14 +349,14 @@ mod tests {
     async fn the_oldest_stranger_of_an_address_makes_room_for_a_newer_one() {
         let strangers = Arc::new(Strangers::default());
         let (here, there) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let first = strangers.admit(here, 2);
-        let second = strangers.admit(here, 2);
-        let elsewhere = strangers.admit(there, 2);
-        let third = strangers.admit(here, 2);
+        let first = strangers.admit(here, 2).0;
+        let second = strangers.admit(here, 2).0;
+        let elsewhere = strangers.admit(there, 2).0;
+        let third = strangers.admit(here, 2).0;
         first.2.notify.notified().await;
         assert!(first.2.is_told() && !second.2.is_told());
         drop(second); // its handshake is over: nobody has to go for the next
-        let fourth = strangers.admit(here, 2);
+        let fourth = strangers.admit(here, 2).0;
         drop((first, third, fourth, elsewhere));
         assert!(strangers.0.lock().expect("no panic").is_empty());
     }

@@ -36,7 +36,7 @@ const MAX_INVALID: u32 = 100;
 /// Bytes read at once.
 const READ: usize = 64 * 1024;
 /// After so many bytes others have their turn, however much this peer still has to say.
-const IN_A_ROW: usize = READ;
+const IN_A_ROW: usize = 2 * READ;
 /// A peer that answers no probe within this time is taken for one of 0.2, until it answers one.
 const OLD: Duration = Duration::from_secs(2);
 /// What waits is written, and the peer told, within this time when a connection ends.
