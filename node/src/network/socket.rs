@@ -71,3 +71,62 @@ impl AsyncWrite for Socket {
         self.tcp()?.poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// A connection and its other end, with so much in it that nobody reads.
+    async fn filled() -> (Socket, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let connected = TcpStream::connect(listener.local_addr().expect("an address"));
+        let (other, accepted) = tokio::join!(connected, listener.accept());
+        let (mut other, (tcp, _)) = (other.expect("connected"), accepted.expect("accepted"));
+        other.write_all(&[b'x'; 3 * LITTLE as usize]).await.expect("the kernel has room");
+        let all = async {
+            while rustix::io::ioctl_fionread(&tcp).expect("it says") <= LITTLE {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), all).await.expect("it arrives");
+        (Socket::new(tcp), other)
+    }
+
+    async fn is_closed(mut other: TcpStream) {
+        let told = tokio::time::timeout(std::time::Duration::from_secs(10), async {
+            while other.write_all(b"more").await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        });
+        told.await.expect("closed, not kept open by whoever should close it");
+    }
+
+    #[test]
+    fn what_nobody_read_is_let_go_on_another_thread() {
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.max_blocking_threads(1).enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let (socket, mut other) = filled().await;
+            // The only other thread has something else to do until it is told.
+            let (tell, told) = std::sync::mpsc::channel::<()>();
+            let busy = tokio::task::spawn_blocking(move || told.recv());
+            drop(socket);
+            // Closed here, the kernel would refuse the second of these at the latest.
+            for _ in 0..2 {
+                other.write_all(b"more").await.expect("still open");
+            }
+            tell.send(()).expect("it waits");
+            busy.await.expect("no panic").expect("told");
+            is_closed(other).await;
+        });
+    }
+
+    #[test]
+    fn without_a_runtime_it_is_let_go_here() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (socket, other) = runtime.block_on(filled());
+        drop(socket);
+        runtime.block_on(is_closed(other));
+    }
+}
