@@ -226,7 +226,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("THENODES_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // What cannot be said because nobody takes it is not said elsewhere, where saying it would panic.
+    let lines = tracing_subscriber::fmt().log_internal_errors(false);
+    lines.with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let raw = raw(cli)?;
     // Best effort: a node of few plugins needs no more than it has.
     let _ = crate::plugins::process::make_room();

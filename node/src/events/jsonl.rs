@@ -1,6 +1,7 @@
 //! Events as JSON lines in a file that is rotated by size. A write that fails is tried again with the next event: a full
-//! disk costs events, which are counted, and not the log. Writes run on a blocking thread, off the runtime's workers: an event that comes
-//! alone is written at once, many of them together, so that whoever causes many does not cost the node a change of threads for each.
+//! disk costs events, which are counted, and not the log. Writes run on a blocking thread, off the runtime's workers. What an event of the
+//! network says is written soon, with others of its kind, so that a peer that causes many does not cost the node two changes of threads for
+//! each; every other event has been written, with all before it, when the next sink hears of it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,9 +12,9 @@ use std::time::Duration;
 use thenodes::events::model::{LogEvent, LogLevel};
 use thenodes::events::LogSink;
 
-/// Events that come within this time after a write are written together.
+/// Network events that come within this time after a write are written together, if there is a thread and the disk takes them.
 const TOGETHER: Duration = Duration::from_millis(10);
-/// Bytes that may wait for that; whoever brings more waits.
+/// Bytes that may wait for that, and be lost with a node that is killed; whoever brings more waits.
 const GATHERED: usize = 256 * 1024;
 
 /// The file.
@@ -28,7 +29,7 @@ struct Shared {
 #[derive(Default)]
 struct Gathered {
     lines: Vec<u8>,
-    /// Somebody writes them within [`TOGETHER`].
+    /// A thread is there for them, or asked for.
     promised: bool,
 }
 
@@ -69,6 +70,7 @@ impl Shared {
 
     /// Writes what was gathered, until nothing more comes.
     fn keep_promise(&self) {
+        let _broken = Broken(self);
         loop {
             while self.write() {
                 std::thread::sleep(TOGETHER);
@@ -78,6 +80,17 @@ impl Shared {
                 gathered.promised = false;
                 return;
             }
+        }
+    }
+}
+
+/// A writer that panics keeps its promise no more; the next event gets another.
+struct Broken<'a>(&'a Shared);
+
+impl Drop for Broken<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(&self.0.gathered).promised = false;
         }
     }
 }
@@ -152,19 +165,23 @@ impl LogSink for JsonLines {
         }
         let Ok(mut line) = serde_json::to_vec(event) else { return };
         line.push(b'\n');
-        let (promised, full) = {
+        let soon = matches!(event, LogEvent::Network(_));
+        let (asks, full) = {
             let mut gathered = lock(&self.0.gathered);
             gathered.lines.extend_from_slice(&line);
-            (std::mem::replace(&mut gathered.promised, true), gathered.lines.len() > GATHERED)
+            let asks = soon && !gathered.promised;
+            gathered.promised |= asks;
+            (asks, gathered.lines.len() > GATHERED)
         };
-        if !promised {
-            let shared = self.0.clone();
-            tokio::task::spawn_blocking(move || shared.keep_promise());
-        } else if full {
+        if !soon || full {
             self.work(|shared| {
                 shared.write();
             })
             .await;
+        }
+        if asks {
+            let shared = self.0.clone();
+            tokio::task::spawn_blocking(move || shared.keep_promise());
         }
     }
 
@@ -182,7 +199,9 @@ impl LogSink for JsonLines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use thenodes::events::model::SystemEvent;
+    use std::future::Future;
+    use std::task::{Context, Waker};
+    use thenodes::events::model::{NetworkEvent, SystemEvent};
 
     #[tokio::test]
     async fn the_file_is_rotated_by_size_and_old_ones_leave() {
@@ -193,7 +212,6 @@ mod tests {
             let meta = thenodes::events::meta("test", LogLevel::Info);
             sink.handle(&LogEvent::System(SystemEvent { meta, action: format!("n{n}"), detail: None })).await;
         }
-        sink.flush().await;
         let mut names: Vec<_> =
             fs::read_dir(dir.path().join("sub")).expect("reads").flatten().map(|e| e.file_name()).collect();
         names.sort();
@@ -205,21 +223,17 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn events_are_written_soon_and_in_order_though_nobody_asks_for_it() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("a.log");
-        let sink = JsonLines::open(&path, 10_000_000, 2).expect("opens");
-        let told = 20_000; // more than may wait
-        for n in 0..told {
-            let meta = thenodes::events::meta("test", LogLevel::Info);
-            sink.handle(&LogEvent::System(SystemEvent { meta, action: format!("n{n}"), detail: None })).await;
-            assert!(lock(&sink.0.gathered).lines.len() < GATHERED + 1000);
-        }
+    fn network(n: usize) -> LogEvent {
+        let meta = thenodes::events::meta("test", LogLevel::Info);
+        LogEvent::Network(NetworkEvent { meta, action: format!("n{n}"), addr: None, detail: None })
+    }
+
+    /// Waits until so many lines are in the file, and they are these.
+    async fn arrive(path: &Path, count: usize) {
         let all = async {
             loop {
-                let text = fs::read_to_string(&path).expect("reads");
-                if text.lines().count() == told {
+                let text = fs::read_to_string(path).expect("reads");
+                if text.ends_with('\n') && text.lines().count() >= count {
                     return text;
                 }
                 tokio::task::yield_now().await;
@@ -227,9 +241,51 @@ mod tests {
         };
         let text = tokio::time::timeout(Duration::from_secs(10), all).await.expect("written by itself");
         let action = |line: &str| match serde_json::from_str(line) {
-            Ok(LogEvent::System(event)) => event.action,
+            Ok(LogEvent::Network(event)) => event.action,
             other => panic!("{other:?}"),
         };
+        assert_eq!(text.lines().count(), count);
         assert!(text.lines().enumerate().all(|(n, line)| action(line) == format!("n{n}")));
+    }
+
+    #[tokio::test]
+    async fn what_peers_cause_is_written_soon_and_in_order_and_whoever_brings_too_much_of_it_waits() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.log");
+        let sink = JsonLines::open(&path, 100_000_000, 2).expect("opens");
+        sink.handle(&network(0)).await;
+        arrive(&path, 1).await;
+        // A disk that takes nothing for a while.
+        let held = lock(&sink.0.writer);
+        let mut told = 1;
+        loop {
+            let event = network(told);
+            let mut handled = std::pin::pin!(sink.handle(&event));
+            told += 1;
+            if handled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                let waiting = lock(&sink.0.gathered).lines.len();
+                assert!((GATHERED..GATHERED + 1000).contains(&waiting), "{waiting} bytes wait");
+                drop(held);
+                handled.await;
+                break;
+            }
+        }
+        assert!(told > 500, "{told}");
+        arrive(&path, told).await;
+    }
+
+    #[tokio::test]
+    async fn every_other_event_has_been_written_with_all_before_it_when_the_sink_returns() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.log");
+        let sink = JsonLines::open(&path, 100_000_000, 2).expect("opens");
+        for n in 0..20 {
+            sink.handle(&network(n)).await;
+        }
+        let meta = thenodes::events::meta("test", LogLevel::Info);
+        sink.handle(&LogEvent::System(SystemEvent { meta, action: "now".into(), detail: None })).await;
+        let text = fs::read_to_string(&path).expect("reads");
+        assert_eq!(text.lines().count(), 21);
+        assert!(text.lines().last().is_some_and(|line| line.contains("now")));
     }
 }

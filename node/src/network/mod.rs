@@ -21,6 +21,7 @@ pub mod session;
 mod socket;
 pub mod taking;
 pub mod wire;
+mod writing;
 
 use crate::config::{Encryption, Networking};
 use crate::events::Emitter;

@@ -1,15 +1,16 @@
-//! One peer: a read loop and a write loop in one task, until one of them ends. What is read goes one of three ways, see `Reader`;
-//! what is written is whatever gathered in the outbox, in one piece. Nothing is held for a peer that is silent but its place.
+//! One peer: a read loop and a write loop (`writing`) in one task, until one of them ends. What is read goes one of three ways, see
+//! `Reader`. Nothing is held for a peer that is silent but its place.
 
 use super::channel::Bytes;
-use super::outbox::{Next, Outbox, Put};
+use super::outbox::{Outbox, Put};
 use super::peers::Place;
 use super::plain::{self, Batch};
 use super::relay::seat::{Judged, Seat, Sending, What};
 use super::relay::{line, Form};
 use super::taking::{self, Taken};
 use super::wire::{decode, encode, weight, LineDecoder, WireError, MAX_WEIGHT};
-use super::{Inbound, Network, WRITE_DEADLINE};
+use super::writing::{heartbeat, write, ANSWER, PROBE};
+use super::{Inbound, Network};
 use crate::network::clock;
 use crate::text::printable;
 use std::cell::RefCell;
@@ -24,13 +25,10 @@ use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
 use thenodes::network::message::{Message, MessageType, Payload};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{sleep, timeout, timeout_at, MissedTickBehavior};
+use tokio::time::{sleep, timeout, timeout_at};
 
-/// Texts of HEARTBEAT messages, since 0.3.
-pub(super) const PROBE: &str = "liveness_probe_v1";
-pub(super) const ANSWER: &str = "liveness_response_v1";
 /// Invalid lines after which a peer is taken for something else than a node.
 const MAX_INVALID: u32 = 100;
 /// Bytes read at once.
@@ -535,83 +533,5 @@ impl<'a> Reader<'a> {
             return Err(format!("{} invalid lines", self.invalid));
         }
         Ok(())
-    }
-}
-
-pub(super) fn heartbeat(network: &Network, to: &str, text: &str) -> Message {
-    let payload = Some(Payload::Text(text.into()));
-    let realm = Some(network.local.realm.clone());
-    Message::new(&network.local.node_id, to, MessageType::Heartbeat, payload, realm)
-}
-
-/// The write loop.
-async fn write(network: &Network, place: &Place, mut writer: impl AsyncWrite + Unpin) {
-    let (peer, outbox) = (&place.info, &place.outbox);
-    let acknowledges = super::relay::seat::has(peer, super::relay::CAPABILITY_ACKNOWLEDGES);
-    // The first probe goes out at once: whoever answers it can be expected to answer the next ones.
-    let mut probes = tokio::time::interval(network.net.connecting.probe);
-    probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut asks = super::discovery::Asking::new(network, peer);
-    let mut spare = Vec::new();
-    let why = loop {
-        if network.relay.config.store_forward {
-            network.relay.drain(network, &peer.node_id, outbox, acknowledges);
-        }
-        let next = tokio::select! {
-            biased; // however much there is to write, a peer that only reads must be asked whether it lives
-            _ = probes.tick() => {
-                outbox.own(&encode(&heartbeat(network, &peer.node_id, PROBE)));
-                continue;
-            }
-            request = asks.next() => {
-                outbox.own(&encode(&request));
-                continue;
-            }
-            next = std::future::poll_fn(|cx| outbox.poll_next(cx, &mut spare)) => next,
-        };
-        let lines = match next {
-            Next::Lines(lines) => lines,
-            Next::Look => continue,
-            Next::Close => break "closed by this node".to_owned(),
-        };
-        if let Err(why) = Box::pin(write_all(outbox, &mut writer, &lines)).await {
-            break why;
-        }
-        spare = lines;
-    };
-    outbox.set_why(why);
-    let goodbye = Box::pin(async {
-        let realm = Some(network.local.realm.clone());
-        let message =
-            Message::new(&network.local.node_id, &peer.node_id, MessageType::Disconnect, None, realm);
-        writer.write_all(&encode(&message)).await?;
-        writer.shutdown().await
-    });
-    let _ = timeout(Duration::from_secs(1), goodbye).await;
-}
-
-/// Writes lines piece by piece: each piece that the peer takes is a sign of life.
-async fn write_all(
-    outbox: &Outbox,
-    writer: &mut (impl AsyncWrite + Unpin),
-    lines: &[u8],
-) -> Result<(), String> {
-    let too_slow = || format!("the peer took no data for {} s", WRITE_DEADLINE.as_secs());
-    let mut at = 0;
-    while at < lines.len() {
-        match timeout(WRITE_DEADLINE, writer.write(&lines[at..])).await {
-            Ok(Ok(0)) => return Err("writing: the connection takes nothing".into()),
-            Ok(Ok(count)) => {
-                at += count;
-                outbox.wrote(count, clock());
-            }
-            Ok(Err(error)) => return Err(format!("writing: {error}")),
-            Err(_) => return Err(too_slow()),
-        }
-    }
-    match timeout(WRITE_DEADLINE, writer.flush()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(format!("writing: {error}")),
-        Err(_) => Err(too_slow()),
     }
 }

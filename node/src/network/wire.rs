@@ -10,6 +10,8 @@ pub const MAX_LINE: usize = 1024 * 1024;
 pub const MAX_HELLO: usize = 16 * 1024;
 /// From here on room is made for the longest line at once.
 const LONG: usize = 128 * 1024;
+/// From here on what is read of a line is read in small steps.
+const SMALL_STEPS: usize = 32 * 1024;
 
 /// Most that one line may weigh, see [`weight`]. Well below the room for all messages: whoever waits for more room than there
 /// is waits for ever, and everybody else behind it.
@@ -93,9 +95,9 @@ impl LineDecoder {
         &self.buffer[span]
     }
 
-    /// True within a line that is a long one already, or becomes one.
+    /// True within a line whose rest is to be read in small steps.
     pub fn is_long(&self) -> bool {
-        self.buffer.len() - self.start > LONG / 4
+        self.buffer.len() - self.start > SMALL_STEPS
     }
 
     /// Gives memory back while nothing waits.

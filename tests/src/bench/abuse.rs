@@ -2,22 +2,25 @@
 //! can, by the same while nobody does. Limits are the default ones.
 //!
 //! A vandal is elsewhere, but here he has to be on the same processors, so he runs in a process that gets what the others leave
-//! (`SCHED_IDLE`). What his being there costs all the same is a row of its own: he does the same to a bare server beside the node, which only
-//! accepts, reads and closes.
+//! (`SCHED_IDLE`), unless he is to be their equal. What his being there costs all the same is a row of its own: he does the same to a bare
+//! server beside the node, which only accepts, reads and closes. How often he did it is counted, and has to be more than never.
 
 use super::Row;
-use crate::peer::Peer;
-use crate::Spec;
-use std::io::{BufRead, BufReader, Read, Write};
+use crate::peer::{frame, Peer};
+use crate::{Spec, TestNode};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Questions of the honest peer in one measurement.
 const QUESTIONS: usize = 4000;
 /// Connections of those who come in a crowd.
 const CROWD: usize = 5000;
+/// Connections of honest newcomers in one measurement.
+const NEWCOMERS: usize = 100;
 /// Slow senders.
 const SLOW: usize = 100;
 /// What a long line has in one piece, and all of them. Small: the kernel does a system call to its end, however long, before another may go on.
@@ -27,19 +30,21 @@ const PIECES: usize = 16 * 1024;
 /// Who misbehaves: returns when the node has closed the door, and is called again then.
 type Deed = fn(u16);
 
-/// The rows, what the vandals do, and the rows of the same done to a bare server.
-const DEEDS: [(&str, Deed, &str); 6] = [
-    ("p99_beside_lines_of_64_mib", long_lines, "bare_lines_of_64_mib"),
-    ("p99_beside_100_slow_senders", slow_senders, "bare_100_slow_senders"),
-    ("p99_beside_5000_silent_connections", silent, "bare_5000_silent_connections"),
-    ("p99_beside_garbage_before_hello", garbage, "bare_garbage_before_hello"),
-    ("p99_beside_bytes_that_are_no_text", no_text, "bare_bytes_that_are_no_text"),
-    ("p99_beside_a_flood_of_messages", flood, "bare_flood_of_messages"),
+/// The rows, what the vandals do, and the rows of the same done to a bare server, where it could be done to one.
+const DEEDS: [(&str, Deed, Option<&str>); 7] = [
+    ("p99_beside_lines_of_64_mib", long_lines, Some("bare_lines_of_64_mib")),
+    ("p99_beside_100_slow_senders", slow_senders, Some("bare_100_slow_senders")),
+    ("p99_beside_5000_silent_connections", silent, Some("bare_5000_silent_connections")),
+    ("p99_beside_garbage_before_hello", garbage, Some("bare_garbage_before_hello")),
+    ("p99_beside_bytes_that_are_no_text", no_text, Some("bare_bytes_that_are_no_text")),
+    ("p99_beside_a_flood_of_messages", flood, Some("bare_flood_of_messages")),
+    ("p99_beside_a_peer_that_stops_reading", stops_reading, None),
 ];
 
 /// The bare server: says its port, accepts, reads, and closes a connection whose line is none or has no end within a MiB. On a runtime like
 /// the node's.
 pub fn bare() {
+    thenodes_node::plugins::process::make_room().expect("room for a crowd");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
@@ -53,7 +58,7 @@ pub fn bare() {
                     let _ = stream.readable().await;
                     let count = match stream.try_read(&mut piece) {
                         Ok(count @ 1..) => count,
-                        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
                         Ok(_) | Err(_) => return,
                     };
                     for part in piece[..count].split_inclusive(|byte| *byte == b'\n') {
@@ -73,21 +78,35 @@ pub fn bare() {
 /// The vandal: does this to that port until he is killed.
 pub fn vandal(name: &str, port: u16) {
     let (_, deed, _) = DEEDS.into_iter().find(|(of, ..)| *of == name).expect("a deed");
-    println!("begun");
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).expect("he ends with whoever sent him");
+    thenodes_node::plugins::process::make_room().expect("room for a crowd");
     loop {
         deed(port);
     }
 }
 
-/// This program in a process of its own, with other arguments, after the first line that it says. Killed when dropped.
-struct Other(Child, String);
+/// Says that it has begun, or did it once more.
+fn did() {
+    println!("did");
+}
+
+/// This program in a process of its own, with other arguments: its first line, and how many came after it. Killed when dropped.
+struct Other(Child, String, Arc<AtomicU64>);
 
 impl Other {
     fn start(mut command: Command, args: &[&str]) -> Self {
         let mut child = command.args(args).stdout(Stdio::piped()).spawn().expect("it starts");
         let mut said = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut said).expect("it says a line");
-        Self(child, said.trim().to_owned())
+        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+        lines.read_line(&mut said).expect("it says a line");
+        let counted = Arc::<AtomicU64>::default();
+        let count = counted.clone();
+        std::thread::spawn(move || {
+            lines.lines().for_each(|_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            })
+        });
+        Self(child, said.trim().to_owned(), counted)
     }
 }
 
@@ -101,7 +120,10 @@ impl Drop for Other {
 /// A peer with a name of its own, if the node lets it in now.
 fn greeted(port: u16) -> Option<TcpStream> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let id = format!("v{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    greeted_as(port, &format!("v{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+fn greeted_as(port: u16, id: &str) -> Option<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     let hello = format!(
         "{{\"from\":\"{id}\",\"to\":\"x\",\"msg_type\":{{\"HELLO\":{{\"node_id\":\"{id}\"}}}},\"realm\":{{\"name\":\"Test\",\"version\":\"1.0\"}}}}\n"
@@ -117,6 +139,7 @@ fn wait_closed(mut stream: TcpStream) {
 }
 
 fn long_lines(port: u16) {
+    did();
     let Some(mut stream) = greeted(port) else { return };
     let piece = vec![b'x'; PIECE];
     for _ in 0..PIECES {
@@ -131,6 +154,7 @@ fn slow_senders(port: u16) {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(2) {
         crowd.retain_mut(|stream| stream.write_all(b"{").is_ok());
+        did();
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -139,16 +163,21 @@ fn silent(port: u16) {
     let mut crowd = Vec::with_capacity(CROWD);
     while crowd.len() < CROWD {
         crowd.extend(TcpStream::connect(("127.0.0.1", port)));
+        if crowd.len() % 100 == 1 {
+            did();
+        }
     }
 }
 
 fn garbage(port: u16) {
+    did();
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return };
     let _ = stream.write_all(b"this is no hello\n");
     wait_closed(stream);
 }
 
 fn no_text(port: u16) {
+    did();
     let Some(mut stream) = greeted(port) else { return };
     let _ = stream.write_all(b"\xff\xfe\xfd\n");
     wait_closed(stream);
@@ -158,7 +187,44 @@ fn flood(port: u16) {
     let Some(mut stream) = greeted(port) else { return };
     let line = r#"{"from":"v","to":"*","msg_type":{"TEXT":"again and again and again"},"realm":null}"#;
     let lines = format!("{line}\n").repeat(100);
-    while stream.write_all(lines.as_bytes()).is_ok() {}
+    while stream.write_all(lines.as_bytes()).is_ok() {
+        did();
+    }
+}
+
+/// A target that never reads, and somebody who goes on sending frames to it, a thousand a second, as far as they are taken. It has begun
+/// once all room between them is full.
+fn stops_reading(port: u16) {
+    let (Some(_mute), Some(mut sender)) = (greeted_as(port, "mute"), greeted_as(port, "sender")) else {
+        return;
+    };
+    sender.set_nonblocking(true).expect("set");
+    let (mut sequence, mut heard) = (0, vec![0; 64 * 1024]);
+    let mut waits = 0;
+    loop {
+        sequence += 1;
+        assert!(waits > 0 || sequence < 100_000, "nothing holds it up");
+        let line = frame("sender", "mute", sequence, &"QUFB".repeat(200)) + "\n";
+        let mut left = line.as_bytes();
+        while !left.is_empty() {
+            match sender.write(left) {
+                Ok(count) => left = &left[count..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    waits += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(_) => return,
+            }
+        }
+        // Held up for a tenth of a second in all, or told that its frames go nowhere.
+        let told = matches!(sender.read(&mut heard), Ok(1..)) && waits > 0;
+        if waits > 100 || told {
+            did();
+        }
+        if waits > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// The slowest hundredth of the honest peer's questions, seconds.
@@ -174,35 +240,82 @@ fn p99(honest: &mut Peer) -> f64 {
     times[QUESTIONS / 100 * 99]
 }
 
-/// The honest peer's p99 while this is done to that port.
-fn beside(honest: &mut Peer, name: &str, port: u16) -> f64 {
+/// The honest peer's figure while this is done to that port.
+fn beside(name: &str, port: u16, equal: bool, figure: impl FnOnce() -> f64) -> f64 {
     let program = std::env::current_exe().expect("a path");
-    let mut aside = Command::new("chrt");
-    aside.args(["-i", "0"]).arg(program);
-    let vandal = Other::start(aside, &["--vandal", name, &port.to_string()]);
-    assert_eq!(vandal.1, "begun", "`chrt`, of util-linux, starts the vandal");
-    p99(honest)
+    let mut aside = Command::new(program);
+    if !equal {
+        aside = Command::new("chrt");
+        aside.args(["-i", "0"]).arg(std::env::current_exe().expect("a path"));
+    }
+    let mut vandal = Other::start(aside, &["--vandal", name, &port.to_string()]);
+    assert_eq!(vandal.1, "did", "`chrt`, of util-linux, starts the vandal");
+    let before = vandal.2.load(Ordering::Relaxed);
+    let figure = figure();
+    assert_ne!(vandal.2.load(Ordering::Relaxed), before, "{name}: nothing was done meanwhile");
+    assert!(matches!(vandal.0.try_wait(), Ok(None)), "{name}: the vandal has ended");
+    figure
 }
 
-/// The rows whose names have `only` in them; `value_median` is what the node has grown by in a round, KiB.
-pub fn run(rounds: usize, only: &str) {
+/// The median time from connecting to the first answer, seconds.
+fn newcomers(node: &TestNode) -> f64 {
+    let mut times: Vec<f64> = (0..NEWCOMERS)
+        .map(|n| {
+            let begun = Instant::now();
+            Peer::greeted(node, &format!("new{n}")).settle();
+            begun.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[NEWCOMERS / 2]
+}
+
+/// The rows whose names have `only` in them; `value_median` is what the node has grown by in a round, KiB, and for newcomers their median
+/// beside the crowd, milliseconds. `equal`: the vandal is.
+pub fn run(rounds: usize, only: &str, equal: bool) {
+    let start = || {
+        // Fresh ones for each round: nobody is held to account for the round before.
+        let more = "[logging]\ndisable_console = true\n[network.relay]\nenabled = true\n";
+        Spec::new("here").more(more).start()
+    };
     for (name, _, bare_name) in DEEDS.into_iter().filter(|(name, ..)| name.contains(only)) {
         let mut row = Row::new(name, "ratio", "nobody misbehaves");
-        let mut bare_row = Row::new(bare_name, "ratio", "nobody misbehaves");
-        for _ in 0..rounds {
-            // Fresh ones for each round: nobody is held to account for the round before.
-            let here = Spec::new("here").more("[logging]\ndisable_console = true\n").start();
+        let mut bare_row = bare_name.map(|name| Row::new(name, "ratio", "nobody misbehaves"));
+        for round in 0..rounds {
+            let here = start();
             let mut honest = Peer::greeted(&here, "honest");
             p99(&mut honest); // warm
             let alone = p99(&mut honest);
-            let bare =
-                Other::start(Command::new(std::env::current_exe().expect("a path")), &["--bare-server"]);
-            bare_row.add(beside(&mut honest, name, bare.1.parse().expect("a port")) / alone);
-            drop(bare);
+            let mut beside_bare = |honest: &mut Peer| {
+                let Some(row) = &mut bare_row else { return };
+                let program = std::env::current_exe().expect("a path");
+                let bare = Other::start(Command::new(program), &["--bare-server"]);
+                let port = bare.1.parse().expect("a port");
+                row.add(beside(name, port, equal, || p99(honest)) / alone);
+            };
+            if round % 2 == 0 {
+                beside_bare(&mut honest);
+            }
             let before = here.memory();
-            row.add(beside(&mut honest, name, here.port) / alone);
+            row.add(beside(name, here.port, equal, || p99(&mut honest)) / alone);
             row.value(here.memory().saturating_sub(before) as f64 / 1024.0);
+            if round % 2 == 1 {
+                beside_bare(&mut honest);
+            }
         }
-        println!("{}\n{}", row.json(), bare_row.json());
+        println!("{}", row.json());
+        bare_row.into_iter().for_each(|row| println!("{}", row.json()));
+    }
+    let name = "newcomer_beside_5000_silent_connections";
+    if name.contains(only) {
+        let mut row = Row::new(name, "ratio", "nobody misbehaves");
+        for _ in 0..rounds {
+            let here = start();
+            let alone = newcomers(&here);
+            let crowded = beside("p99_beside_5000_silent_connections", here.port, equal, || newcomers(&here));
+            row.add(crowded / alone);
+            row.value(crowded * 1000.0);
+        }
+        println!("{}", row.json());
     }
 }

@@ -28,8 +28,9 @@ fn main() {
         [_, "--inbound", rounds] => inbound::run(number(rounds)),
         [_, "--bare-server"] => abuse::bare(),
         [_, "--vandal", name, port] => abuse::vandal(name, number(port) as u16),
-        [_, "--abuse", rounds] => abuse::run(number(rounds), ""),
-        [_, "--abuse", rounds, only] => abuse::run(number(rounds), only),
+        [_, "--abuse", rounds] => abuse::run(number(rounds), "", false),
+        [_, "--abuse", rounds, only] => abuse::run(number(rounds), only, false),
+        [_, "--abuse", rounds, only, "equal"] => abuse::run(number(rounds), only, true),
         [_, "--growth", rounds] => growth::run(number(rounds)),
         [_, "--others", rounds] => others(number(rounds)),
         // Each part in a process of its own: where a process may run is decided once.
