@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thenodes::events::model::{LogEvent, LogLevel};
 use thenodes::events::LogSink;
 
@@ -39,12 +39,13 @@ struct Writer {
     keep: u32,
     file: Option<(File, u64)>,
     lost: u64,
+    written: Option<Instant>,
 }
 
 impl JsonLines {
     /// Opens the file and makes its directory. `keep` rotated files are kept as `<path>.1` (newest) and so on.
     pub fn open(path: &Path, max_bytes: u64, keep: u32) -> io::Result<Self> {
-        let mut writer = Writer { path: path.into(), max_bytes, keep, file: None, lost: 0 };
+        let mut writer = Writer { path: path.into(), max_bytes, keep, file: None, lost: 0, written: None };
         writer.file()?;
         Ok(Self(Arc::new(Shared { writer: Mutex::new(writer), gathered: Mutex::default() })))
     }
@@ -60,38 +61,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Writes what was gathered. False if that was nothing.
-    fn write(&self) -> bool {
+    /// Writes what was gathered.
+    fn write(&self) {
         let mut writer = lock(&self.writer); // first: what is taken earlier is written earlier
         let lines = std::mem::take(&mut lock(&self.gathered).lines);
         lines.split_inclusive(|byte| *byte == b'\n').for_each(|line| writer.write(line));
-        !lines.is_empty()
+        writer.written = Some(Instant::now());
     }
 
-    /// Writes what was gathered, until nothing more comes.
+    /// The same, not sooner than [`TOGETHER`] after the last time.
     fn keep_promise(&self) {
-        let _broken = Broken(self);
-        loop {
-            while self.write() {
-                std::thread::sleep(TOGETHER);
-            }
-            let mut gathered = lock(&self.gathered);
-            if gathered.lines.is_empty() {
-                gathered.promised = false;
-                return;
-            }
-        }
-    }
-}
-
-/// A writer that panics keeps its promise no more; the next event gets another.
-struct Broken<'a>(&'a Shared);
-
-impl Drop for Broken<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            lock(&self.0.gathered).promised = false;
-        }
+        let written = lock(&self.writer).written;
+        let rest = written.and_then(|written| TOGETHER.checked_sub(written.elapsed()));
+        rest.into_iter().for_each(std::thread::sleep);
+        lock(&self.gathered).promised = false; // before: what comes from now on is promised anew, also if writing panics
+        self.write();
     }
 }
 
@@ -173,15 +157,12 @@ impl LogSink for JsonLines {
             gathered.promised |= asks;
             (asks, gathered.lines.len() > GATHERED)
         };
-        if !soon || full {
-            self.work(|shared| {
-                shared.write();
-            })
-            .await;
-        }
         if asks {
             let shared = self.0.clone();
             tokio::task::spawn_blocking(move || shared.keep_promise());
+        }
+        if !soon || full {
+            self.work(Shared::write).await;
         }
     }
 
