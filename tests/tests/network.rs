@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 use thenodes_tests::peer::Peer;
 use thenodes_tests::{Spec, TestNode, PATIENCE};
@@ -262,6 +262,28 @@ fn heartbeats_are_answered_and_disconnect_is_understood() {
     peer.say(r#"{"from":"peer","to":"heart","msg_type":"DISCONNECT","payload":null,"realm":null}"#);
     let gone = node.expect("action=peer_disconnected");
     assert!(gone.contains("DISCONNECT"), "{gone}");
+}
+
+#[test]
+fn a_peer_that_closed_gets_its_answers_and_no_goodbye() {
+    let node = Spec::new("heart").start();
+    let probe = r#"{"from":"ID","to":"heart","msg_type":"HEARTBEAT","payload":{"type":"Text","value":"liveness_probe_v1"},"realm":null}"#;
+    let rest = |peer: &mut Stranger| {
+        let mut rest = String::new();
+        peer.stream.read_to_string(&mut rest).expect("the node closes, and takes nothing back");
+        rest
+    };
+    let mut closes = Stranger::greeted(&node, "closes");
+    closes.say(&probe.replace("ID", "closes"));
+    closes.stream.get_ref().shutdown(Shutdown::Write).expect("shut");
+    let heard = rest(&mut closes);
+    assert!(heard.contains("liveness_response_v1") && !heard.contains("DISCONNECT"), "{heard}");
+    // One that is sent away is told.
+    let mut stays = Stranger::greeted(&node, "stays");
+    stays.line();
+    assert_eq!(node.json(&["peers", "disconnect", "stays"])["disconnected"], "stays");
+    let heard = rest(&mut stays);
+    assert!(heard.ends_with("\n") && heard.contains("DISCONNECT"), "{heard}");
 }
 
 #[test]

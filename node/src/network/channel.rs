@@ -195,8 +195,10 @@ pub async fn secure(
             return Err(ChannelError::Untrusted { reason: "no-tls-on-this-transport" })
         }
     };
-    // Messages are small and each is one write: waiting to fill a segment only delays them.
-    let _ = tcp.set_nodelay(true);
+    // Messages are small and each is one write: waiting to fill a segment only delays them. An accepted connection has that of its listener.
+    if direction == Direction::Outbound {
+        let _ = tcp.set_nodelay(true);
+    }
     match &network.security {
         None => plain(Box::new(Socket::new(tcp))),
         // On the heap: who speaks plainly does not pay for it.

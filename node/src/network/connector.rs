@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use thenodes::network::peer_store::PeerRecord;
 use thenodes::network::PeerSource;
-use tokio::sync::Notify;
+use tokio::sync::{watch, Notify};
 use tokio::task::JoinSet;
 
 /// Addresses that are dialed at the same time.
@@ -25,6 +25,8 @@ const MAX_WANTED: usize = 64;
 const DIALS_PER_S: u32 = 8;
 /// How often the connector looks, if nothing happens.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long after somebody came or went it looks: many who come and go cost one look together.
+const SETTLED: Duration = Duration::from_millis(50);
 /// Addresses whose failures are remembered.
 const MAX_TRIED: usize = 4096;
 /// Connections to one network, of those that this node makes of its own accord. (Loopback is no network.)
@@ -136,6 +138,12 @@ impl Connector {
     }
 }
 
+/// Waits until somebody came or went, and a little longer.
+async fn settled(changes: &mut watch::Receiver<u64>) {
+    let _ = changes.changed().await; // an error is the end of the network, and of this task
+    tokio::time::sleep(SETTLED).await;
+}
+
 /// Dials until the network ends.
 pub async fn run(network: Arc<Network>) {
     let (connector, config) = (&network.connector, &network.net);
@@ -153,7 +161,7 @@ pub async fn run(network: Arc<Network>) {
                 }
             }
             () = connector.wake.notified() => {}
-            _ = changes.changed() => {}
+            () = settled(&mut changes) => {}
             () = tokio::time::sleep(LOOK) => {}
         }
         let mut spawn = |addr: SocketAddr, busy: &mut HashSet<SocketAddr>| {
@@ -248,5 +256,27 @@ mod tests {
         assert_eq!(chosen.len(), PER_SUBNET);
         let full = HashMap::from([(subnet("9.9.9.1".parse().expect("an address")), PER_SUBNET)]);
         assert!(connector.choose(&records, &connected, &busy, &full, 8, now).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_who_come_and_go_at_once_cost_one_look() {
+        let (sender, mut changes) = watch::channel(0);
+        let begun = tokio::time::Instant::now();
+        let come_and_go = async {
+            for _ in 0..1000 {
+                sender.send_modify(|n| *n += 1);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let looks = async {
+            let mut looks = 0;
+            while begun.elapsed() < Duration::from_secs(1) {
+                settled(&mut changes).await;
+                looks += 1;
+            }
+            looks
+        };
+        let ((), looks) = tokio::join!(come_and_go, looks);
+        assert!((10..=20).contains(&looks), "{looks}");
     }
 }

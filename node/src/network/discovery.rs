@@ -94,11 +94,17 @@ impl<'a> Asking<'a> {
     pub(super) fn new(network: &'a Network, peer: &'a PeerInfo) -> Self {
         let config = &network.net.discovery;
         let ticks = config.ask.then(|| {
-            let mut ticks = tokio::time::interval(config.every);
+            let mut ticks =
+                tokio::time::interval_at(tokio::time::Instant::now() + config.every, config.every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks
         });
         Self { network, peer, ticks }
+    }
+
+    /// The first question, which waits for nothing; none, if this node asks nobody.
+    pub(super) fn first(&self) -> Option<Message> {
+        self.ticks.is_some().then(|| self.question())
     }
 
     /// The next question; never, if this node asks nobody.
@@ -107,6 +113,10 @@ impl<'a> Asking<'a> {
             None => std::future::pending().await,
             Some(ticks) => ticks.tick().await,
         };
+        self.question()
+    }
+
+    fn question(&self) -> Message {
         let local = &self.network.local;
         let ask = MessageType::PeerRequest { want: self.network.net.discovery.want };
         Message::new(&local.node_id, &self.peer.node_id, ask, None, Some(local.realm.clone()))

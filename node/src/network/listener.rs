@@ -36,6 +36,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(200);
 pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?; // as the standard library does: a restart need not wait for old connections to time out
+    socket.set_nodelay(true)?; // taken over by every connection: messages are small, and each is one write
     socket.bind(addr)?;
     socket.listen(BACKLOG)
 }
@@ -311,6 +312,15 @@ mod tests {
     use super::super::for_tests::a_network;
     use super::*;
     use tokio::io::AsyncReadExt;
+
+    #[tokio::test]
+    async fn accepted_connections_do_not_wait_to_fill_a_segment() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a port");
+        let connected = TcpStream::connect(listener.local_addr().expect("an address"));
+        let (other, accepted) = tokio::join!(connected, listener.accept());
+        assert!(!other.expect("connected").nodelay().expect("it says"), "nobody asked for it here");
+        assert!(accepted.expect("accepted").0.nodelay().expect("it says"));
+    }
 
     /// A task that ended keeps its memory until it is taken from its set: nobody else has to come for that.
     #[tokio::test]

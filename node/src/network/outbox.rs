@@ -332,6 +332,11 @@ impl Outbox {
         wake(waker);
     }
 
+    /// The writer's task is at work and looks here before it rests: it need not be woken, which would wake another thread for it.
+    pub fn attend(&self) {
+        self.lock().waker = None;
+    }
+
     /// The writer's next work. `spare` is an empty buffer to be used again.
     pub fn poll_next(&self, cx: &mut Context<'_>, spare: &mut Vec<u8>) -> Poll<Next> {
         let mut state = self.lock();
@@ -479,6 +484,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
 
     fn o() -> Arc<str> {
         "o".into()
@@ -499,6 +506,34 @@ mod tests {
 
     fn next(outbox: &Outbox) -> Poll<Next> {
         outbox.poll_next(&mut Context::from_waker(Waker::noop()), &mut Vec::new())
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_writer_that_rests_is_woken_and_one_that_looks_here_anyway_is_not() {
+        for attends in [false, true] {
+            let (outbox, woken) = (Outbox::new(Instant::now()), Arc::<Woken>::default());
+            let waker = Waker::from(woken.clone());
+            let look = || outbox.poll_next(&mut Context::from_waker(&waker), &mut Vec::new());
+            assert_eq!(look(), Poll::Pending);
+            if attends {
+                outbox.attend();
+            }
+            assert_eq!(outbox.own(b"a\n"), Put::Queued);
+            assert_ne!(woken.0.load(Ordering::Relaxed), attends);
+            assert_eq!(look(), Poll::Ready(Next::Lines(b"a\n".to_vec())));
+            // From its next rest on it is woken again.
+            assert_eq!((look(), outbox.own(b"b\n")), (Poll::Pending, Put::Queued));
+            assert!(woken.0.load(Ordering::Relaxed));
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::future::Future;
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -43,6 +43,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const UNANSWERED: Duration = Duration::from_millis(2);
 /// A target that is full but takes something holds its sender up so long; then it counts as one that takes nothing.
 const HELD_UP: Duration = Duration::from_secs(5);
+
+const CLOSED_HERE: &str = "closed by this node";
 
 thread_local! {
     /// Where bytes arrive: one buffer for each thread of the runtime instead of one for each connection.
@@ -87,31 +89,61 @@ pub(super) fn run<'a>(
     let mut reading = Reader::new(network, &place, decoder);
     async move {
         let outbox = place.outbox.clone();
-        let why = {
-            let mut writing = std::pin::pin!(write(network, &place, writer));
-            let why = tokio::select! {
-                why = reading.run(&mut reader) => Some(why),
-                why = &mut unwelcome => Some(why),
-                // Nothing of the peer is heard any more, however long it takes to write to it.
-                () = outbox.closing() => Some("closed by this node".to_owned()),
-                () = &mut writing => None,
+        let hears = AtomicBool::new(true);
+        let end = {
+            let mut writing = std::pin::pin!(write(network, &place, writer, &hears));
+            let end = {
+                let mut read = std::pin::pin!(reading.run(&mut reader));
+                let mut closing = std::pin::pin!(outbox.closing());
+                let mut writes_first = true;
+                std::future::poll_fn(|cx| {
+                    // Every second time: what tokio lets a task do in one go may be used up by reading.
+                    writes_first = !writes_first;
+                    if writes_first && writing.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(None);
+                    }
+                    outbox.attend();
+                    if let Poll::Ready(end) = read.as_mut().poll(cx) {
+                        return Poll::Ready(Some(end));
+                    }
+                    if let Poll::Ready(why) = unwelcome.as_mut().poll(cx) {
+                        return Poll::Ready(Some(End::Because(why)));
+                    }
+                    // Nothing of the peer is heard any more, however long it takes to write to it.
+                    if closing.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(Some(End::Because(CLOSED_HERE.to_owned())));
+                    }
+                    writing.as_mut().poll(cx).map(|()| None)
+                })
+                .await
             };
             drop((reading, reader)); // what was read and not dealt with is nobody's any more
-            match why {
-                None => outbox.why().unwrap_or_else(|| "closed by this node".into()),
-                Some(why) => {
-                    // The writer says goodbye: close_notify frees the id at a TLS peer at once.
-                    outbox.close();
-                    let _ = timeout(GOODBYE, writing).await;
-                    why
-                }
+            if let Some(end) = &end {
+                // The writer says goodbye: close_notify frees the id at a TLS peer at once.
+                hears.store(!matches!(end, End::ByPeer), Ordering::Relaxed);
+                outbox.close();
+                let _ = timeout(GOODBYE, writing).await;
             }
+            end
+        };
+        let why = match end {
+            None => outbox.why().unwrap_or_else(|| CLOSED_HERE.into()),
+            Some(End::ByPeer) => "the peer closed the connection".into(),
+            Some(End::Because(why)) => why,
         };
         let (left, peer) = (outbox.end(), place.info.clone());
         drop(place); // before its frames are kept, so that no new one goes before them
         network.relay.give_back(network, &peer.node_id, left);
         why
     }
+}
+
+/// How reading ended.
+enum End {
+    /// The peer has closed: nothing is said to it any more but what waits.
+    ByPeer,
+    /// For this reason.
+    Because(String),
 }
 
 /// Frames of one peer for one other, as they stand behind each other in the decoder.
@@ -164,13 +196,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    async fn run(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> String {
+    async fn run(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> End {
         let since = clock();
         let mut in_a_row = 0;
         loop {
             // On the heap: most of the time a connection only waits, and what it waits with is all that it costs.
             if let Err(why) = Box::pin(self.lines()).await {
-                return why;
+                return End::Because(why);
             }
             let is_long = self.decoder.is_long();
             if in_a_row >= IN_A_ROW || is_long {
@@ -186,17 +218,15 @@ impl<'a> Reader<'a> {
             let patience = if self.answers_probes { silence } else { Duration::from_secs(86_400) };
             let received = receive(reader, &mut self.decoder, most);
             match timeout_at(tokio::time::Instant::now() + patience, received).await {
-                Ok(Ok(0)) => return "the peer closed the connection".into(),
+                Ok(Ok(0)) => return End::ByPeer,
                 // An end without close_notify is how upstream ends; the operating system's word is enough.
-                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return "the peer closed the connection".into();
-                }
-                Ok(Err(error)) => return format!("reading: {error}"),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return End::ByPeer,
+                Ok(Err(error)) => return End::Because(format!("reading: {error}")),
                 Ok(Ok(count)) => in_a_row += count,
                 Err(_) => {
                     let detail = format!("node_id={}", self.peer.node_id);
                     self.tell(LogLevel::Warn, "peer_unresponsive", detail);
-                    return format!("silent for {} s", silence.as_secs());
+                    return End::Because(format!("silent for {} s", silence.as_secs()));
                 }
             }
             if !self.answers_probes

@@ -6,10 +6,11 @@ use super::peers::Place;
 use super::relay::{self, seat};
 use super::wire::encode;
 use super::{clock, discovery, Network, WRITE_DEADLINE};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thenodes::network::message::{Message, MessageType, Payload};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::time::{timeout, MissedTickBehavior};
+use tokio::time::{timeout, Instant, MissedTickBehavior};
 
 /// Texts of HEARTBEAT messages, since 0.3.
 pub(super) const PROBE: &str = "liveness_probe_v1";
@@ -21,14 +22,25 @@ pub(super) fn heartbeat(network: &Network, to: &str, text: &str) -> Message {
     Message::new(&network.local.node_id, to, MessageType::Heartbeat, payload, realm)
 }
 
-/// The write loop.
-pub(super) async fn write(network: &Network, place: &Place, mut writer: impl AsyncWrite + Unpin) {
+/// The write loop. Whether the peer `hears` is looked at before the goodbye.
+pub(super) async fn write(
+    network: &Network,
+    place: &Place,
+    mut writer: impl AsyncWrite + Unpin,
+    hears: &AtomicBool,
+) {
     let (peer, outbox) = (&place.info, &place.outbox);
     let acknowledges = seat::has(peer, relay::CAPABILITY_ACKNOWLEDGES);
-    // The first probe goes out at once: whoever answers it can be expected to answer the next ones.
-    let mut probes = tokio::time::interval(network.net.connecting.probe);
+    // The first probe goes out at once: whoever answers it can be expected to answer the next ones. Without a timer, which would wake
+    // another thread for each connection, and with what else there is to say.
+    outbox.own(&encode(&heartbeat(network, &peer.node_id, PROBE)));
+    let every = network.net.connecting.probe;
+    let mut probes = tokio::time::interval_at(Instant::now() + every, every);
     probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asks = discovery::Asking::new(network, peer);
+    if let Some(request) = asks.first() {
+        outbox.own(&encode(&request));
+    }
     let mut spare = Vec::new();
     let why = loop {
         if network.relay.config.store_forward {
@@ -58,10 +70,12 @@ pub(super) async fn write(network: &Network, place: &Place, mut writer: impl Asy
     };
     outbox.set_why(why);
     let goodbye = Box::pin(async {
-        let realm = Some(network.local.realm.clone());
-        let message =
-            Message::new(&network.local.node_id, &peer.node_id, MessageType::Disconnect, None, realm);
-        writer.write_all(&encode(&message)).await?;
+        if hears.load(Ordering::Relaxed) {
+            let local = &network.local;
+            let realm = Some(local.realm.clone());
+            let message = Message::new(&local.node_id, &peer.node_id, MessageType::Disconnect, None, realm);
+            writer.write_all(&encode(&message)).await?;
+        }
         writer.shutdown().await
     });
     let _ = timeout(Duration::from_secs(1), goodbye).await;
