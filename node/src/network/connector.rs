@@ -261,7 +261,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_who_come_and_go_at_once_cost_one_look() {
         let (sender, mut changes) = watch::channel(0);
-        let begun = tokio::time::Instant::now();
         let come_and_go = async {
             for _ in 0..1000 {
                 sender.send_modify(|n| *n += 1);
@@ -270,13 +269,12 @@ mod tests {
         };
         let looks = async {
             let mut looks = 0;
-            while begun.elapsed() < Duration::from_secs(1) {
-                settled(&mut changes).await;
+            while tokio::time::timeout(Duration::from_secs(1), settled(&mut changes)).await.is_ok() {
                 looks += 1;
             }
             looks
         };
         let ((), looks) = tokio::join!(come_and_go, looks);
-        assert!((10..=20).contains(&looks), "{looks}");
+        assert!((10..=25).contains(&looks), "{looks}");
     }
 }
