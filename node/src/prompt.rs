@@ -54,7 +54,7 @@ impl Completer for Words {
         let candidates: Vec<String> = match (start, first) {
             (0, _) => WORDS.iter().map(|word| (*word).to_owned()).chain(self.0.prompts()).collect(),
             (_, "send" | "disconnect") => self.0.peer_ids(),
-            (_, "trust") => ["own", "trusted", "observed", "promote", "list"].map(Into::into).into(),
+            (_, "trust") => ["own", "trusted", "observed", "promote", "add", "list"].map(Into::into).into(),
             _ => Vec::new(),
         };
         let mut fitting: Vec<String> =
@@ -176,10 +176,12 @@ async fn at_root(view: &View, config: &Config, line: &str) -> String {
         ),
         ["help" | "/help"] => {
             let mut text = String::from(
-                "version | node | peers | peers known | connect HOST:PORT | disconnect NODE | send NODE TEXT | send reliable NODE TEXT | relay | status | plugins | trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | exit",
+                "version | node | peers | peers known | connect HOST:PORT | disconnect NODE | send NODE TEXT | send reliable NODE TEXT | relay | status | plugins | trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | trust add FINGERPRINT | exit",
             );
             for prefix in view.prompts() {
-                text.push_str(&format!("\n{prefix}: enters the prompt of a plugin; `{prefix} LINE` passes it one line"));
+                text.push_str(&format!(
+                    "\n{prefix}: enters the prompt of a plugin; `{prefix} LINE` passes it one line"
+                ));
             }
             text
         }
@@ -190,7 +192,9 @@ async fn at_root(view: &View, config: &Config, line: &str) -> String {
         }),
         ["connect", target] => {
             let order = Question::PeerConnect { target: (*target).to_owned() };
-            shown(view.answer(order, "prompt").await, |value| format!("✅ Connected to {}", word(&value["connected"])))
+            shown(view.answer(order, "prompt").await, |value| {
+                format!("✅ Connected to {}", word(&value["connected"]))
+            })
         }
         ["disconnect", node_id] => {
             let order = Question::PeerDisconnect { node_id: (*node_id).to_owned() };
@@ -198,21 +202,25 @@ async fn at_root(view: &View, config: &Config, line: &str) -> String {
                 format!("✅ Disconnected from {}; held off until `connect`", word(&value["disconnected"]))
             })
         }
-        ["send", "reliable", node_id, _, ..] => send(view, node_id, rest(line, 3), DeliveryClass::Reliable).await,
+        ["send", "reliable", node_id, _, ..] => {
+            send(view, node_id, rest(line, 3), DeliveryClass::Reliable).await
+        }
         ["send", node_id, _, ..] => send(view, node_id, rest(line, 2), DeliveryClass::FireAndForget).await,
         ["node" | "/node"] => shown(view.answer(Question::Status, "prompt").await, |value| {
-            format!("node {} realm {} port {}", word(&value["node_id"]), word(&value["realm"]["name"]), value["port"])
+            format!(
+                "node {} realm {} port {}",
+                word(&value["node_id"]),
+                word(&value["realm"]["name"]),
+                value["port"]
+            )
         }),
         ["relay" | "/relay"] => {
             shown(view.answer(Question::Relay, "prompt").await, |value| crate::cli::pairs(&value["relay"]))
         }
         ["status" | "/status"] => match view.answer(Question::Status, "prompt").await {
             Ok(value) => format!(
-                "--- Connection Status ---\nnode {} on port {}, {} peers, {} plugins\n-------------------------",
-                value["node_id"].as_str().unwrap_or("?"),
-                value["port"],
-                value["peers"],
-                value["plugins"]
+                "--- Connection Status ---\n{}\n-------------------------",
+                crate::cli::status_lines(&value)
             ),
             Err(error) => error.to_string(),
         },
@@ -277,13 +285,20 @@ fn trust(config: &Config, words: &[&str]) -> String {
         },
         ["trusted", "list"] => list(pki::trusted(&encryption.trusted_dir)),
         ["observed", "list"] => list(pki::trusted(&encryption.observed_dir)),
-        ["promote" | "add", fingerprint] => {
-            match pki::trust_fingerprint(&encryption.trusted_dir, fingerprint) {
-                Ok(true) => format!("✅ {fingerprint} is trusted from the next connection on"),
-                Ok(false) => format!("ℹ️ Nothing to do: {fingerprint} is trusted already"),
-                Err(error) => format!("⚠️ {error}"),
+        [order @ ("promote" | "add"), fingerprint] => {
+            let dir = &encryption.trusted_dir;
+            let done = match *order {
+                "promote" => pki::promote(&encryption.observed_dir, dir, fingerprint),
+                _ => pki::trust_fingerprint(dir, fingerprint).map(Some),
+            };
+            let fingerprint = printable(fingerprint, 80);
+            match done {
+                Ok(Some(true)) => format!("✅ Promoted {fingerprint} to trusted, from the next connection on"),
+                Ok(Some(false)) => format!("ℹ️ Nothing to do: {fingerprint} is trusted already"),
+                Ok(None) => format!("⚠️ {fingerprint}: no certificate with this fingerprint was kept; `trust observed list` shows those that were, and `trust add` trusts any"),
+                Err(error) => format!("⚠️ {}", printable(&error.to_string(), SHOWN)),
             }
         }
-        _ => "trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT".into(),
+        _ => "trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | trust add FINGERPRINT".into(),
     }
 }

@@ -28,7 +28,10 @@ impl Release {
     }
 
     fn start(self, id: &str, port: u16, bootstrap: &[u16], more: &str) -> Upstream {
-        let dir = lay_out(id, port, bootstrap, false, more);
+        self.start_in(lay_out(id, port, bootstrap, false, more))
+    }
+
+    fn start_in(self, dir: tempfile::TempDir) -> Upstream {
         match self {
             Release::Old => Upstream::start_02(dir),
             Release::New => Upstream::start(dir),
@@ -101,14 +104,25 @@ fn each_release_dials_and_is_dialed_and_messages_of_every_kind_pass() {
             peer.expect("EXTENSION"); // echo's answer, with a text as payload
             assert_eq!(node.prompt("courier", "send theirs back").as_deref(), Ok("ForwardedToTransport"));
             assert!(peer.expect("back").contains("TEXT"));
-            for payload in
-                [r#"{"type":"Json","value":{"k":[1,null]}}"#, r#"{"type":"Binary","value":[0,255]}"#]
+            for (payload, noted) in [
+                (r#"{"type":"Json","value":{"k":[1,null]}}"#, r#"(json) {"k":[1,null]}"#),
+                (r#"{"type":"Binary","value":[0,255]}"#, "(bytes) [0, 255]"),
+            ] {
+                peer.say(&format!(r#"send ours {{"from":"theirs","to":"ours","msg_type":{{"EXTENSION":{{"kind":"courier.note"}}}},"payload":{payload},"realm":null}}"#));
+                got(&node, &format!("theirs: {noted}"));
+            }
+            for (order, value) in
+                [(r#"json theirs {"k":[1,null]}"#, r#"{\"k\":[1,null]}"#), ("bytes theirs hi", "[104,105]")]
             {
-                peer.say(&format!(r#"send ours {{"from":"theirs","to":"ours","msg_type":{{"EXTENSION":{{"kind":"x"}}}},"payload":{payload},"realm":null}}"#));
-                node.expect("kind=x");
+                assert_eq!(node.prompt("courier", order).as_deref(), Ok("ForwardedToTransport"));
+                let came = peer.expect("courier.note");
+                assert!(came.contains(&format!(r#"\"value\":{value}"#)), "{came}");
             }
             let who = if they_dial { "they dial" } else { "we dial" };
-            row(&format!("handshake, TEXT, EXTENSION (text, JSON, bytes); {who}"), release.word());
+            row(
+                &format!("handshake; TEXT, EXTENSION with text, JSON and bytes, both directions; {who}"),
+                release.word(),
+            );
         }
     }
 }
@@ -185,6 +199,32 @@ fn each_release_is_told_of_peers_when_it_asks() {
     }
 }
 
+/// The other way round, to the end of it: what they tell is dialed.
+#[test]
+fn we_ask_each_release_for_peers_and_dial_those_that_it_tells_of() {
+    for release in Release::BOTH {
+        // They tell of addresses that they know and are not connected with: nobody is there yet.
+        let (port, later) = (free_port(), free_port());
+        let dir = lay_out("theirs", port, &[later], false, "");
+        let path = dir.path().join("config.toml");
+        let tells = fs::read_to_string(&path).expect("read").replace("enabled = false", "enabled = true");
+        fs::write(&path, tells).expect("written");
+        let mut peer = release.start_in(dir);
+        let more = "[discovery]\nenabled = true\nrequest_interval_secs = 1\n";
+        let mut node = ours("ours", &[port]).more(more).start();
+        peer.knows("ours");
+        node.seen("app_handshake_success");
+        let begun = Instant::now();
+        while !node.json(&["peers", "known"]).to_string().contains(&format!("127.0.0.1:{later}")) {
+            assert!(begun.elapsed() < PATIENCE, "{} tells nothing", release.word());
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        let _third = ours("third", &[]).top(&format!("port = {later}")).start();
+        has(&node, "third");
+        row("PEER_REQUEST of ours answered by theirs, and what it tells is dialed", release.word());
+    }
+}
+
 #[test]
 fn reliable_and_ordered_messages_are_acknowledged_in_both_directions() {
     let node = ours("ours", &[]).start();
@@ -245,6 +285,71 @@ fn our_relay_stands_between_two_of_theirs_in_every_mix_of_releases() {
         n += 1;
     }
     row("our relay turns the new form into the old", "0.4.0 to 0.2.0");
+}
+
+/// A frame of one of 0.2, and one for it in its form, again and again until the relay has seen of which release it is.
+#[test]
+fn our_relay_stands_between_one_of_the_old_and_another_or_one_of_ours() {
+    let relay = ours("relay", &[]).more(RELAY).start();
+    let node = ours("ours", &[relay.port]).start();
+    let mut old = Release::Old.start("old", free_port(), &[relay.port], "");
+    let mut other = Release::Old.start("other", free_port(), &[relay.port], "");
+    for (peer, id) in [(&mut old, "old"), (&mut other, "other")] {
+        peer.knows("relay");
+        has(&relay, id);
+    }
+    has(&relay, "ours");
+    let frame = |to: &str, n: u32| {
+        format!(
+            r#"send relay {{"from":"old","to":"relay","msg_type":{{"RELAY_FWD":{{"to":"{to}","from":"old","sequence":{n}}}}},"payload":{{"type":"Text","value":"for {to}"}},"realm":null}}"#
+        )
+    };
+    old.say(&frame("ours", 1));
+    got(&node, "old via relay: (frame) for ours");
+    row("our relay between one of theirs and one of ours, a frame", "0.2.0 to ours");
+    let addr = format!("127.0.0.1:{}", relay.port);
+    let begun = Instant::now();
+    let mut n = 1;
+    let mut seen = |peer: &mut Upstream, id: &str, what: &str, mut again: Box<dyn FnMut(u32) + '_>| loop {
+        peer.say(&format!("send relay {}", text(id, "relay", "x")));
+        n += 1;
+        again(n);
+        if peer.expect("RELAY_FWD").contains(what) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{id} never got {what:?} in its form");
+    };
+    seen(&mut other, "other", "for other", Box::new(|n| old.say(&frame("other", n))));
+    row("our relay between two of theirs, a frame in their form", "0.2.0 to 0.2.0");
+    let order = format!("forward {addr} other hello from ours");
+    seen(
+        &mut other,
+        "other",
+        "hello from ours",
+        Box::new(|_| {
+            assert_eq!(node.prompt("courier", &order).as_deref(), Ok("sent"));
+        }),
+    );
+    row("our relay between one of ours and one of theirs, a frame", "ours to 0.2.0");
+}
+
+#[test]
+fn their_relay_stands_between_one_of_ours_and_one_of_theirs() {
+    let port = free_port();
+    let mut relay = Release::New.start("relay", port, &[], RELAY);
+    let node = ours("ours", &[port]).start();
+    let mut peer = Release::New.start("theirs", free_port(), &[port], "");
+    relay.knows("ours");
+    relay.knows("theirs");
+    peer.knows("relay");
+    let sent = node.prompt("courier", "reliable theirs through their relay");
+    assert_eq!(sent.as_deref(), Ok("AcknowledgedByPeer"));
+    assert!(peer.expect("through their relay").contains("TEXT"));
+    peer.say(&format!("deliver reliable ours - {}", text("theirs", "ours", "and back")));
+    let outcome = peer.expect("\"deliver\"");
+    assert!(outcome.contains("AcknowledgedByPeer"), "{outcome}");
+    got(&node, "theirs via relay: and back");
+    row("their relay between one of ours and one of theirs, both directions, acknowledged", "0.4.0");
 }
 
 #[test]

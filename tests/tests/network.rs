@@ -111,7 +111,8 @@ fn an_expired_certificate_is_refused_even_if_its_key_is_trusted() {
     let mut b = spec.start_in(dir);
     assert!(a.command(&["trust", "add", &fingerprint(&b)]).status.success());
     assert!(b.command(&["trust", "add", &fingerprint(&a)]).status.success());
-    a.expect("decision=Reject reason=time-invalid");
+    let verdict = a.expect("decision=Reject reason=time-invalid");
+    assert!(verdict.contains("time=Some(\"expired\")"), "{verdict}");
     a.expect("action=secure_channel_refused");
     assert!(a.json(&["peers"])["peers"].as_array().is_some_and(Vec::is_empty));
     b.heard();
@@ -286,6 +287,97 @@ fn a_peer_that_closed_gets_its_answers_and_no_goodbye() {
     assert!(heard.ends_with("\n") && heard.contains("DISCONNECT"), "{heard}");
 }
 
+/// A node that asks for TLS dials one that speaks none: nothing is told to it, least of all in plaintext.
+#[test]
+fn who_speaks_no_tls_where_it_is_asked_for_is_refused_by_that_reason() {
+    let plain = Spec::new("plain").start();
+    let mut node = Spec::encrypted("node").top(&bootstrap(&plain)).start();
+    node.expect("role=outbound decision=Reject reason=not-tls");
+    node.expect("action=secure_channel_failed");
+    // An operator who asks hears of it too.
+    let begun = Instant::now();
+    while node.json(&["status"])["bootstrap_errors"][0].as_str().is_none_or(|error| !error.contains("TLS")) {
+        assert!(begun.elapsed() < PATIENCE);
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    assert!(plain.json(&["peers"])["peers"].as_array().is_some_and(Vec::is_empty));
+    let mut stream = TcpStream::connect(("127.0.0.1", node.port)).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    stream.write_all(HELLO.replace("ID", "plain").as_bytes()).expect("sent");
+    node.expect("role=inbound decision=Reject reason=not-tls");
+}
+
+#[test]
+fn a_peer_that_answered_probes_and_then_does_not_is_dropped_and_one_that_never_did_is_not() {
+    let lively = "[network.connection_policy]\nheartbeat_interval_ms = 100\nheartbeat_timeout_ms = 700\n";
+    let mut node = Spec::new("node").more(lively).start();
+    let mut old = Peer::silent(&node, "old", "null"); // like one of 0.2, which answers none
+    let mut new = Peer::greeted(&node, "new");
+    let gone = node.expect("action=peer_unresponsive");
+    assert!(gone.contains("node_id=new"), "{gone}");
+    assert!(new.is_closed());
+    old.settle();
+}
+
+#[test]
+fn a_peer_that_says_only_what_is_no_message_is_let_go_in_the_end() {
+    let mut node = Spec::new("node").start();
+    let mut peer = Peer::greeted(&node, "peer");
+    (0..99).for_each(|_| peer.say("{}"));
+    peer.settle();
+    peer.say("{}");
+    assert!(peer.is_closed());
+    node.expect("action=message_invalid");
+    let gone = node.expect("action=peer_disconnected");
+    assert!(gone.contains("100 invalid lines"), "{gone}");
+}
+
+#[test]
+fn more_connections_than_an_address_may_have_are_closed_by_that_name_and_others_get_their_places() {
+    for (limit, what) in [("connections = 3", "of all"), ("connections_per_address = 3", "from this address")]
+    {
+        let mut node = Spec::new("node").more(&format!("[network.limits]\n{limit}\n")).start();
+        let mut peers: Vec<Peer> = (0..3).map(|n| Peer::greeted(&node, &format!("p{n}"))).collect();
+        let mut more = TcpStream::connect(("127.0.0.1", node.port)).expect("the kernel accepts");
+        more.set_read_timeout(Some(PATIENCE)).expect("set");
+        assert!(matches!(more.read(&mut [0; 100]), Ok(0) | Err(_)), "not even a HELLO");
+        let said = node.expect("action=too_many_connections");
+        assert!(said.contains(&format!("3 connections {what} are open")), "{said}");
+        peers.iter_mut().for_each(Peer::settle);
+        drop(peers.pop());
+        node.expect("action=peer_disconnected");
+        let begun = Instant::now();
+        loop {
+            // Its place is free a moment after the word of it.
+            let mut stream = TcpStream::connect(("127.0.0.1", node.port)).expect("the kernel accepts");
+            stream.set_read_timeout(Some(PATIENCE)).expect("set");
+            if matches!(stream.read(&mut [0; 100]), Ok(1..)) {
+                break;
+            }
+            assert!(begun.elapsed() < PATIENCE);
+        }
+    }
+}
+
+#[test]
+fn a_plugin_hears_in_whose_connection_a_message_came_whatever_it_says() {
+    let mut node = Spec::new("node").with("kvstore").start();
+    let mut liar = Peer::greeted(&node, "liar");
+    liar.say(r#"{"from":"king","to":"node","msg_type":{"EXTENSION":{"kind":"kvstore.put"}},"payload":{"type":"Json","value":{"key":"crown","value":"mine"}},"realm":{"name":"Test","version":"1.0"}}"#);
+    let said = node.expect("crown put by ");
+    assert!(said.contains("crown put by liar"), "{said}");
+}
+
+#[test]
+fn a_node_that_is_told_to_end_says_goodbye_to_its_peers() {
+    let mut node = Spec::new("node").start();
+    let mut peer = Peer::greeted(&node, "peer");
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    peer.expect("DISCONNECT");
+    assert_eq!(peer.line(), "");
+    assert!(node.wait().success());
+}
+
 #[test]
 fn a_lost_bootstrap_node_is_dialed_again() {
     let a = Spec::new("node-a").with("kvstore").start();
@@ -452,6 +544,7 @@ fn without_a_certificate_nobody_passes_an_allowlist() {
     // It encrypts, but shows no certificate of its own; it would trust anybody.
     let open = "[encryption]\nmtls = false\n[encryption.trust_policy]\nmode = \"open\"";
     let _b = Spec::encrypted("node-b").more(open).top(&bootstrap(&a)).start();
+    a.expect("decision=Reject reason=client-certificate-missing");
     a.expect("action=secure_channel_failed");
     assert!(a.json(&["peers"])["peers"].as_array().is_some_and(Vec::is_empty));
 }

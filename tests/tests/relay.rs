@@ -338,6 +338,46 @@ fn what_is_kept_survives_a_restart_if_the_operator_wants_it() {
     assert_eq!(got, [1, 2, 3, 4, 5]);
 }
 
+/// Written down within a second or so, and there after a node that had no time to say goodbye.
+#[test]
+fn what_is_kept_survives_a_node_that_is_killed() {
+    let spec = Spec::new("relay").more(&format!("{RELAY}durable = true\n"));
+    let mut node = spec.start_on_a_port();
+    let mut a = Peer::greeted(&node, "a");
+    a.bind("away", true, "reliable", 1, "null");
+    for n in 1..=5 {
+        a.say(&frame("a", "away", n, "aGk="));
+    }
+    a.settle();
+    let written = || {
+        let data = std::fs::read_dir(node.dir.path().join("data")).into_iter().flatten().flatten();
+        data.map(|entry| std::fs::read(entry.path()).unwrap_or_default())
+            .any(|bytes| bytes.windows(13).any(|part| part == b"\"sequence\":5,"))
+    };
+    let begun = Instant::now();
+    while !written() {
+        assert!(begun.elapsed() < PATIENCE, "it is never written down");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    node.signal(nix::sys::signal::Signal::SIGKILL);
+    node.wait();
+    let mut node = node.restarted(&spec);
+    node.seen("relay_queue_restored");
+    let mut away = Peer::silent(&node, "away", "null");
+    assert_eq!(frames(&mut away, 5), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_route_ends_with_the_connection_of_whoever_asked_for_it() {
+    let node = relay();
+    let mut a = Peer::greeted(&node, "a");
+    assert!(a.bind("b", false, "bulk", 1, "null").contains(r#""ok":true"#));
+    assert!(a.bind("b", false, "bulk", 2, "null").contains("already_bound"));
+    drop(a);
+    let mut a = Peer::again(&node, "a");
+    assert!(a.bind("b", false, "bulk", 3, "null").contains(r#""ok":true"#));
+}
+
 #[test]
 fn a_flood_of_frames_is_held_to_its_pace_and_loses_nothing() {
     let node = relay_with("frames_per_s = 200\n");

@@ -440,11 +440,15 @@ fn each_wrong_certificate_is_refused_by_its_reason_and_plain_talk_is_none_at_all
     for (peer, reason) in
         [(&early, "time-invalid"), (&late, "time-invalid"), (&elsewhere, "realm-subject-mismatch")]
     {
+        let why = [(&early, "not-yet-valid"), (&late, "expired")]
+            .into_iter()
+            .find(|(of, _)| of.pid() == peer.pid());
         let key = fingerprint(peer);
         node.seen(&format!("decision=Reject reason={reason}"));
         let said = node.heard();
         let line = said.lines().find(|line| line.contains(&key)).expect("a verdict");
         assert!(line.contains(reason), "{line}");
+        assert!(why.is_none_or(|(_, why)| line.contains(&format!("time=Some({why:?})"))), "{line}");
     }
     // The control, and the only one inside.
     node.seen("decision=Accept");
@@ -461,5 +465,6 @@ fn each_wrong_certificate_is_refused_by_its_reason_and_plain_talk_is_none_at_all
     plain.set_read_timeout(Some(thenodes_tests::PATIENCE)).expect("set");
     let _ = plain.read_to_end(&mut said);
     assert!(!String::from_utf8_lossy(&said).contains("HELLO"));
+    node.seen("decision=Reject reason=not-tls");
     node.seen("secure_channel_failed");
 }

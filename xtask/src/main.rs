@@ -48,7 +48,7 @@ enum Task {
     },
     /// Write docs/interop.md anew, from tests with real upstream nodes.
     Interop,
-    /// Fuzz a door (frame, launch, wire, hello, relay, certificate, manifest) with a nightly compiler and cargo-fuzz.
+    /// Fuzz a door (frame, launch, wire, hello, peer_list, relay, certificate, manifest) with a nightly compiler and cargo-fuzz.
     Fuzz {
         /// Which door.
         target: String,

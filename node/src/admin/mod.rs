@@ -99,6 +99,7 @@ impl View {
                 "peers": self.network.peers.count().0,
                 "plugins": self.plugins.all().count(),
                 "rejected": self.plugins.rejected.len(),
+                "bootstrap_errors": self.network.bootstrap_errors.list(),
             })),
             Question::Peers => Ok(self.peers()),
             Question::PeersKnown => Ok(self.known().await),

@@ -11,7 +11,7 @@ mod top;
 mod trust;
 
 pub(crate) use peers::listed as peers_listed;
-pub(crate) use show::{pairs, table};
+pub(crate) use show::{pairs, status_lines, table};
 
 use crate::admin::{ask, Question};
 use crate::config::{Config, ConfigError, Raw};
@@ -156,15 +156,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let json = cli.json;
     match &cli.command {
         None | Some(Command::Run) => run(&cli),
-        Some(Command::Status) => show(&cli, &Question::Status, |value| {
-            format!(
-                "node {} on port {}, {} peers, {} plugins",
-                text(&value["node_id"]),
-                value["port"],
-                value["peers"],
-                value["plugins"]
-            )
-        }),
+        Some(Command::Status) => show(&cli, &Question::Status, status_lines),
         Some(Command::Peers { command }) => peers::run(&cli, command.as_ref()),
         Some(Command::Send(args)) => peers::send(&cli, args),
         Some(Command::Relay) => show(&cli, &Question::Relay, |value| show::pairs(&value["relay"])),

@@ -19,6 +19,21 @@ pub(super) fn lines(list: Option<&Vec<Value>>, line: impl Fn(&Value) -> String, 
     }
 }
 
+/// What a node is, and what last went wrong when it dialed those it is told to dial.
+pub(crate) fn status_lines(value: &Value) -> String {
+    let mut out = format!(
+        "node {} on port {}, {} peers, {} plugins",
+        text(&value["node_id"]),
+        value["port"],
+        value["peers"],
+        value["plugins"]
+    );
+    for error in value["bootstrap_errors"].as_array().into_iter().flatten() {
+        out.push_str(&format!("\nbootstrap: {}", text(error)));
+    }
+    out
+}
+
 /// The plugin list for people.
 pub(crate) fn table(value: &Value) -> String {
     let line = |p: &Value| {

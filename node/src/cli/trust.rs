@@ -70,15 +70,13 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
         }
         TrustCommand::Promote { fingerprint } => {
             let fingerprint = fingerprint.trim().to_ascii_lowercase();
-            // Compared with what is there, and never made a path of before that.
-            if !pki::trusted(&of.observed_dir)?.contains(&fingerprint) {
+            if pki::promote(&of.observed_dir, dir, &fingerprint)?.is_none() {
                 return Err(not_found(format!(
                     "{}: no certificate with this fingerprint was kept in {}; `thenodes trust observed` lists them",
                     printable(&fingerprint, 80),
                     of.observed_dir.display()
                 )));
             }
-            pki::trust_fingerprint(dir, &fingerprint)?;
             added(&[fingerprint]);
         }
         TrustCommand::List => set("trusted", &pki::trusted(dir)?),

@@ -37,14 +37,15 @@ impl Console {
                 )
             }
             LogEvent::TrustDecision(e) => format!(
-                "{lead}TRUST role={} decision={} reason={} mode={} fp={} addr={} todo={}",
+                "{lead}TRUST role={} decision={} reason={} mode={} fp={} addr={} todo={} time={}",
                 e.role,
                 e.decision,
                 e.reason,
                 e.mode,
                 word(&e.fingerprint),
                 word(&e.peer_addr),
-                word(&e.override_action)
+                word(&e.override_action),
+                word(&e.time_reason)
             ),
             LogEvent::Promotion(e) => {
                 format!(

@@ -162,7 +162,7 @@ pub(super) fn event(
         chain_valid: verdict.chain.map(|chain| chain.is_ok()),
         chain_reason: verdict.chain.and_then(Result::err).map(Into::into),
         time_valid: verdict.time_valid,
-        time_reason: None,
+        time_reason: verdict.time_reason.map(Into::into),
         stored: false.to_string(),
         peer_addr: Some(addr.to_string()),
         realm: Some(network.local.realm.canonical_code()),
@@ -216,9 +216,19 @@ async fn tls_channel(
     addr: SocketAddr,
     direction: Direction,
 ) -> Result<Secured, ChannelError> {
-    let mut stream = match direction {
-        Direction::Inbound => tls.accept(tcp).await?,
-        Direction::Outbound => tls.connect(tcp, addr).await?,
+    let shaken = match direction {
+        Direction::Inbound => tls.accept(tcp).await,
+        Direction::Outbound => tls.connect(tcp, addr).await,
+    };
+    let mut stream = match shaken {
+        Ok(stream) => stream,
+        Err(error) => {
+            if let Some(reason) = tls::refusal(&error) {
+                let verdict = Verdict::refused(reason);
+                tell(&network.events, event(network, encryption, &verdict, None, direction, addr), false);
+            }
+            return Err(error.into());
+        }
     };
     let certificates = tls::peer_certificates(&stream);
     let certificate = certificates.first().cloned();

@@ -7,10 +7,12 @@ use super::peers::Direction;
 use super::{Link, Network};
 use crate::config::Connecting;
 use crate::network::clock;
+use crate::text::printable;
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use thenodes::events::model::LogLevel;
 use thenodes::network::PeerSource;
@@ -18,6 +20,8 @@ use tokio::time::timeout;
 
 /// A name must have its addresses by then.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
+/// Failures that are kept.
+const MAX_ERRORS: usize = 5;
 /// A connection that lasted so long was a good one.
 pub(super) const LASTED: Duration = Duration::from_secs(10);
 
@@ -47,6 +51,23 @@ pub(super) async fn connect(network: &Network, addr: SocketAddr) -> Result<Link,
     }
 }
 
+/// The last failures of dialing bootstrap nodes, for operators who ask.
+#[derive(Debug, Default)]
+pub struct Errors(Mutex<VecDeque<String>>);
+
+impl Errors {
+    fn add(&self, target: &str, error: &str) {
+        let mut errors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        errors.truncate(MAX_ERRORS - 1);
+        errors.push_front(format!("{target}: {}", printable(error, 300)));
+    }
+
+    /// The newest first.
+    pub fn list(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
 /// Keeps one bootstrap node connected until the task is aborted.
 pub async fn keep(network: Arc<Network>, target: String) {
     let mut failures: u32 = 0;
@@ -60,9 +81,14 @@ pub async fn keep(network: Arc<Network>, target: String) {
                 network.peers.gone(&id).await;
                 failures = 0;
             }
-            Ok(Outcome::Ended { .. } | Outcome::Refused(_)) => failures += 1,
+            Ok(Outcome::Ended { .. }) => failures += 1,
+            Ok(Outcome::Refused(error)) => {
+                failures += 1;
+                network.bootstrap_errors.add(&target, &error.to_string());
+            }
             Ok(Outcome::NotReached(error)) | Err(error) => {
                 failures += 1;
+                network.bootstrap_errors.add(&target, &error);
                 network.events.network(
                     LogLevel::Warn,
                     "bootstrap_connect_failed",

@@ -156,6 +156,15 @@ struct Bounds {
 }
 
 impl Bounds {
+    fn of(network: &Network) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(network.net.accepting.all)),
+            addresses: Arc::default(),
+            subnets: Arc::default(),
+            strangers: Arc::default(),
+        }
+    }
+
     /// Counts a connection, or closes it. True beside it if there are too many of its kind.
     fn admit(&self, network: &Network, tcp: TcpStream, addr: SocketAddr) -> (Option<Accepted>, bool) {
         let bounds = network.net.accepting;
@@ -196,12 +205,7 @@ pub async fn listen(network: Arc<Network>, listener: TcpListener) {
 
 /// The same, with the set of those that are connected. One that ended is not in it any more, whether or not others come.
 async fn accept_all(network: Arc<Network>, listener: TcpListener, connections: &mut JoinSet<()>) {
-    let bounds = Bounds {
-        places: Arc::new(Semaphore::new(network.net.accepting.all)),
-        addresses: Arc::default(),
-        subnets: Arc::default(),
-        strangers: Arc::default(),
-    };
+    let bounds = Bounds::of(&network);
     let turns = Arc::new(Semaphore::new(TURNS));
     let mut waiting: VecDeque<Accepted> = VecDeque::new(); // no more than there are places
     let (mut accepted_in_a_row, mut greeted, mut crowding) = (0, 0_usize, 0);
@@ -353,6 +357,29 @@ mod tests {
             () = come_and_gone => {}
         }
         assert!(connections.is_empty(), "{} of {peers} are still held", connections.len());
+    }
+
+    #[tokio::test]
+    async fn no_network_has_more_than_its_places_and_this_machine_is_none() {
+        let network = a_network();
+        let most = network.net.accepting.per_subnet;
+        let bounds = Bounds::of(&network);
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        let connected = || async { TcpStream::connect(addr).await.expect("connected") };
+        let mut inside = Vec::new();
+        for n in 0..=most {
+            let from = SocketAddr::from(([9, 9, 9, (n % 250) as u8], 1));
+            inside.extend(bounds.admit(&network, connected().await, from).0);
+        }
+        assert_eq!(inside.len(), most);
+        let elsewhere = SocketAddr::from(([9, 9, 8, 1], 1));
+        assert!(bounds.admit(&network, connected().await, elsewhere).0.is_some());
+        inside.pop();
+        let again = SocketAddr::from(([9, 9, 9, 251], 1));
+        let again = bounds.admit(&network, connected().await, again).0;
+        assert!(again.is_some(), "a place is free");
+        assert!(bounds.admit(&network, connected().await, SocketAddr::from(([9, 9, 9, 252], 1))).0.is_none());
     }
 
     #[tokio::test]

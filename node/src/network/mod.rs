@@ -131,6 +131,8 @@ pub struct Network {
     pub peers: PeerTable,
     /// Known addresses.
     pub store: PeerStore,
+    /// What became of dialing bootstrap nodes, where it failed.
+    pub bootstrap_errors: dialer::Errors,
     /// TLS and its rules; `None` is plaintext.
     pub security: Option<(Tls, Encryption)>,
     /// Events.
@@ -198,6 +200,7 @@ impl Network {
         Self {
             peers: PeerTable::new(&local.node_id),
             store: PeerStore::with_capacity(net.persistence.max_entries),
+            bootstrap_errors: dialer::Errors::default(),
             relay: relay::Relay::new(net.relay.clone()),
             desk: delivery::Desk::new(net.delivery),
             connector: connector::Connector::default(),

@@ -44,6 +44,8 @@ const UNANSWERED: Duration = Duration::from_millis(2);
 /// A target that is full but takes something holds its sender up so long; then it counts as one that takes nothing.
 const HELD_UP: Duration = Duration::from_secs(5);
 
+/// A line must have its end once it was waited for so long: one of the greatest length takes that at 17 KiB in a second.
+const LINE_DEADLINE: Duration = Duration::from_secs(60);
 const CLOSED_HERE: &str = "closed by this node";
 
 thread_local! {
@@ -198,7 +200,8 @@ impl<'a> Reader<'a> {
 
     async fn run(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> End {
         let since = clock();
-        let mut in_a_row = 0;
+        // Bytes that came last, and how long the end of the line that they belong to was waited for.
+        let (mut in_a_row, mut came, mut waited_ms) = (0_usize, 0_usize, 0_u32);
         loop {
             // On the heap: most of the time a connection only waits, and what it waits with is all that it costs.
             if let Err(why) = Box::pin(self.lines()).await {
@@ -216,13 +219,29 @@ impl<'a> Reader<'a> {
             let most = if is_long { READ / 4 } else { READ };
             let silence = self.network.net.connecting.silence;
             let patience = if self.answers_probes { silence } else { Duration::from_secs(86_400) };
+            let unfinished = self.decoder.unfinished();
+            if unfinished <= came {
+                waited_ms = 0; // it has begun only now
+            }
+            let left = LINE_DEADLINE.saturating_sub(Duration::from_millis(waited_ms.into()));
+            let slow = unfinished > 0 && left < patience;
             let received = receive(reader, &mut self.decoder, most);
-            match timeout_at(tokio::time::Instant::now() + patience, received).await {
+            let begun = tokio::time::Instant::now();
+            let until = begun + if slow { left } else { patience };
+            let received = timeout_at(until, received).await;
+            waited_ms = waited_ms.saturating_add(begun.elapsed().as_millis().try_into().unwrap_or(u32::MAX));
+            match received {
                 Ok(Ok(0)) => return End::ByPeer,
                 // An end without close_notify is how upstream ends; the operating system's word is enough.
                 Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return End::ByPeer,
                 Ok(Err(error)) => return End::Because(format!("reading: {error}")),
-                Ok(Ok(count)) => in_a_row += count,
+                Ok(Ok(count)) => (in_a_row, came) = (in_a_row + count, count),
+                Err(_) if slow => {
+                    let seconds = LINE_DEADLINE.as_secs();
+                    let detail = format!("node_id={} bytes={unfinished}", self.peer.node_id);
+                    self.tell(LogLevel::Warn, "line_unfinished", detail);
+                    return End::Because(format!("a line had no end within {seconds} s"));
+                }
                 Err(_) => {
                     let detail = format!("node_id={}", self.peer.node_id);
                     self.tell(LogLevel::Warn, "peer_unresponsive", detail);
@@ -563,5 +582,56 @@ impl<'a> Reader<'a> {
             return Err(format!("{} invalid lines", self.invalid));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::for_tests::a_network;
+    use super::super::peers::Direction;
+    use super::super::wire::MAX_LINE;
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// How long a peer is endured that says this again and again, and why no longer; at most ten minutes.
+    async fn endures(says: &'static [u8], every: Duration) -> Option<(String, Duration)> {
+        let network = a_network();
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let info = PeerInfo { node_id: "p".into(), addr: ([127, 0, 0, 1], 1).into(), capabilities: vec![] };
+        let place = network.peers.take(info, Direction::Inbound, clock()).expect("the id is free");
+        let mut unwelcome = std::pin::pin!(std::future::pending::<String>());
+        let session = run(&network, Box::new(ours), LineDecoder::new(MAX_LINE), place, unwelcome.as_mut());
+        let (mut hears, mut speaks) = tokio::io::split(theirs);
+        let speaking = async {
+            while speaks.write_all(says).await.is_ok() {
+                sleep(every).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let hearing = async {
+            let mut heard = vec![0; 1000];
+            while hears.read(&mut heard).await.is_ok_and(|count| count > 0) {}
+            std::future::pending::<()>().await;
+        };
+        let begun = clock();
+        tokio::select! {
+            why = session => Some((why, clock() - begun)),
+            () = speaking => None,
+            () = hearing => None,
+            () = sleep(Duration::from_secs(600)) => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_never_ends_ends_the_connection_in_time_and_pauses_between_lines_do_not() {
+        let second = Duration::from_secs(1);
+        let (why, after) = endures(b"x", second).await.expect("ended");
+        assert!(why.contains("no end within 60 s"), "{why}");
+        assert!((LINE_DEADLINE..LINE_DEADLINE + 2 * second).contains(&after), "{after:?}");
+        assert_eq!(endures(b"\n", 30 * second).await, None);
+        // Bytes of some line always wait here, and each line has its end in time.
+        assert_eq!(endures(b"end\nbegin", 30 * second).await, None);
+        let slower = endures(b"begin", 30 * second).await;
+        assert!(slower.is_some_and(|(why, _)| why.contains("no end within")));
     }
 }

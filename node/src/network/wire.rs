@@ -95,9 +95,14 @@ impl LineDecoder {
         &self.buffer[span]
     }
 
+    /// Bytes of a line that has no end yet.
+    pub fn unfinished(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
     /// True within a line whose rest is to be read in small steps.
     pub fn is_long(&self) -> bool {
-        self.buffer.len() - self.start > SMALL_STEPS
+        self.unfinished() > SMALL_STEPS
     }
 
     /// Gives memory back while nothing waits.

@@ -245,6 +245,16 @@ pub fn trust_fingerprint(dir: &Path, fingerprint: &str) -> Result<bool, PkiError
     Ok(true)
 }
 
+/// Trusts a key whose certificate was kept among the observed ones; false if it was trusted already. `None`: none was kept.
+pub fn promote(observed: &Path, dir: &Path, fingerprint: &str) -> Result<Option<bool>, PkiError> {
+    let fingerprint = fingerprint.trim().to_ascii_lowercase();
+    // Compared with what is there, and never made a path of before that.
+    if !trusted(observed)?.contains(&fingerprint) {
+        return Ok(None);
+    }
+    trust_fingerprint(dir, &fingerprint).map(Some)
+}
+
 /// Trusts the certificates of a PEM file by their fingerprints, which are returned.
 pub fn trust_file(dir: &Path, file: &Path) -> Result<Vec<String>, PkiError> {
     let fingerprints = fingerprints(file)?;
@@ -369,6 +379,45 @@ mod tests {
 
     fn realm() -> RealmInfo {
         RealmInfo::new("Test Realm", "1")
+    }
+
+    #[test]
+    fn a_certificate_is_valid_for_the_days_that_were_asked_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for days in [1, 9, 400] {
+            let (cert, key) =
+                (dir.path().join(format!("{days}.pem")), dir.path().join(format!("{days}.key")));
+            make(&cert, &key, "node-a", &realm(), KeyType::P256, days, false).expect("made");
+            let facts = facts(&CertificateDer::from_pem_file(&cert).expect("PEM"));
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
+            let (from, until) = facts.valid.expect("dates");
+            let now = now.as_secs() as i64;
+            let off = until - now - i64::from(days) * 86_400;
+            assert!(from <= now && off.abs() < 600, "{days} days: {off} s off");
+        }
+    }
+
+    #[test]
+    fn strangers_certificates_are_kept_up_to_a_number() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let kept = (0..1100).filter(|n| observe(dir.path(), &format!("{n}"), b"x").expect("written")).count();
+        assert_eq!((kept, fs::read_dir(dir.path()).expect("reads").count()), (1000, 1000));
+    }
+
+    #[test]
+    fn only_what_was_kept_is_promoted_and_no_path_is_made_of_words() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (observed, trusting) = (dir.path().join("observed"), dir.path().join("trusted"));
+        let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
+        let fingerprint = make(&cert, &key, "a", &realm(), KeyType::P256, 1, false).expect("made");
+        let der = CertificateDer::from_pem_file(&cert).expect("PEM");
+        for word in [&*fingerprint, "../../etc", ""] {
+            assert!(matches!(promote(&observed, &trusting, word), Ok(None)), "{word}");
+        }
+        observe(&observed, &fingerprint, &der).expect("written");
+        assert!(matches!(promote(&observed, &trusting, &fingerprint.to_uppercase()), Ok(Some(true))));
+        assert!(matches!(promote(&observed, &trusting, &fingerprint), Ok(Some(false))));
+        assert!(trusted(&trusting).expect("reads").contains(&fingerprint));
     }
 
     #[test]

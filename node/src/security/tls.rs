@@ -63,6 +63,19 @@ impl Tls {
     }
 }
 
+/// The reason of a refusal by TLS itself, as far as it is about the peer and not about the connection.
+pub fn refusal(error: &std::io::Error) -> Option<&'static str> {
+    match error.get_ref()?.downcast_ref::<Error>()? {
+        Error::NoCertificatesPresented => Some("client-certificate-missing"),
+        Error::InvalidMessage(_) => Some("not-tls"),
+        Error::PeerIncompatible(_) => Some("tls-incompatible"),
+        Error::InvalidCertificate(_) => Some("certificate-without-its-key"),
+        Error::PeerMisbehaved(_) => Some("tls-misbehaved"),
+        Error::AlertReceived(_) => Some("refused-by-peer"),
+        _ => None,
+    }
+}
+
 /// Certificates of a peer that are looked at.
 const MAX_CHAIN: usize = 10;
 

@@ -27,6 +27,8 @@ pub struct Verdict {
     pub reason: &'static str,
     /// Whether the certificate is within its validity.
     pub time_valid: Option<bool>,
+    /// Why it is not.
+    pub time_reason: Option<&'static str>,
     /// Whether it has a path to an authority, where that is asked, and why not.
     pub chain: Option<Result<(), Broken>>,
     /// Result of fingerprint pins, if there are any.
@@ -35,6 +37,22 @@ pub struct Verdict {
     pub pinned_subject: Option<bool>,
     /// `passed`, `failed` or `notapplied`.
     pub realm_binding: &'static str,
+}
+
+impl Verdict {
+    /// A refusal before any certificate could be judged.
+    pub fn refused(reason: &'static str) -> Self {
+        Self {
+            decision: Decision::Reject,
+            reason,
+            time_valid: None,
+            time_reason: None,
+            chain: None,
+            pinned_fingerprint: None,
+            pinned_subject: None,
+            realm_binding: "notapplied",
+        }
+    }
 }
 
 /// Judges a certificate. `now` is seconds since 1970. Every rule that is configured must hold, in every mode, and they are asked in
@@ -47,15 +65,7 @@ pub fn judge(
     realm_name: &str,
     now: i64,
 ) -> Verdict {
-    let mut verdict = Verdict {
-        decision: Decision::Reject,
-        reason: "fingerprint-missing",
-        time_valid: None,
-        chain,
-        pinned_fingerprint: None,
-        pinned_subject: None,
-        realm_binding: "notapplied",
-    };
+    let mut verdict = Verdict { chain, ..Verdict::refused("fingerprint-missing") };
     let Some(facts) = facts else {
         let ruled = policy.mode.needs_certificates()
             || policy.realm_subject_binding
@@ -104,6 +114,12 @@ pub fn judge(
         None => (true, true), // a certificate whose dates cannot be read has none
     };
     verdict.time_valid = Some(!early && !late);
+    verdict.time_reason = match (early, late) {
+        (false, false) => None,
+        (true, false) => Some("not-yet-valid"),
+        (false, true) => Some("expired"),
+        (true, true) => Some("unreadable"),
+    };
     if (late && policy.reject_expired) || (early && policy.reject_before_valid) {
         verdict.reason = "time-invalid";
         return verdict;

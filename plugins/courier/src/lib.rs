@@ -7,6 +7,7 @@
 //! | `ordered NODE KEY TEXT` | acknowledged, in the order of this key |
 //! | `bind RELAY_ADDR TARGET [QOS]` | asks a relay for a route that keeps messages while the target is away |
 //! | `forward RELAY_ADDR TARGET TEXT` | sends a text through that relay |
+//! | `json NODE JSON`, `bytes NODE TEXT` | fire and forget, as EXTENSION `courier.note` with this JSON, or the bytes of this text |
 //! | `got` | the messages that came, one a line: sender, the relay if there was one, text |
 
 use std::net::SocketAddr;
@@ -18,6 +19,9 @@ use thenodes::plugin_host::{Plugin, PluginContext, PluginRegistrarApi};
 
 /// Messages that the book holds; the oldest leave first.
 const BOOK: usize = 10_000;
+
+/// The kind of notes that are no text.
+const NOTE: &str = "courier.note";
 
 /// The plugin.
 #[derive(Default)]
@@ -56,6 +60,18 @@ impl Courier {
                 let options = DeliveryOptions::new(DeliveryClass::FireAndForget);
                 Ok(Self::deliver(ctx, to, after(input, 2), options).await)
             }
+            [form @ ("json" | "bytes"), to, ..] => {
+                let text = after(input, 2);
+                let payload = match form {
+                    "json" => Payload::Json(text.parse().map_err(|e| format!("{text}: {e}"))?),
+                    _ => Payload::Binary(text.as_bytes().to_vec()),
+                };
+                let kind = MessageType::Extension { kind: NOTE.into() };
+                let message = Message::new(ctx.node_id(), to, kind, Some(payload), realm);
+                let options = DeliveryOptions::new(DeliveryClass::FireAndForget);
+                let sent = ctx.send_message(to, message, options).await;
+                Ok(sent.map_or_else(|error| error.to_string(), |outcome| format!("{outcome:?}")))
+            }
             ["reliable", to, ..] => {
                 let options = DeliveryOptions::new(DeliveryClass::Reliable);
                 Ok(Self::deliver(ctx, to, after(input, 2), options).await)
@@ -73,7 +89,7 @@ impl Courier {
                 let frame = RelayForwardBuilder::new(ctx.node_id(), target).payload_text(text);
                 frame.try_send(ctx.peer_manager(), &addr(relay)?, realm).await.map(|()| "sent".into())
             }
-            _ => Err("send NODE TEXT | reliable NODE TEXT | ordered NODE KEY TEXT | bind RELAY_ADDR TARGET [QOS] | forward RELAY_ADDR TARGET TEXT | got".into()),
+            _ => Err("send NODE TEXT | json NODE JSON | bytes NODE TEXT | reliable NODE TEXT | ordered NODE KEY TEXT | bind RELAY_ADDR TARGET [QOS] | forward RELAY_ADDR TARGET TEXT | got".into()),
         }
     }
 }
@@ -88,6 +104,12 @@ impl Plugin for Courier {
     fn on_message(&self, message: &Message, _ctx: &PluginContext) {
         let text = match (&message.msg_type, &message.payload) {
             (MessageType::Text(text), _) => text.clone(),
+            (MessageType::Extension { kind }, Some(Payload::Json(value))) if kind == NOTE => {
+                format!("(json) {value}")
+            }
+            (MessageType::Extension { kind }, Some(Payload::Binary(bytes))) if kind == NOTE => {
+                format!("(bytes) {bytes:?}")
+            }
             (MessageType::RelayForward { .. }, Some(Payload::Text(text))) => format!("(frame) {text}"),
             (MessageType::RelayBindAck { ok, reason, .. }, _) => format!("(bound) {ok} {reason:?}"),
             (MessageType::RelayNotify { notif_type, detail, .. }, _) => {

@@ -127,10 +127,20 @@ impl Store {
 
     /// Puts frames back that were taken and could not be handed over, before all others; returns those that have no room any more.
     pub fn put_back(&mut self, frames: Vec<Arc<Frame>>) -> Vec<Arc<Frame>> {
+        let targets: BTreeSet<Arc<str>> = frames.iter().map(|frame| frame.target.clone()).collect();
         for frame in frames.into_iter().rev() {
             self.insert(frame, 0, true);
         }
         let mut out = Vec::new();
+        for target in targets {
+            while let Some(queue) = self.queues.get(&target) {
+                if queue.frames <= self.bounds.per_target && queue.bytes <= self.bounds.bytes / 4 {
+                    break;
+                }
+                let Some(victim) = self.oldest_of_heaviest_in(&target) else { break };
+                out.extend(self.remove(victim));
+            }
+        }
         while self.frames.len() > self.bounds.global || self.bytes > self.bounds.bytes {
             let Some(victim) = self.oldest_of_heaviest() else { break };
             out.extend(self.remove(victim));
@@ -326,14 +336,17 @@ mod tests {
     proptest! {
         #[test]
         fn no_order_of_events_passes_a_bound_or_loses_count(
-            steps in proptest::collection::vec((0u8..4, 0u8..3, 0u8..4, 0u64..50), 1..200)
+            steps in proptest::collection::vec((0u8..6, 0u8..3, 0u8..4, 0u64..50), 1..200)
         ) {
             let mut store = Store::new(BOUNDS);
+            let mut away = Vec::new();
             for (what, origin, target, n) in steps {
                 let (origin, target) = (format!("o{origin}"), format!("t{target}"));
                 match what {
                     0 | 1 => drop(store.keep(frame(&origin, &target, n, Qos::Plain))),
                     2 => drop(store.take(&target, n as usize)),
+                    3 => away.extend(store.take(&target, n as usize)),
+                    4 => drop(store.put_back(std::mem::take(&mut away))),
                     _ => drop(store.expire(n / 2, 3)),
                 }
                 prop_assert!(store.len() <= BOUNDS.global && store.bytes() <= BOUNDS.bytes);
