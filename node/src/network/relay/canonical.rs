@@ -20,7 +20,9 @@ impl<'a> Rest<'a> {
         let end = memchr2(b'"', b'\\', self.0)?;
         let (text, rest) = self.0.split_at(end);
         self.0 = rest.strip_prefix(b"\"")?;
-        if text.iter().any(|byte| *byte < b' ') {
+        // All of it, and not up to the first that is one: so sixteen are looked at together.
+        let least = text.iter().fold(u8::MAX, |least, byte| least.min(*byte));
+        if least < b' ' {
             return None;
         }
         std::str::from_utf8(text).ok()
@@ -33,7 +35,9 @@ impl<'a> Rest<'a> {
             return None;
         }
         self.0 = rest;
-        std::str::from_utf8(digits).ok()?.parse().ok()
+        let mut digits = digits.iter();
+        let first = u64::from(digits.next()? - b'0');
+        digits.try_fold(first, |number, digit| number.checked_mul(10)?.checked_add(u64::from(digit - b'0')))
     }
 
     /// An object of texts, after its opening brace.
