@@ -293,7 +293,7 @@ fn trust(config: &Config, words: &[&str]) -> String {
             };
             let fingerprint = printable(fingerprint, 80);
             match done {
-                Ok(Some(true)) => format!("✅ Promoted {fingerprint} to trusted, from the next connection on"),
+                Ok(Some(true)) => format!("✅ {fingerprint} is trusted from the next connection on"),
                 Ok(Some(false)) => format!("ℹ️ Nothing to do: {fingerprint} is trusted already"),
                 Ok(None) => format!("⚠️ {fingerprint}: no certificate with this fingerprint was kept; `trust observed list` shows those that were, and `trust add` trusts any"),
                 Err(error) => format!("⚠️ {}", printable(&error.to_string(), SHOWN)),

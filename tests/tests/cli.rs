@@ -133,6 +133,22 @@ fn the_prompt_works_with_piped_input() {
 }
 
 #[test]
+fn the_prompt_promotes_only_what_was_kept_and_adds_whatever_it_is_told() {
+    let mut spec = Spec::encrypted("prompt");
+    spec.args.push("--prompt".into());
+    let mut node = spec.start();
+    let key = "ab".repeat(32);
+    node.type_line(&format!("trust promote {key}"));
+    node.expect("no certificate with this fingerprint was kept");
+    node.type_line(&format!("trust add {key}"));
+    node.expect("is trusted from the next connection on");
+    node.type_line(&format!("trust add {key}"));
+    node.expect("Nothing to do");
+    node.type_line("trust trusted list");
+    node.expect(&key);
+}
+
+#[test]
 fn the_end_of_the_input_ends_a_node_with_a_prompt() {
     let mut spec = Spec::new("eof");
     spec.args.push("--prompt".into());

@@ -340,7 +340,7 @@ fn d8_a_copied_certificate_is_no_key() {
             true
         }
     }
-    let node = Spec::encrypted("node").more("[encryption.trust_policy]\nmode = \"open\"").start();
+    let mut node = Spec::encrypted("node").more("[encryption.trust_policy]\nmode = \"open\"").start();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let attempt = |chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>| {
         let key = provider.key_provider.load_private_key(key).expect("a key");
@@ -356,6 +356,7 @@ fn d8_a_copied_certificate_is_no_key() {
     let ((chain, key), (_, other)) = (identity(), identity());
     assert!(!attempt(chain.clone(), other), "another's certificate without its key");
     assert!(attempt(chain, key), "the control: with its key");
+    node.seen("decision=Reject reason=certificate-without-its-key");
 }
 
 #[test]

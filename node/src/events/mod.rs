@@ -38,6 +38,13 @@ impl Emitter {
         self.bus.emit(event);
     }
 
+    /// Emits what strangers cause at will, within the bounds of what they may cause.
+    pub fn emit_of_strangers(&self, event: LogEvent) {
+        if self.bus.admits() {
+            self.bus.put(event);
+        }
+    }
+
     /// Something on the network.
     pub fn network(
         &self,

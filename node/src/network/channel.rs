@@ -174,10 +174,14 @@ pub(super) fn event(
 }
 
 /// The record of a verdict, for the operator and the audit log.
-pub(super) fn tell(events: &Emitter, mut event: TrustDecisionEvent, accepted: bool) {
+pub(super) fn tell(events: &Emitter, event: TrustDecisionEvent, accepted: bool) {
+    events.emit(verdict_told(events, event, accepted));
+}
+
+fn verdict_told(events: &Emitter, mut event: TrustDecisionEvent, accepted: bool) -> LogEvent {
     event.meta = events.meta(if accepted { LogLevel::Info } else { LogLevel::Warn });
     event.decision = if accepted { "Accept" } else { "Reject" }.into();
-    events.emit(LogEvent::TrustDecision(event));
+    LogEvent::TrustDecision(event)
 }
 
 /// Secures a connection as the configuration says.
@@ -224,8 +228,14 @@ async fn tls_channel(
         Ok(stream) => stream,
         Err(error) => {
             if let Some(reason) = tls::refusal(&error) {
+                // A few bytes of anybody are enough for one: they must not push other verdicts out of the record.
                 let verdict = Verdict::refused(reason);
-                tell(&network.events, event(network, encryption, &verdict, None, direction, addr), false);
+                let told = verdict_told(
+                    &network.events,
+                    event(network, encryption, &verdict, None, direction, addr),
+                    false,
+                );
+                network.events.emit_of_strangers(told);
             }
             return Err(error.into());
         }

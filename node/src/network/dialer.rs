@@ -51,20 +51,26 @@ pub(super) async fn connect(network: &Network, addr: SocketAddr) -> Result<Link,
     }
 }
 
-/// The last failures of dialing bootstrap nodes, for operators who ask.
+/// What went wrong last with bootstrap nodes that have not been reached since, for operators who ask: an entry for each.
 #[derive(Debug, Default)]
-pub struct Errors(Mutex<VecDeque<String>>);
+pub struct Errors(Mutex<VecDeque<(String, String)>>);
 
 impl Errors {
     fn add(&self, target: &str, error: &str) {
+        self.clear(target);
         let mut errors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         errors.truncate(MAX_ERRORS - 1);
-        errors.push_front(format!("{target}: {}", printable(error, 300)));
+        errors.push_front((target.to_owned(), printable(error, 300)));
+    }
+
+    fn clear(&self, target: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _)| of != target);
     }
 
     /// The newest first.
     pub fn list(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        let errors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        errors.iter().map(|(target, error)| format!("{target}: {error}")).collect()
     }
 }
 
@@ -75,13 +81,20 @@ pub async fn keep(network: Arc<Network>, target: String) {
         let begun = clock();
         let outcome = dial(&network, &target, PeerSource::Bootstrap).await;
         match outcome {
-            Ok(Outcome::Ended { .. }) if clock().saturating_duration_since(begun) >= LASTED => failures = 0,
+            Ok(Outcome::Ended { .. }) if clock().saturating_duration_since(begun) >= LASTED => {
+                network.bootstrap_errors.clear(&target);
+                failures = 0;
+            }
             // It dialed us, or another address of it answered: it is connected, which is all we want.
             Ok(Outcome::Refused(GreetingError::Hello(Refusal::Duplicate(id)))) => {
+                network.bootstrap_errors.clear(&target);
                 network.peers.gone(&id).await;
                 failures = 0;
             }
-            Ok(Outcome::Ended { .. }) => failures += 1,
+            Ok(Outcome::Ended { why, .. }) => {
+                failures += 1;
+                network.bootstrap_errors.add(&target, &why);
+            }
             Ok(Outcome::Refused(error)) => {
                 failures += 1;
                 network.bootstrap_errors.add(&target, &error.to_string());

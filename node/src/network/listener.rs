@@ -373,6 +373,12 @@ mod tests {
             inside.extend(bounds.admit(&network, connected().await, from).0);
         }
         assert_eq!(inside.len(), most);
+        for n in 0..=most {
+            let from = SocketAddr::from(([127, 0, (n / 250) as u8, (n % 250) as u8], 1));
+            inside.extend(bounds.admit(&network, connected().await, from).0);
+        }
+        assert_eq!(inside.len(), 2 * most + 1, "this machine");
+        inside.truncate(most);
         let elsewhere = SocketAddr::from(([9, 9, 8, 1], 1));
         assert!(bounds.admit(&network, connected().await, elsewhere).0.is_some());
         inside.pop();

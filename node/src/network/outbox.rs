@@ -323,6 +323,11 @@ impl Outbox {
         self.closing.notify_waiters();
     }
 
+    /// True once the connection is to be closed.
+    pub fn is_closing(&self) -> bool {
+        self.lock().closing
+    }
+
     /// Asks the writer to look whether frames are kept for the peer.
     pub fn nudge(&self) {
         let mut state = self.lock();

@@ -201,7 +201,7 @@ impl<'a> Reader<'a> {
     async fn run(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> End {
         let since = clock();
         // Bytes that came last, and how long the end of the line that they belong to was waited for.
-        let (mut in_a_row, mut came, mut waited_ms) = (0_usize, 0_usize, 0_u32);
+        let (mut in_a_row, mut came, mut waited_us) = (0_usize, 0_usize, 0_u32);
         loop {
             // On the heap: most of the time a connection only waits, and what it waits with is all that it costs.
             if let Err(why) = Box::pin(self.lines()).await {
@@ -221,15 +221,15 @@ impl<'a> Reader<'a> {
             let patience = if self.answers_probes { silence } else { Duration::from_secs(86_400) };
             let unfinished = self.decoder.unfinished();
             if unfinished <= came {
-                waited_ms = 0; // it has begun only now
+                waited_us = 0; // it has begun only now
             }
-            let left = LINE_DEADLINE.saturating_sub(Duration::from_millis(waited_ms.into()));
+            let left = LINE_DEADLINE.saturating_sub(Duration::from_micros(waited_us.into()));
             let slow = unfinished > 0 && left < patience;
             let received = receive(reader, &mut self.decoder, most);
             let begun = tokio::time::Instant::now();
             let until = begun + if slow { left } else { patience };
             let received = timeout_at(until, received).await;
-            waited_ms = waited_ms.saturating_add(begun.elapsed().as_millis().try_into().unwrap_or(u32::MAX));
+            waited_us = waited_us.saturating_add(begun.elapsed().as_micros().try_into().unwrap_or(u32::MAX));
             match received {
                 Ok(Ok(0)) => return End::ByPeer,
                 // An end without close_notify is how upstream ends; the operating system's word is enough.

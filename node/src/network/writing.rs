@@ -43,7 +43,8 @@ pub(super) async fn write(
     }
     let mut spare = Vec::new();
     let why = loop {
-        if network.relay.config.store_forward {
+        // What is kept for the peer is not given to a connection that ends: nobody may be there to take it.
+        if network.relay.config.store_forward && !outbox.is_closing() {
             network.relay.drain(network, &peer.node_id, outbox, acknowledges);
         }
         let next = tokio::select! {

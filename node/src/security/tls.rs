@@ -6,7 +6,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{ring, verify_tls12_signature, verify_tls13_signature, CryptoProvider};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, InvalidMessage,
+    ServerConfig, SignatureScheme,
+};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -67,12 +70,12 @@ impl Tls {
 pub fn refusal(error: &std::io::Error) -> Option<&'static str> {
     match error.get_ref()?.downcast_ref::<Error>()? {
         Error::NoCertificatesPresented => Some("client-certificate-missing"),
-        Error::InvalidMessage(_) => Some("not-tls"),
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => Some("not-tls"),
         Error::PeerIncompatible(_) => Some("tls-incompatible"),
-        Error::InvalidCertificate(_) => Some("certificate-without-its-key"),
-        Error::PeerMisbehaved(_) => Some("tls-misbehaved"),
-        Error::AlertReceived(_) => Some("refused-by-peer"),
-        _ => None,
+        Error::InvalidCertificate(CertificateError::BadSignature) => Some("certificate-without-its-key"),
+        Error::InvalidCertificate(_) => Some("certificate-invalid"),
+        Error::InvalidMessage(_) | Error::PeerMisbehaved(_) => Some("tls-misbehaved"),
+        _ => None, // the connection's end, or the peer's own refusal
     }
 }
 

@@ -113,7 +113,7 @@ impl Store {
             if queue.frames < self.bounds.per_target && queue.bytes + cost <= self.bounds.bytes / 4 {
                 break;
             }
-            let Some(victim) = self.oldest_of_heaviest_in(&frame.target) else { break };
+            let Some(victim) = self.first_of_heaviest_in(&frame.target, true) else { break };
             out.extend(self.remove(victim));
         }
         while self.frames.len() >= self.bounds.global || self.bytes + cost > self.bounds.bytes {
@@ -137,7 +137,7 @@ impl Store {
                 if queue.frames <= self.bounds.per_target && queue.bytes <= self.bounds.bytes / 4 {
                     break;
                 }
-                let Some(victim) = self.oldest_of_heaviest_in(&target) else { break };
+                let Some(victim) = self.first_of_heaviest_in(&target, false) else { break };
                 out.extend(self.remove(victim));
             }
         }
@@ -221,12 +221,18 @@ impl Store {
         self.origins.get(origin)?.1.iter().find(|id| self.frames.contains_key(*id)).copied()
     }
 
-    fn oldest_of_heaviest_in(&self, target: &str) -> Option<u64> {
+    /// The oldest of whoever has most for this target: among those without priority, if it has such, or among all that came back.
+    fn first_of_heaviest_in(&self, target: &str, spares_priority: bool) -> Option<u64> {
         let queue = self.queues.get(target)?;
         let (heaviest, _) = queue.counts.iter().max_by_key(|(origin, count)| (**count, (*origin).clone()))?;
         // Its oldest: mostly the first that is looked at, since who has most is who filled it.
-        let frames = queue.lanes.iter().rev().flatten();
-        frames.copied().find(|id| self.frames.get(id).is_some_and(|frame| frame.origin == *heaviest))
+        let [priority, others] = &queue.lanes;
+        let (first, then) = if spares_priority { (others, priority) } else { (priority, others) };
+        first
+            .iter()
+            .chain(then)
+            .copied()
+            .find(|id| self.frames.get(id).is_some_and(|frame| frame.origin == *heaviest))
     }
 
     /// Takes the next frames for a target, at most so many bytes of them but at least one.
@@ -301,6 +307,17 @@ mod tests {
         assert!(store.is_empty() && !store.has("t"));
         assert!(store.put_back(taken).is_empty());
         assert_eq!(numbers(&store.take("t", usize::MAX)), [2, 4, 1, 3]);
+    }
+
+    #[test]
+    fn what_comes_back_beyond_the_bound_of_its_target_loses_its_oldest() {
+        let mut store = Store::new(BOUNDS);
+        let first: Vec<_> = (1..=3).map(|n| frame("o", "t", n, Qos::Plain)).collect();
+        for n in 4..=6 {
+            store.keep(frame("o", "t", n, Qos::Plain));
+        }
+        assert_eq!(numbers(&store.put_back(first)), [1, 2]);
+        assert_eq!(numbers(&store.take("t", usize::MAX)), [3, 4, 5, 6]);
     }
 
     #[test]
