@@ -47,11 +47,18 @@ fn addr(node: usize) -> SocketAddr {
     // each in a network of its own
 }
 
+/// A message that was taken: its text, through which relay it came if through one, and in which of the receiver's lives.
+struct Taken {
+    text: String,
+    via: Option<String>,
+    life: u32,
+}
+
 /// What all nodes did, outside of all of them: it survives their crashes.
 #[derive(Default)]
 struct Record {
-    /// By receiver: what was taken, in that order, as sender and text.
-    taken: HashMap<usize, Vec<(String, String)>>,
+    /// By receiver: what was taken, in that order.
+    taken: HashMap<usize, Vec<Taken>>,
     /// Sender, receiver and text of what was acknowledged.
     acknowledged: Vec<(usize, usize, String)>,
     failed: usize,
@@ -72,12 +79,18 @@ struct Fabric {
     groups: Mutex<HashMap<usize, u8>>,
     dice: Mutex<Dice>,
     record: Mutex<Record>,
+    /// How often each node was started.
+    lives: Mutex<HashMap<usize, u32>>,
     ephemeral: Mutex<u16>,
 }
 
 impl Fabric {
     fn below(&self, most: u64) -> u64 {
         self.dice.lock().expect("no panic").below(most)
+    }
+
+    fn life(&self, node: usize) -> u32 {
+        self.lives.lock().expect("no panic").get(&node).copied().unwrap_or(0)
     }
 
     fn cut(&self, a: usize, b: usize) -> bool {
@@ -166,13 +179,18 @@ struct Recorder {
     fabric: Arc<Fabric>,
     network: Weak<Network>,
     node: usize,
+    life: u32,
 }
 
 impl Recorder {
     fn note(&self, message: &Message) {
         if let MessageType::Text(text) = &message.msg_type {
             let mut record = self.fabric.record.lock().expect("no panic");
-            record.taken.entry(self.node).or_default().push((message.from.clone(), text.clone()));
+            record.taken.entry(self.node).or_default().push(Taken {
+                text: text.clone(),
+                via: message.via.clone(),
+                life: self.life,
+            });
         }
     }
 }
@@ -218,7 +236,11 @@ async fn start(fabric: &Arc<Fabric>, node: usize) {
     tasks.spawn(connector::run(network.clone()));
     tasks.spawn(relay::sweep(network.clone()));
     tasks.spawn(delivery::sweep(network.clone()));
-    let recorder = Recorder { fabric: fabric.clone(), network: Arc::downgrade(&network), node };
+    let life = {
+        let mut lives = fabric.lives.lock().expect("no panic");
+        *lives.entry(node).and_modify(|life| *life += 1).or_default()
+    };
+    let recorder = Recorder { fabric: fabric.clone(), network: Arc::downgrade(&network), node, life };
     let _ = network.hall.set(Box::new(recorder));
     let (accepted, mut coming) = mpsc::unbounded_channel::<(DuplexStream, SocketAddr)>();
     let host = network.clone();
@@ -268,6 +290,7 @@ async fn story(seed: u64) {
         groups: Mutex::default(),
         dice: Mutex::new(Dice::seeded(seed)),
         record: Mutex::default(),
+        lives: Mutex::default(),
         ephemeral: Mutex::new(30_000),
     });
     for node in 0..NODES {
@@ -284,7 +307,7 @@ async fn story(seed: u64) {
             let mut n = 0;
             while begun.elapsed() < TROUBLE {
                 n += 1;
-                let text = format!("o{from}-{n}");
+                let text = format!("o{from}-{}-{n}", fabric.life(from));
                 send(fabric.clone(), from, stream_to(from), text, Some("k".into())).await;
                 sleep(Duration::from_millis(500)).await;
             }
@@ -353,7 +376,8 @@ async fn story(seed: u64) {
         let (fabric, to) = (fabric.clone(), stream_to(from));
         streams.spawn(async move {
             for n in AFTER..AFTER + 5 {
-                let sent = send(fabric.clone(), from, to, format!("o{from}-{n}"), Some("k".into())).await;
+                let text = format!("o{from}-{}-{n}", fabric.life(from));
+                let sent = send(fabric.clone(), from, to, text, Some("k".into())).await;
                 let seen = |node: usize| {
                     network_of(&fabric, node)
                         .map(|n| n.peers.list().into_iter().map(|p| p.node_id).collect::<Vec<_>>())
@@ -375,7 +399,7 @@ async fn story(seed: u64) {
     let mut taken: HashSet<(usize, &str)> = HashSet::new();
     let mut times: BTreeMap<(usize, &str), usize> = BTreeMap::new();
     for (node, messages) in &record.taken {
-        for (_, text) in messages {
+        for Taken { text, .. } in messages {
             taken.insert((*node, text));
             *times.entry((*node, text)).or_default() += 1;
         }
@@ -386,15 +410,17 @@ async fn story(seed: u64) {
             "seed {seed}: {text} from {from} to {to} was acknowledged and lost"
         );
     }
-    // Ordered ones came in order.
+    // Ordered ones came in order, in each life of either side (whoever starts again remembers nothing of before) and by each way (what
+    // a relay says of a sender is never taken for the sender's own word).
     for (node, messages) in &record.taken {
-        let mut last: HashMap<&str, u64> = HashMap::new();
-        for (from, text) in messages.iter().filter(|(_, text)| text.starts_with('o')) {
-            let n: u64 = text.rsplit('-').next().and_then(|n| n.parse().ok()).expect("a number");
-            let before = last.insert(from, n);
+        let mut last: HashMap<(u32, &Option<String>, &str), u64> = HashMap::new();
+        for Taken { text, via, life } in messages.iter().filter(|taken| taken.text.starts_with('o')) {
+            let (sender, n) = text.rsplit_once('-').expect("a number");
+            let n: u64 = n.parse().expect("a number");
+            let before = last.insert((*life, via, sender), n);
             assert!(
-                before.is_none_or(|before| before <= n),
-                "seed {seed}: {from} to {node}: {n} after {before:?}"
+                before.is_none_or(|before| before < n),
+                "seed {seed}: {sender} to {node} in its life {life}, via {via:?}: {n} after {before:?}"
             );
         }
     }
@@ -419,7 +445,7 @@ async fn story(seed: u64) {
     assert_eq!(reached.len(), NODES, "seed {seed}");
     let twice = times.values().filter(|count| **count > 1).count();
     println!(
-        "seed {seed}: {count} messages, {} acknowledged, {} not; {crashes} crashes, {partitions} partitions; {in_trouble} of {STREAMS} streams meanwhile; {twice} taken again after a crash or by another way; at most {most_kept} frames kept",
+        "seed {seed}: {count} messages, {} acknowledged, {} not; {crashes} crashes, {partitions} partitions; {in_trouble} acknowledged of {STREAMS} ordered streams meanwhile; {twice} taken again after a crash or by another way; at most {most_kept} frames kept",
         record.acknowledged.len(),
         record.failed
     );

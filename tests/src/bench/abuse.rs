@@ -7,13 +7,14 @@
 
 use super::Row;
 use crate::peer::{frame, Peer};
-use crate::Spec;
+use crate::{Spec, TestNode};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use thenodes_node::admin::{Asking, Question};
 
 /// Questions of the honest peer in one measurement.
 const QUESTIONS: usize = 4000;
@@ -21,6 +22,9 @@ const QUESTIONS: usize = 4000;
 const CROWD: usize = 5000;
 /// Connections of honest newcomers in one measurement.
 const NEWCOMERS: usize = 100;
+/// Bytes of a broadcast, and how many of them fill all room for somebody who does not read.
+const BROADCAST: usize = 32 * 1024;
+const FILLS: u64 = 300;
 /// Slow senders.
 const SLOW: usize = 100;
 /// What a long line has in one piece, and all of them. Small: the kernel does a system call to its end, however long, before another may go on.
@@ -284,6 +288,66 @@ fn newcomers(port: u16) -> f64 {
     times[NEWCOMERS / 2]
 }
 
+/// The honest peer's figure while the node broadcasts, as fast as fifty times in a second; and what somebody took who does not read it,
+/// if there is such a one, KiB. Nothing is measured before all room for him is full.
+fn beside_broadcasts(here: &TestNode, honest: &mut Peer, mute: Option<&Peer>) -> (f64, f64) {
+    let socket = here.dir.path().join("data/admin.sock");
+    let (ends, said) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut node = Asking::connect(&socket).expect("the node's socket");
+            let line = format!("say {}", "x".repeat(BROADCAST));
+            while !ends.load(Ordering::Relaxed) {
+                let order = Question::Prompt { prefix: "hostile".into(), line: line.clone() };
+                node.ask(&order).expect("answered");
+                said.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let until = |honest: &mut Peer, count: u64| {
+            while said.load(Ordering::Relaxed) < count {
+                honest.settle();
+            }
+        };
+        until(honest, 5);
+        let before = here.memory();
+        until(honest, FILLS);
+        if let Some(mute) = mute {
+            let peers = here.json(&["peers"]);
+            let waiting =
+                peers["peers"].as_array().into_iter().flatten().find(|peer| peer["node_id"] == *mute.id);
+            let waiting = waiting.and_then(|peer| peer["waiting_bytes"].as_u64()).unwrap_or(0);
+            assert!(waiting > 256 * 1024, "only {waiting} bytes wait for him");
+        }
+        let figure = p99(honest);
+        let grown = here.memory().saturating_sub(before) as f64 / 1024.0;
+        ends.store(true, Ordering::Relaxed);
+        (figure, grown)
+    })
+}
+
+/// Beside a peer that reads nothing of what the node broadcasts, by the same with nobody mute: the ratio, and the p99 itself in
+/// milliseconds; and what the node has grown by meanwhile, KiB.
+fn mute_receiver(rounds: usize) {
+    let mut row = Row::new("p99_beside_a_mute_broadcast_receiver", "ratio", "everybody reads");
+    let mut memory = Row::new("memory_beside_a_mute_broadcast_receiver", "ratio", "everybody reads");
+    for _ in 0..rounds {
+        let of = |mute: bool| {
+            let more = "[logging]\ndisable_console = true\n";
+            let here = Spec::new("here").with("hostile").more(more).start();
+            let mute = mute.then(|| Peer::greeted(&here, "mute"));
+            let mut honest = Peer::greeted(&here, "honest");
+            beside_broadcasts(&here, &mut honest, mute.as_ref())
+        };
+        let ((alone, without), (beside, grown)) = (of(false), of(true));
+        row.add(beside / alone);
+        row.value(beside * 1000.0);
+        memory.add(grown / without.max(1.0));
+        memory.value(grown);
+    }
+    println!("{}\n{}", row.json(), memory.json());
+}
+
 /// The rows whose names have `only` in them; `value_median` is what the node has grown by in a round, KiB, and for newcomers their median
 /// beside the crowd, milliseconds. `equal`: the vandal is.
 pub fn run(rounds: usize, only: &str, equal: bool) {
@@ -319,6 +383,9 @@ pub fn run(rounds: usize, only: &str, equal: bool) {
         }
         println!("{}", row.json());
         bare_row.into_iter().for_each(|row| println!("{}", row.json()));
+    }
+    if "p99_beside_a_mute_broadcast_receiver".contains(only) {
+        mute_receiver(rounds);
     }
     let name = "newcomer_beside_5000_silent_connections";
     if name.contains(only) {
