@@ -58,6 +58,7 @@ pub struct Errors(Mutex<VecDeque<(String, String)>>);
 impl Errors {
     fn add(&self, target: &str, error: &str) {
         self.clear(target);
+        let error = error.strip_prefix(target).map_or(error, |rest| rest.trim_start_matches(": "));
         let mut errors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         errors.truncate(MAX_ERRORS - 1);
         errors.push_front((target.to_owned(), printable(error, 300)));
@@ -128,7 +129,10 @@ pub async fn dial(network: &Network, target: &str, source: PeerSource) -> Result
     for addr in addrs {
         network.store.insert(addr, source).await;
         match connect(network, addr).await {
-            Ok(link) => return Ok(carry(network, link, addr, Direction::Outbound, ()).await),
+            Ok(link) => {
+                network.bootstrap_errors.clear(target); // if it is refused, that is the news
+                return Ok(carry(network, link, addr, Direction::Outbound, ()).await);
+            }
             Err(error) => last = error,
         }
         network.store.mark_failure(&addr).await;
@@ -140,6 +144,21 @@ pub async fn dial(network: &Network, target: &str, source: PeerSource) -> Result
 mod tests {
     use super::*;
     use crate::config::Strategy;
+
+    #[test]
+    fn the_last_failures_are_kept_one_for_each_node_until_it_is_reached() {
+        let errors = Errors::default();
+        for n in 0..2 * MAX_ERRORS {
+            errors.add(&format!("node{n}:1"), "refused");
+        }
+        errors.add("node8:1", "node8:1: gone\u{1b}[2J");
+        let list = errors.list();
+        assert_eq!(list.len(), MAX_ERRORS);
+        assert!(list[0].starts_with("node8:1: gone") && !list[0].contains('\u{1b}'), "{list:?}");
+        assert_eq!(list[1], "node9:1: refused");
+        errors.clear("node8:1");
+        assert!(errors.list().iter().all(|error| !error.starts_with("node8:1")));
+    }
 
     #[test]
     fn pauses_grow_to_their_ceiling_and_never_vanish() {
