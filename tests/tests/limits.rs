@@ -173,19 +173,26 @@ fn a_flood_does_not_hide_the_death_of_its_author() {
     // At this rate the bytes in the socket would be read for minutes.
     let node = Spec::new("link-death")
         .with("echo")
-        .with_hostile("flooder", "thread:notice-flood 10000000")
+        .with_hostile("flooder", "none:none")
         .more(&limits("violations = 100\nlink_messages_per_s = 20"))
         .start();
-    let held = |status: &Value| status["counters"]["throttled"].as_u64() > Some(20);
-    let status = until(&node, "flooder", held);
-    let warden = status["pid"].as_u64().expect("a pid") as u32;
-    let runner = *thenodes_tests::descendants(warden).last().expect("a runner");
-    let begun = Instant::now();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(runner as i32), nix::sys::signal::Signal::SIGKILL)
-        .expect("killed");
-    let status = until(&node, "flooder", |status| !cause(status).is_empty());
-    assert_eq!(cause(&status), "signal", "{status}");
-    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    std::thread::scope(|scope| {
+        // Told to when it is loaded: its word that it is would have to wait behind its own flood.
+        let told = scope.spawn(|| node.prompt("hostile", "notice-flood 10000000"));
+        let held = |status: &Value| status["counters"]["throttled"].as_u64() > Some(20);
+        let status = until(&node, "flooder", held);
+        assert_eq!((&status["generation"], &status["last_death"]), (&1.into(), &Value::Null), "{status}");
+        let warden = status["pid"].as_u64().expect("a pid") as u32;
+        let runner = *thenodes_tests::descendants(warden).last().expect("a runner");
+        let begun = Instant::now();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(runner as i32), nix::sys::signal::Signal::SIGKILL)
+            .expect("killed");
+        let status = until(&node, "flooder", |status| !cause(status).is_empty());
+        assert_eq!(cause(&status), "signal", "{status}");
+        assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+        let answer = told.join().expect("no panic").expect_err("nobody is left to answer");
+        assert!(answer.contains("UNAVAILABLE") || answer.contains("PLUGIN_CRASHED"), "{answer}");
+    });
 }
 
 #[test]
