@@ -8,7 +8,7 @@ use crate::host::inbound;
 use crate::host::scopes;
 use crate::identity;
 use crate::network::relay::{self, journal, Relay};
-use crate::network::{connector, delivery, dialer, listener, peerfile, rejudge};
+use crate::network::{connector, delivery, dialer, listener, ownership, peerfile, rejudge};
 use crate::network::{Local, Network};
 use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
@@ -261,9 +261,11 @@ impl Node {
         // What an earlier run knew and kept, before anybody can add to it.
         peerfile::restore(&network).await;
         journal::restore(&network).await;
+        ownership::restore(&network).await;
         network_tasks.spawn(listener::listen(network.clone(), socket));
         network_tasks.spawn(rejudge::look(network.clone()));
         network_tasks.spawn(peerfile::keep(network.clone()));
+        network_tasks.spawn(ownership::keep(network.clone()));
         network_tasks.spawn(relay::sweep(network.clone()));
         network_tasks.spawn(delivery::sweep(network.clone()));
         network_tasks.spawn(connector::run(network.clone()));
@@ -328,6 +330,7 @@ impl Node {
         self.network.end(Duration::from_secs(2)).await;
         self.network_tasks.shutdown().await;
         peerfile::write(&self.network).await;
+        ownership::write(&self.network).await;
         journal::write(&self.network).await;
         // Last of all the log, so that it tells about all of the above.
         self.events.system(LogLevel::Info, "stopped", None);

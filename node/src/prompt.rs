@@ -2,7 +2,7 @@
 //! input ends the node. What plugins answer is made printable before it is shown.
 
 use crate::admin::{Question, View};
-use crate::security::pki;
+use crate::security::{directory, pki};
 use crate::text::printable;
 use crate::Config;
 use rustyline::completion::Completer;
@@ -273,9 +273,9 @@ fn trust(config: &Config, words: &[&str]) -> String {
     let Some(encryption) = &config.encryption else {
         return "encryption is off: nobody is trusted or refused".into();
     };
-    let list = |set: Result<std::collections::BTreeSet<String>, pki::PkiError>| match set {
-        Ok(set) if set.is_empty() => "(none)".to_owned(),
-        Ok(set) => set.into_iter().collect::<Vec<_>>().join("\n"),
+    let list = |of: Result<directory::Trusted, pki::PkiError>| match of {
+        Ok(of) if of.keys.is_empty() => "(none)".to_owned(),
+        Ok(of) => of.keys.into_iter().collect::<Vec<_>>().join("\n"),
         Err(error) => error.to_string(),
     };
     match words {
@@ -283,13 +283,13 @@ fn trust(config: &Config, words: &[&str]) -> String {
             Ok(list) => list.join("\n"),
             Err(error) => error.to_string(),
         },
-        ["trusted", "list"] => list(pki::trusted(&encryption.trusted_dir)),
-        ["observed", "list"] => list(pki::trusted(&encryption.observed_dir)),
+        ["trusted", "list"] => list(directory::trusted(&encryption.trusted_dir)),
+        ["observed", "list"] => list(directory::trusted(&encryption.observed_dir)),
         [order @ ("promote" | "add"), fingerprint] => {
             let dir = &encryption.trusted_dir;
             let done = match *order {
-                "promote" => pki::promote(&encryption.observed_dir, dir, fingerprint),
-                _ => pki::trust_fingerprint(dir, fingerprint).map(Some),
+                "promote" => directory::promote(&encryption.observed_dir, dir, fingerprint),
+                _ => directory::trust_fingerprint(dir, fingerprint).map(Some),
             };
             let fingerprint = printable(fingerprint, 80);
             match done {

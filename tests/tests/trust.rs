@@ -91,6 +91,33 @@ fn without_a_memory_whoever_comes_first_has_the_id() {
     node.seen("action=app_handshake_success");
 }
 
+/// Gives a node that was laid out a key, and a certificate that names this or nothing.
+fn with_certificate_of(dir: &TempDir, name: Option<&str>) {
+    use std::os::unix::fs::PermissionsExt;
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+    let mut params = rcgen::CertificateParams::new(vec![]).expect("parameters");
+    if let Some(name) = name {
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    }
+    let certificate = params.self_signed(&key).expect("made");
+    fs::create_dir_all(dir.path().join("pki/own")).expect("a directory");
+    fs::write(dir.path().join("pki/own/cert.pem"), certificate.pem()).expect("written");
+    let key_path = dir.path().join("pki/own/key.pem");
+    fs::write(&key_path, key.serialize_pem()).expect("written");
+    fs::set_permissions(&key_path, fs::Permissions::from_mode(0o600)).expect("chmod");
+}
+
+/// Lays out a dialer under this id whose certificate names this or nothing; its fingerprint with it.
+fn laid_out(id: &str, named: Option<&str>, node: &TestNode) -> (Spec, TempDir, String) {
+    let spec = dialer(id, node);
+    let dir = spec.lay_out();
+    with_certificate_of(&dir, named);
+    let certificate = dir.path().join("pki/own/cert.pem");
+    let added = node.json(&["cert", "fingerprint", &certificate.to_string_lossy()]);
+    (spec, dir, added["fingerprints"][0].as_str().expect("one").to_owned())
+}
+
 #[test]
 fn many_keys_with_one_subject_are_many_peers_for_tofu() {
     // Upstream remembers by subject, and its tool gives every certificate the same one.
@@ -98,15 +125,7 @@ fn many_keys_with_one_subject_are_many_peers_for_tofu() {
     for id in ["node-b", "node-c"] {
         let spec = dialer(id, &node);
         let dir = spec.lay_out();
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
-        let certificate =
-            rcgen::CertificateParams::new(vec![]).and_then(|p| p.self_signed(&key)).expect("made");
-        fs::create_dir_all(dir.path().join("pki/own")).expect("a directory");
-        fs::write(dir.path().join("pki/own/cert.pem"), certificate.pem()).expect("written");
-        let key_path = dir.path().join("pki/own/key.pem");
-        fs::write(&key_path, key.serialize_pem()).expect("written");
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(&key_path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        with_certificate_of(&dir, None);
         let mut peer = spec.start_in(dir);
         peer.seen("action=app_handshake_success");
         node.seen(&format!("node_id={id}"));
@@ -253,37 +272,150 @@ fn an_id_that_gets_another_key_by_hand_ends_the_connection_of_the_old_one() {
 
 #[test]
 fn the_id_of_a_trusted_key_is_no_strangers_now_or_after_a_restart() {
-    let spec = judge("memory", "tofu");
+    // Trusted by its certificate, which gives it its id, or by its fingerprint alone: then it has the id that it comes with.
+    for (by_certificate, reason) in
+        [(true, "the trusted directory gives that id to another key"), (false, "reason=tofu-mismatch")]
+    {
+        let spec = judge("memory", "tofu");
+        let mut node = spec.start_in(spec.lay_out());
+        let port = node.port;
+        let (of_hub, hub_dir, key) = laid_out("hub", Some("hub"), &node);
+        let certificate = hub_dir.path().join("pki/own/cert.pem").to_string_lossy().into_owned();
+        let trusted = if by_certificate { certificate } else { key };
+        assert!(node.command(&["trust", "add", &trusted]).status.success());
+        let hub = of_hub.start_in(hub_dir);
+        node.seen("reason=seen-before");
+        node.seen("action=app_handshake_success");
+        // A stranger with a certificate of that name, while the other is there and after it has gone.
+        let spec_of_stranger = dialer("hub", &node);
+        let stranger = spec_of_stranger.start_in(spec_of_stranger.lay_out());
+        node.seen(reason);
+        let hub_dir = end(hub);
+        node.seen("action=peer_disconnected");
+        let (own, stranger_dir) = (end(node), end(stranger));
+        let mut node = again(&spec, own, port);
+        let _stranger = spec_of_stranger.start_in(stranger_dir);
+        node.seen(reason);
+        assert_eq!(peers(&node), 0);
+        // The control: the one whom it belongs to.
+        let _hub = of_hub.start_in(hub_dir);
+        node.seen("action=app_handshake_success");
+    }
+}
+
+#[test]
+fn a_trusted_peer_takes_no_name_that_another_came_with_now_or_after_a_restart() {
+    // The certificates name no id, as those of upstream's tool; the keys are all trusted.
+    let spec = Spec::encrypted("memory");
     let mut node = spec.start_in(spec.lay_out());
     let port = node.port;
-    let of_hub = dialer("hub", &node);
-    let hub_dir = of_hub.lay_out();
-    let made = std::process::Command::new(thenodes_tests::bin_dir().join("thenodes"))
-        .args(["--config", "config.toml", "cert", "new"])
-        .current_dir(hub_dir.path())
-        .stdout(std::process::Stdio::null())
-        .status();
-    assert!(made.is_ok_and(|status| status.success()));
-    let certificate = hub_dir.path().join("pki/own/cert.pem");
-    assert!(node.command(&["trust", "add", &certificate.to_string_lossy()]).status.success());
-    let hub = of_hub.start_in(hub_dir);
-    node.seen("reason=seen-before");
+    let trusted = |id: &str, node: &TestNode| {
+        let (spec, dir, key) = laid_out(id, None, node);
+        assert!(node.command(&["trust", "add", &key]).status.success());
+        (spec, dir, key)
+    };
+    let (of_b, dir, key) = trusted("node-b", &node);
+    let b = of_b.start_in(dir);
     node.seen("action=app_handshake_success");
-    // A stranger with a certificate of that name, while the other is there and after it has gone.
-    let spec_of_stranger = dialer("hub", &node);
-    let stranger = spec_of_stranger.start_in(spec_of_stranger.lay_out());
-    let refused = node.seen("action=peer_reject_foreign_id");
-    assert!(refused.contains("a trusted key came with it before"), "{refused}");
-    let hub_dir = end(hub);
+    let dir = end(b);
     node.seen("action=peer_disconnected");
-    let (own, stranger_dir) = (end(node), end(stranger));
+    let (of_evil, evil_dir, evil_key) = trusted("node-b", &node);
+    let evil = of_evil.start_in(evil_dir);
+    let refused = node.seen("action=peer_reject_foreign_id");
+    assert!(
+        refused.contains("it came with another key before") && refused.contains("trust forget -- node-b"),
+        "{refused}"
+    );
+    // What it was refused for outlives the node, whoever comes first then.
+    let (own, evil_dir) = (end(node), end(evil));
     let mut node = again(&spec, own, port);
-    let _stranger = spec_of_stranger.start_in(stranger_dir);
-    node.seen("reason=tofu-mismatch");
+    let known = node.json(&["trust", "bindings"])["bindings"].clone();
+    assert_eq!((&known[0]["fingerprint"], known.as_array().map(Vec::len)), (&key.as_str().into(), Some(1)));
+    let evil = of_evil.start_in(evil_dir);
+    node.seen("action=peer_reject_foreign_id");
     assert_eq!(peers(&node), 0);
-    // The control: the one whom it belongs to.
-    let _hub = of_hub.start_in(hub_dir);
+    // Two controls: the one whom it belongs to, and what the operator says otherwise, which also ends the connection of the old one.
+    let _b = of_b.start_in(dir);
     node.seen("action=app_handshake_success");
+    assert!(node.command(&["trust", "bind", "node-b", &evil_key]).status.success());
+    let ended = node.seen("(judged again)");
+    assert!(ended.contains("node_id=node-b") && ended.contains("id-of-another"), "{ended}");
+    node.seen("action=app_handshake_success");
+    drop(evil);
+    assert_eq!(node.json(&["trust", "bind", "../b", &evil_key])["error"]["code"], "INVALID_INPUT");
+}
+
+#[test]
+fn a_certificate_in_the_trusted_directory_is_trusted_under_its_own_name_alone() {
+    let spec = Spec::encrypted("pairs");
+    let mut node = spec.start_in(spec.lay_out());
+    // Their keys are trusted. What a certificate says of itself is worth nothing: whoever has a key can write another one.
+    let (of_b, dir, key) = laid_out("node-b", Some("node-b"), &node);
+    let certificate = dir.path().join("pki/own/cert.pem");
+    let added = node.json(&["trust", "add", &certificate.to_string_lossy()]);
+    assert_eq!(added["pairs"][0], serde_json::json!({ "node_id": "node-b", "fingerprint": key }));
+    let (of_evil, evil_dir, evil_key) = laid_out("node-b", Some("node-b"), &node);
+    assert!(node.command(&["trust", "add", &evil_key]).status.success());
+    let evil = of_evil.start_in(evil_dir);
+    let refused = node.seen("action=peer_reject_foreign_id");
+    assert!(refused.contains("the trusted directory gives that id to another key"), "{refused}");
+    drop(evil);
+    // The other way round: the key of node-b with a certificate that names nobody, as another node.
+    let private = fs::read(dir.path().join("pki/own/key.pem")).expect("read");
+    let pair = rcgen::KeyPair::from_pem(&String::from_utf8(private.clone()).expect("PEM")).expect("a key");
+    let of_other = dialer("node-c", &node);
+    let other_dir = of_other.lay_out();
+    with_certificate_of(&other_dir, None);
+    let nameless = rcgen::CertificateParams::new(vec![]).and_then(|p| p.self_signed(&pair)).expect("made");
+    fs::write(other_dir.path().join("pki/own/cert.pem"), nameless.pem()).expect("written");
+    fs::write(other_dir.path().join("pki/own/key.pem"), private).expect("written");
+    let other = of_other.start_in(other_dir);
+    let refused = node.seen("gives its key the id node-b");
+    assert!(refused.contains("node id node-c is not its own"), "{refused}");
+    drop(other);
+    assert_eq!(peers(&node), 0);
+    // The control.
+    let mut b = of_b.start_in(dir);
+    b.seen("action=app_handshake_success");
+    // A pair that comes later ends a connection that it speaks against.
+    let (of_d, d_dir, d_key) = laid_out("node-d", None, &node);
+    assert!(node.command(&["trust", "add", &d_key]).status.success());
+    let _d = of_d.start_in(d_dir);
+    node.seen("node_id=node-d");
+    let (_, true_d, _) = laid_out("node-d", Some("node-d"), &node);
+    let certificate = true_d.path().join("pki/own/cert.pem");
+    assert!(node.command(&["trust", "add", &certificate.to_string_lossy()]).status.success());
+    let ended = node.seen("(judged again)");
+    assert!(ended.contains("node_id=node-d") && ended.contains("id-of-another"), "{ended}");
+}
+
+#[test]
+fn what_is_remembered_of_ids_lets_in_nobody_new_where_it_cannot_be_understood() {
+    let spec = Spec::encrypted("broken");
+    let dir = spec.lay_out();
+    let bindings = dir.path().join("pki/observed/certs");
+    fs::create_dir_all(dir.path().join("pki/observed")).expect("a directory");
+    // A file where a directory should be, which not even root can write below.
+    fs::write(&bindings, "").expect("written");
+    let mut node = spec.start_in(dir);
+    node.seen("action=id_memory_unreadable");
+    let (of_b, b_dir, key) = laid_out("node-b", None, &node);
+    assert!(node.command(&["trust", "add", &key]).status.success());
+    let mut b = of_b.start_in(b_dir);
+    let refused = node.seen("action=peer_reject_foreign_id");
+    assert!(refused.contains("cannot be read"), "{refused}");
+    b.seen("action=dial_start");
+    // Whom the operator paired needs no memory.
+    let (of_c, c_dir, _) = laid_out("node-c", Some("node-c"), &node);
+    let certificate = c_dir.path().join("pki/own/cert.pem");
+    assert!(node.command(&["trust", "add", &certificate.to_string_lossy()]).status.success());
+    let _c = of_c.start_in(c_dir);
+    node.seen("node_id=node-c direction");
+    // And the other one is let in as soon as there is a place for its name.
+    let bindings = node.dir.path().join("pki/observed/certs");
+    fs::remove_file(&bindings).expect("removed");
+    fs::create_dir_all(bindings.join("bindings")).expect("made");
+    node.seen("node_id=node-b direction");
 }
 
 #[test]

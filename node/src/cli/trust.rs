@@ -2,20 +2,19 @@
 //! without a running node, which reads them at each connection. Ids and names of strangers are made printable.
 
 use super::{print, Failure};
-use crate::config::Encryption;
-use crate::security::bindings::{BindingError, Bindings};
-use crate::security::pki;
+use crate::config::{is_node_id, Encryption};
+use crate::security::bindings::{Binding, BindingError, Bindings};
+use crate::security::directory::{self, Trusted};
 use crate::text::printable;
 use clap::Subcommand;
 use serde_json::{json, Value};
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use thenodes_ipc::Code;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TrustCommand {
-    /// Trust a key: a fingerprint of 64 hex digits, or a PEM file.
+    /// Trust a key: a fingerprint of 64 hex digits, or a PEM file. A certificate that names a node id is trusted under that id alone.
     Add {
         /// Fingerprint or file.
         what: String,
@@ -29,8 +28,15 @@ pub(super) enum TrustCommand {
     List,
     /// List the certificates of strangers that were kept.
     Observed,
-    /// List which node id came with which key first, as `tofu` remembers it.
+    /// List which node id came with which key first.
     Bindings,
+    /// Give a node id to a key, before it came or in place of the key that it came with.
+    Bind {
+        /// Node id.
+        node_id: String,
+        /// Fingerprint of its key.
+        fingerprint: String,
+    },
     /// Forget with which key a node id came first: whoever comes with that id next is its first.
     Forget {
         /// Node id.
@@ -48,39 +54,60 @@ fn not_found(text: String) -> Failure {
     Failure { exit: 1, code: Code::NotFound.to_string(), text }
 }
 
+/// Which of these keys are trusted under which id.
+fn pairs<'a>(of: &Trusted, keys: impl Iterator<Item = &'a String>) -> Vec<Value> {
+    let of_key =
+        |key: &'a String| of.names_of(key).map(move |id| json!({ "node_id": id, "fingerprint": key }));
+    keys.flat_map(of_key).collect()
+}
+
+/// A key and the ids that it is trusted under, for people.
+fn line(of: &Trusted, key: &str) -> String {
+    let names: Vec<&str> = of.names_of(key).collect();
+    if names.is_empty() {
+        return key.to_owned();
+    }
+    format!("{key} as {}", names.join(", "))
+}
+
 pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result<ExitCode, Failure> {
     let dir = &of.trusted_dir;
     let added = |added: &[String]| {
-        print(json, &json!({ "version": 1, "trusted": added, "dir": dir }), || {
-            format!("trusted from the next connection on:\n{}", added.join("\n"))
+        let now = directory::trusted(dir)?;
+        let pairs = pairs(&now, added.iter());
+        print(json, &json!({ "version": 1, "trusted": added, "pairs": pairs, "dir": dir }), || {
+            let lines: Vec<String> = added.iter().map(|key| line(&now, key)).collect();
+            format!("trusted from the next connection on:\n{}", lines.join("\n"))
         });
+        Ok::<(), Failure>(())
     };
-    let set = |key: &str, set: &BTreeSet<String>| {
-        print(json, &json!({ "version": 1, key: set }), || {
-            set.iter().cloned().collect::<Vec<_>>().join("\n")
+    let list = |word: &str, of: &Trusted| {
+        let pairs = pairs(of, of.keys.iter());
+        print(json, &json!({ "version": 1, word: of.keys, "pairs": pairs }), || {
+            of.keys.iter().map(|key| line(of, key)).collect::<Vec<_>>().join("\n")
         });
     };
     match command {
         TrustCommand::Add { what } if PathBuf::from(what).is_file() => {
-            added(&pki::trust_file(dir, what.as_ref())?);
+            added(&directory::trust_file(dir, what.as_ref())?)?;
         }
         TrustCommand::Add { what } => {
-            pki::trust_fingerprint(dir, what)?;
-            added(&[what.trim().to_ascii_lowercase()]);
+            directory::trust_fingerprint(dir, what)?;
+            added(&[what.trim().to_ascii_lowercase()])?;
         }
         TrustCommand::Promote { fingerprint } => {
             let fingerprint = fingerprint.trim().to_ascii_lowercase();
-            if pki::promote(&of.observed_dir, dir, &fingerprint)?.is_none() {
+            if directory::promote(&of.observed_dir, dir, &fingerprint)?.is_none() {
                 return Err(not_found(format!(
                     "{}: no certificate with this fingerprint was kept in {}; `thenodes trust observed` lists them",
                     printable(&fingerprint, 80),
                     of.observed_dir.display()
                 )));
             }
-            added(&[fingerprint]);
+            added(&[fingerprint])?;
         }
-        TrustCommand::List => set("trusted", &pki::trusted(dir)?),
-        TrustCommand::Observed => set("observed", &pki::trusted(&of.observed_dir)?),
+        TrustCommand::List => list("trusted", &directory::trusted(dir)?),
+        TrustCommand::Observed => list("observed", &directory::trusted(&of.observed_dir)?),
         TrustCommand::Bindings => {
             let list = Bindings::below(&of.observed_dir).list()?;
             let values: Vec<Value> = list
@@ -92,6 +119,24 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
                     .map(|binding| format!("{} {}", binding.fingerprint, printable(&binding.node_id, 128)))
                     .collect::<Vec<_>>()
                     .join("\n")
+            });
+        }
+        TrustCommand::Bind { node_id, fingerprint } => {
+            let fingerprint = fingerprint.trim().to_ascii_lowercase();
+            if !is_node_id(node_id) || !directory::is_fingerprint(&fingerprint) {
+                let text = format!(
+                    "{} {}: a node id of 1 to 128 characters of A-Z, a-z, 0-9, '.', '_', '-' and a fingerprint of 64 hex digits are wanted",
+                    printable(node_id, 128),
+                    printable(&fingerprint, 80)
+                );
+                return Err(Failure { exit: 1, code: Code::InvalidInput.to_string(), text });
+            }
+            let bindings = Bindings::below(&of.observed_dir);
+            bindings.prepare()?;
+            bindings.give(&Binding { node_id: node_id.clone(), fingerprint: fingerprint.clone() })?;
+            let value = json!({ "version": 1, "node_id": node_id, "fingerprint": fingerprint });
+            print(json, &value, || {
+                format!("{node_id} belongs to {fingerprint}; whether that key is trusted is another question")
             });
         }
         TrustCommand::Forget { node_id } => {

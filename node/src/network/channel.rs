@@ -9,8 +9,9 @@ use crate::config::{Encryption, TrustMode};
 use crate::events::Emitter;
 use crate::security::bindings::{Bindings, Meeting};
 use crate::security::chain::{self, Authorities, Purpose};
+use crate::security::directory::Trusted;
 use crate::security::trust::{Decision, Verdict};
-use crate::security::{pki, tls, trust};
+use crate::security::{directory, pki, tls, trust};
 use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
@@ -44,6 +45,8 @@ pub struct Secured {
     pub certificate: Option<pki::CertificateFacts>,
     /// What is asked of authorities, where they are asked.
     pub chain: Option<Chain>,
+    /// Whom the operator trusted at the verdict; with the certificate.
+    pub listed: Option<Trusted>,
     /// The verdict, if it depends on who the peer says it is. Until then nothing of it may count but its name.
     pub pending: Option<Pending>,
 }
@@ -82,20 +85,16 @@ struct Question {
     event: TrustDecisionEvent,
     fingerprint: String,
     bindings: Bindings,
-    /// The operator trusts the key: the memory only learns.
+    /// The operator trusts the key, whoever it is.
     trusted: bool,
 }
 
 impl Pending {
-    /// True if only the memory can let this peer in.
-    pub fn is_strangers(&self) -> bool {
-        self.question.as_ref().is_some_and(|question| !question.trusted)
-    }
-
-    /// Decides by what this id came with first, and records that. `connected`: somebody has the id now.
+    /// Decides by what this id came with first, and records that. `connected`: somebody has the id now. `proved`: the operator says that
+    /// it is this key's, and so the memory is not asked.
     ///
     /// In a task of its own: whatever becomes of this connection meanwhile, what was remembered is also told.
-    pub async fn decide(mut self, node_id: &str, connected: bool) -> Result<(), ChannelError> {
+    pub async fn decide(mut self, node_id: &str, connected: bool, proved: bool) -> Result<(), ChannelError> {
         let refused = ChannelError::Untrusted { reason: UNDECIDED };
         let Some(Question { mut event, fingerprint, bindings, trusted }) = self.question.take() else {
             return Err(refused);
@@ -103,14 +102,23 @@ impl Pending {
         let (events, id) = (self.events.clone(), node_id.to_owned());
         let forget = format!("if {id} has a new key: {} -- {id}", self.forget);
         let decided = tokio::spawn(async move {
-            let asked = tokio::task::spawn_blocking(move || bindings.meet(&id, &fingerprint, connected));
-            let met = asked.await.map_err(io::Error::other)?;
+            let met = match proved && trusted {
+                true => Ok(Meeting::Again),
+                false => {
+                    let asked =
+                        tokio::task::spawn_blocking(move || bindings.meet(&id, &fingerprint, connected));
+                    asked.await.map_err(io::Error::other)?
+                }
+            };
             if let Err(error) = &met {
                 tracing::error!("first use: {error}");
             }
-            let (accepted, reason) = if trusted { (true, "seen-before") } else { trust::first_use(&met) };
+            let (accepted, mut reason) = trust::first_use(&met);
+            if accepted && trusted {
+                reason = "seen-before";
+            }
             event.reason = reason.into();
-            event.override_action = (!trusted && matches!(met, Ok(Meeting::Other { .. }))).then_some(forget);
+            event.override_action = matches!(met, Ok(Meeting::Other { .. })).then_some(forget);
             tell(&events, event, accepted);
             if accepted {
                 Ok(())
@@ -191,7 +199,7 @@ pub async fn secure(
     addr: SocketAddr,
     direction: Direction,
 ) -> Result<Secured, ChannelError> {
-    let plain = |stream| Ok(Secured { stream, certificate: None, chain: None, pending: None });
+    let plain = |stream| Ok(Secured { stream, certificate: None, chain: None, listed: None, pending: None });
     let tcp = match (link, &network.security) {
         (Link::Tcp(tcp), _) => tcp,
         (Link::Bytes(stream, _), None) => return plain(stream),
@@ -251,48 +259,68 @@ async fn tls_channel(
         purpose: purpose(direction),
     });
     let asked = chain.clone();
-    let looked =
-        tokio::task::spawn_blocking(move || (pki::trusted(&dir), asked.map(|chain| chain.check(now()))));
+    let looked = tokio::task::spawn_blocking(move || {
+        (directory::trusted(&dir), asked.map(|chain| chain.check(now())))
+    });
     let (trusted, path) = looked.await.map_err(io::Error::other)?;
     if let Err(error) = &trusted {
         tracing::error!("trusted certificates: {error}");
     }
     let policy = &encryption.policy;
-    let verdict =
-        trust::judge(policy, facts.as_ref(), trusted.as_ref().ok(), path, &network.local.realm.name, now());
+    let verdict = trust::judge(
+        policy,
+        facts.as_ref(),
+        trusted.as_ref().ok().map(|of| &of.keys),
+        path,
+        &network.local.realm.name,
+        now(),
+    );
     if let (Decision::Reject, Some(dir), Some(facts), Some(certificate)) =
         (verdict.decision, &encryption.rejected_dir, &facts, &certificate)
     {
         let (dir, fingerprint, der) = (dir.clone(), facts.fingerprint.clone(), certificate.to_vec());
         // Bounded like the observed ones, and lost if it cannot be written: the record of the verdict is in the events.
-        let _ = tokio::task::spawn_blocking(move || pki::observe(&dir, &fingerprint, &der)).await;
+        let _ = tokio::task::spawn_blocking(move || directory::observe(&dir, &fingerprint, &der)).await;
     }
     let mut stored = false;
     let keeps = policy.mode.keeps_strangers(policy.store_observed);
     let known =
-        trusted.as_ref().ok().zip(facts.as_ref()).is_some_and(|(set, of)| set.contains(&of.fingerprint));
+        trusted.as_ref().ok().zip(facts.as_ref()).is_some_and(|(set, of)| set.keys.contains(&of.fingerprint));
     if let (true, Some(facts), Some(certificate)) = (keeps && !known, &facts, &certificate) {
         let (dir, fingerprint, der) =
             (encryption.observed_dir.clone(), facts.fingerprint.clone(), certificate.to_vec());
-        let written = tokio::task::spawn_blocking(move || pki::observe(&dir, &fingerprint, &der)).await;
+        let written = tokio::task::spawn_blocking(move || directory::observe(&dir, &fingerprint, &der)).await;
         stored = matches!(written, Ok(Ok(true)));
     }
     let mut event = event(network, encryption, &verdict, facts.as_ref(), direction, addr);
     event.stored = stored.to_string();
     let remembers = policy.mode == TrustMode::Tofu;
+    let listed = trusted.ok();
     match (verdict.decision, &facts) {
         (Decision::AskMemory, Some(of)) => {
             let pending = ask(network, encryption, event, &of.fingerprint, false);
-            Ok(Secured { stream: Box::new(stream), certificate: facts, chain, pending: Some(pending) })
+            Ok(Secured {
+                stream: Box::new(stream),
+                certificate: facts,
+                chain,
+                listed,
+                pending: Some(pending),
+            })
         }
         // Its id is remembered too, so that no stranger has it after a restart.
         (Decision::Accept, Some(of)) if remembers => {
             let pending = ask(network, encryption, event, &of.fingerprint, true);
-            Ok(Secured { stream: Box::new(stream), certificate: facts, chain, pending: Some(pending) })
+            Ok(Secured {
+                stream: Box::new(stream),
+                certificate: facts,
+                chain,
+                listed,
+                pending: Some(pending),
+            })
         }
         (Decision::Accept, _) => {
             tell(&network.events, event, true);
-            Ok(Secured { stream: Box::new(stream), certificate: facts, chain, pending: None })
+            Ok(Secured { stream: Box::new(stream), certificate: facts, chain, listed, pending: None })
         }
         (Decision::Reject | Decision::AskMemory, _) => {
             tell(&network.events, event, false);

@@ -1,20 +1,20 @@
 //! From TCP to a peer: the channel, HELLO both ways, the checks, the place in the table. Until the last of them the other side is a
 //! stranger: it gets little memory, little time, and no message of it reaches anybody.
 
-use super::channel::{secure, Bytes, Chain, ChannelError, Pending, Secured};
+use super::channel::{secure, Bytes, Chain, ChannelError, Secured};
 use super::handshake::{hello, judge, Refusal};
+use super::ownership::{claim, first_key, Claim};
 use super::peers::{Direction, Place};
 use super::rejudge::{until_unwelcome, Trusted};
 use super::session::{receive, run};
 use super::wire::{encode, LineDecoder, WireError, MAX_HELLO, MAX_LINE};
-use super::{Link, Network, HANDSHAKE_DEADLINE, MAX_REMEMBERED_KEYS};
-use crate::config::is_node_id;
+use super::{Link, Network, HANDSHAKE_DEADLINE};
 use crate::network::clock;
 use crate::security::pki::CertificateFacts;
 use crate::text::printable;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use thenodes::events::model::LogLevel;
 use thenodes::host::PeerInfo;
 use tokio::io::AsyncWriteExt;
@@ -125,49 +125,6 @@ async fn carry_on<S>(
     Outcome::Ended { peer, why }
 }
 
-/// A certificate that names an id may come with no other; and where authorities vouch for names, it must name its id.
-fn names_it(node_id: &str, facts: &CertificateFacts, vouched: bool) -> Result<(), Refusal> {
-    if vouched && facts.common_name.as_deref() != Some(node_id) {
-        let named = facts.common_name.as_deref().unwrap_or("nobody");
-        let why = format!("its authority vouches for {}", printable(named, 128));
-        return Err(Refusal::NotItsId { claimed: node_id.into(), why });
-    }
-    match facts.common_name.as_ref().filter(|name| is_node_id(name)) {
-        Some(named) if named != node_id => {
-            Err(Refusal::NotItsId { claimed: node_id.into(), why: format!("its certificate names {named}") })
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// An id that a trusted key came with while this node runs is no stranger's.
-fn not_of_another(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
-    let keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
-    match keys.get(node_id) {
-        Some(fingerprint) if *fingerprint != facts.fingerprint => Err(Refusal::NotItsId {
-            claimed: node_id.into(),
-            why: "a trusted key came with it before".into(),
-        }),
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// An id belongs to the first key that came with it while this node runs.
-fn first_key(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
-    let mut keys = network.keys.lock().unwrap_or_else(PoisonError::into_inner);
-    match keys.get(node_id) {
-        Some(fingerprint) if *fingerprint != facts.fingerprint => {
-            Err(Refusal::NotItsId { claimed: node_id.into(), why: "it came with another key before".into() })
-        }
-        Some(_) => Ok(()),
-        None if keys.len() >= MAX_REMEMBERED_KEYS => Ok(()),
-        None => {
-            keys.insert(node_id.into(), facts.fingerprint.clone());
-            Ok(())
-        }
-    }
-}
-
 /// A peer that was let in.
 struct Greeted {
     stream: Box<dyn Bytes>,
@@ -189,7 +146,8 @@ async fn greet(
     let own = link.own_addr().map_err(closed)?;
     // Before the verdict: what changes meanwhile is a reason for another one.
     let trusted = network.trusted.subscribe();
-    let Secured { mut stream, certificate, chain, pending } = secure(network, link, addr, direction).await?;
+    let Secured { mut stream, certificate, chain, listed, pending } =
+        secure(network, link, addr, direction).await?;
     // The acceptor speaks first.
     if direction == Direction::Inbound {
         stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;
@@ -210,24 +168,25 @@ async fn greet(
     if network.held_off(&greeted.node_id) {
         return Err(Refusal::HeldOff(greeted.node_id).into());
     }
+    let id = &greeted.node_id;
     // In this order: a key that may not have the id must not become the first that came with it.
-    if let Some(facts) = &certificate {
-        names_it(&greeted.node_id, facts, chain.is_some())?;
-    }
-    let remembered = pending.as_ref().is_some_and(Pending::is_strangers);
-    if let Some(pending) = pending {
-        if let (Some(facts), true) = (&certificate, remembered) {
-            not_of_another(network, &greeted.node_id, facts)?;
+    let claimed = match &certificate {
+        Some(facts) => Some((facts, claim(network, id, facts, chain.is_some(), listed.as_ref())?)),
+        None => None,
+    };
+    drop(listed);
+    match (pending, claimed) {
+        // What is remembered on disk decides.
+        (Some(pending), claimed) => {
+            let proved = claimed.is_some_and(|(_, claim)| claim == Claim::Proved);
+            let connected = network.peers.by_id(id).is_some();
+            if let Err(refused) = pending.decide(id, connected, proved).await {
+                let _ = stream.shutdown().await; // it was meant
+                return Err(refused.into());
+            }
         }
-        let connected = network.peers.by_id(&greeted.node_id).is_some();
-        if let Err(refused) = pending.decide(&greeted.node_id, connected).await {
-            let _ = stream.shutdown().await; // it was meant
-            return Err(refused.into());
-        }
-    }
-    // What is remembered on disk holds longer than this node runs, and the operator can change it meanwhile.
-    if let (Some(facts), false) = (&certificate, remembered) {
-        first_key(network, &greeted.node_id, facts)?;
+        (None, Some((facts, Claim::Open))) => first_key(network, id, facts)?,
+        (None, Some((_, Claim::Proved)) | None) => {}
     }
     if direction == Direction::Outbound {
         stream.write_all(&encode(&hello(&network.local, own, &first.from))).await.map_err(closed)?;

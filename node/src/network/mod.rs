@@ -11,6 +11,7 @@ pub mod greeting;
 pub mod handshake;
 pub mod listener;
 pub mod outbox;
+pub mod ownership;
 pub mod pace;
 pub mod peerfile;
 pub mod peers;
@@ -25,9 +26,10 @@ mod writing;
 
 use crate::config::{Encryption, Networking};
 use crate::events::Emitter;
+use crate::security::owners::Owners;
 use crate::security::tls::Tls;
 use peers::PeerTable;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +40,7 @@ use thenodes::network::message::Message;
 use thenodes::network::PeerStore;
 use thenodes::realms::RealmInfo;
 use tokio::net::TcpStream;
-use tokio::sync::{watch, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{watch, Notify, OwnedSemaphorePermit, Semaphore};
 
 /// TCP, TLS and HELLO together must be done by then.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -46,8 +48,6 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 pub const INBOUND_WEIGHT: usize = 128 * 1024 * 1024;
 // Whoever waits for more room than there is waits for ever.
 const _: () = assert!(wire::MAX_WEIGHT <= INBOUND_WEIGHT / 2);
-/// Keys that are remembered with the id they came with.
-pub const MAX_REMEMBERED_KEYS: usize = 4096;
 /// A write that takes longer ends the connection.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -145,8 +145,10 @@ pub struct Network {
     pub room: Arc<Semaphore>,
     /// The keys that are trusted, told anew when peers are to be judged again.
     pub trusted: watch::Sender<rejudge::Trusted>,
-    /// Which key each id came with first: nobody else may use that id while this node runs.
-    pub keys: Mutex<HashMap<String, String>>,
+    /// Which key each id came with first.
+    pub owners: Mutex<Owners>,
+    /// An id came with a key.
+    pub met: Notify,
 }
 
 /// The time by the runtime's clock: the system's, or a simulation's.
@@ -197,6 +199,7 @@ impl Network {
         events: Emitter,
         command: String,
     ) -> Self {
+        let owners = ownership::table(security.as_ref().map(|(_, encryption)| encryption));
         Self {
             peers: PeerTable::new(&local.node_id),
             store: PeerStore::with_capacity(net.persistence.max_entries),
@@ -215,7 +218,8 @@ impl Network {
             hall: OnceLock::new(),
             room: Arc::new(Semaphore::new(INBOUND_WEIGHT)),
             trusted: watch::Sender::default(),
-            keys: Mutex::default(),
+            owners: Mutex::new(owners),
+            met: Notify::new(),
         }
     }
 

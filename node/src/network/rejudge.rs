@@ -3,13 +3,14 @@
 //! for the moment changes nothing for those who are inside, and lets nobody new in (that is [`channel`]'s).
 
 use super::channel::{self, tell, Chain};
+use super::ownership::{self, Read};
 use super::peers::Direction;
 use super::Network;
 use crate::config::{Encryption, TrustMode};
 use crate::security::bindings::Bindings;
-use crate::security::pki::{self, CertificateFacts};
+use crate::security::directory;
+use crate::security::pki::CertificateFacts;
 use crate::security::trust::{self, Decision};
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +25,7 @@ const LOOK: Duration = Duration::from_secs(2);
 const AT_LEAST: Duration = Duration::from_secs(60);
 
 /// The keys that are trusted now; a new value, even an equal one, is a reason to judge again.
-pub type Trusted = Arc<BTreeSet<String>>;
+pub type Trusted = Arc<directory::Trusted>;
 
 /// Names, sizes and times of the files: changes when one is added, removed or written.
 type Stamp = Vec<(std::ffi::OsString, u64, Option<SystemTime>)>;
@@ -52,26 +53,43 @@ pub async fn look(network: Arc<Network>) {
         others.push(encryption.authorities.issuers.clone());
         others.extend(encryption.authorities.lists.iter().cloned());
     }
+    let owned = ownership::dir(&network);
+    let mut owned_before: Option<Stamp> = None;
     let mut last: Option<(Stamp, Vec<Stamp>)> = None;
     let mut told = Instant::now();
     let mut known: Option<Trusted> = None;
+    let mut news = false;
     loop {
         let (dir, mut dirs, before) = (trusted.clone(), others.clone(), last.clone());
         if remembers {
             dirs.push(bindings.dir().to_path_buf());
         }
-        let due = told.elapsed() >= AT_LEAST;
+        if let Some(dir) = owned.clone() {
+            let stamps = tokio::task::spawn_blocking(move || stamp(&dir)).await.ok();
+            if stamps != owned_before {
+                owned_before = match ownership::read(&network).await {
+                    // Of what this node writes there itself nothing is news.
+                    Read::Same => stamps,
+                    Read::News => {
+                        news = true;
+                        stamps
+                    }
+                    Read::Failed => None,
+                };
+            }
+        }
+        let due = std::mem::take(&mut news) || told.elapsed() >= AT_LEAST;
         let looked = tokio::task::spawn_blocking(move || {
             // First the stamp: what is written between the two is seen the next time.
             let stamps = (stamp(&dir), dirs.iter().map(|dir| stamp(dir)).collect());
-            (due || before.as_ref() != Some(&stamps)).then(|| (stamps, pki::trusted(&dir)))
+            (due || before.as_ref() != Some(&stamps)).then(|| (stamps, directory::trusted(&dir)))
         });
         if let Ok(Some((stamps, set))) = looked.await {
             match set {
                 Ok(set) => {
                     let set: Trusted = Arc::new(set);
                     if let Some(before) = &known {
-                        set.difference(before).for_each(|new| promoted(&network, encryption, new));
+                        set.keys.difference(&before.keys).for_each(|new| promoted(&network, encryption, new));
                     }
                     // The first look is no change.
                     if last.is_some() {
@@ -128,7 +146,8 @@ pub(super) async fn until_unwelcome(
                 }
             }
         };
-        let mut verdict = trust::judge(&encryption.policy, facts, Some(&set), path, realm, channel::now());
+        let mut verdict =
+            trust::judge(&encryption.policy, facts, Some(&set.keys), path, realm, channel::now());
         if let (Decision::AskMemory, Some(facts)) = (verdict.decision, facts) {
             let (bindings, id) = (Bindings::below(&encryption.observed_dir), peer.node_id.clone());
             let holder = tokio::task::spawn_blocking(move || bindings.holder(&id)).await;
@@ -137,6 +156,10 @@ pub(super) async fn until_unwelcome(
                 continue;
             }
             (verdict.decision, verdict.reason) = (Decision::Reject, "tofu-mismatch");
+        }
+        let lost = facts.and_then(|of| ownership::lost(network, &peer.node_id, of, chain.is_some(), &set));
+        if let (Decision::Accept, Some(reason)) = (verdict.decision, lost) {
+            (verdict.decision, verdict.reason) = (Decision::Reject, reason);
         }
         if verdict.decision == Decision::Reject {
             let event = channel::event(network, encryption, &verdict, facts, direction, peer.addr);

@@ -1,13 +1,14 @@
-//! Which key each node id came with first, on disk: the memory of `tofu`. It outlives the node, and one of its entries changes
-//! only when the operator says so. Does not trust peers: an id names a file by its hash, entries are bounded in number and size,
+//! Which key each node id came with first, on disk: the memory of `tofu`, and of the modes with a list of trusted keys. It outlives the
+//! node, and one of its entries changes only when the operator says so. Does not trust peers: an id names a file by its hash, entries are bounded in number and size,
 //! and what cannot be read or written lets nobody in.
 //!
 //! The format is upstream's since 0.4: `<observed>/bindings/<SHA-256 of "node:ID">.txt` with lines `fingerprint=` and `identity=`.
 //! Upstream also keeps entries by subject (`identity=CN=..`), which say nothing of a node id and are passed over.
 
-use super::pki::is_fingerprint;
+use super::directory::is_fingerprint;
 use crate::text::hex;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -79,8 +80,13 @@ impl Bindings {
         &self.0
     }
 
+    /// The name of the file that speaks of an id.
+    pub fn file_of(node_id: &str) -> String {
+        format!("{}.txt", hex(&Sha256::digest(format!("node:{node_id}"))))
+    }
+
     fn path(&self, node_id: &str) -> PathBuf {
-        self.0.join(format!("{}.txt", hex(&Sha256::digest(format!("node:{node_id}")))))
+        self.0.join(Self::file_of(node_id))
     }
 
     /// Makes the directory; true if there was none. Once, when a node starts: from then on one that is missing is a memory that is
@@ -117,14 +123,7 @@ impl Bindings {
                 "{count} ids are remembered, and no more; remove those of nodes that are gone with `thenodes trust forget`"
             )));
         }
-        let mut file = tempfile::Builder::new()
-            .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(&self.0)
-            .map_err(|e| unwritable(e.to_string()))?;
-        let text = format!("fingerprint={fingerprint}\nidentity=node:{node_id}\n");
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.as_file().sync_all())
-            .map_err(|e| unwritable(e.to_string()))?;
+        let file = self.draft(node_id, fingerprint).map_err(|e| unwritable(e.to_string()))?;
         match file.persist_noclobber(&path) {
             // What a power cut may take back was not remembered.
             Ok(_) => match fs::File::open(&self.0).and_then(|dir| dir.sync_all()) {
@@ -140,6 +139,26 @@ impl Bindings {
         }
     }
 
+    /// An entry that has no name yet.
+    fn draft(&self, node_id: &str, fingerprint: &str) -> io::Result<tempfile::NamedTempFile> {
+        let mut file =
+            tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o644)).tempfile_in(&self.0)?;
+        let text = format!("fingerprint={fingerprint}\nidentity=node:{node_id}\n");
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        Ok(file)
+    }
+
+    /// Gives an id to a key, whoever had it before. Blocks for a write.
+    pub fn give(&self, of: &Binding) -> Result<(), BindingError> {
+        let path = self.path(&of.node_id);
+        let given = self
+            .draft(&of.node_id, &of.fingerprint)
+            .and_then(|file| file.persist(&path).map_err(|e| e.error))
+            .and_then(|_| fs::File::open(&self.0)?.sync_all());
+        given.map_err(|e| BindingError::Unwritable { path, what: e.to_string() })
+    }
+
     /// The fingerprint of the key that an id belongs to; `None` if it was never seen, or was forgotten.
     pub fn holder(&self, node_id: &str) -> Result<Option<String>, BindingError> {
         let known = entry(&self.path(node_id))?;
@@ -151,22 +170,37 @@ impl Bindings {
 
     /// All entries of node ids, by id. A file that means nothing is an error: silence would look like an id that was never seen.
     pub fn list(&self) -> Result<Vec<Binding>, BindingError> {
-        let unreadable =
-            |e: io::Error| BindingError::Unreadable { path: self.0.clone(), what: e.to_string() };
-        let files = match fs::read_dir(&self.0) {
-            Ok(files) => files,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(unreadable(error)),
-        };
-        let mut list = Vec::new();
-        for file in files {
-            let path = file.map_err(unreadable)?.path();
-            if path.extension().is_some_and(|extension| extension == "txt") {
-                list.extend(entry(&path)?.and_then(Entry::of_node));
+        if !self.0.exists() {
+            return Ok(Vec::new());
+        }
+        let (list, unreadable) = self.survey()?;
+        match unreadable.into_iter().next() {
+            None => Ok(list),
+            Some((_, error)) => Err(error),
+        }
+    }
+
+    /// The same, with the names of the files that mean nothing, and why, beside what the others say.
+    pub fn survey(&self) -> Result<(Vec<Binding>, HashMap<String, BindingError>), BindingError> {
+        let error = |e: io::Error| BindingError::Unreadable { path: self.0.clone(), what: e.to_string() };
+        let (mut list, mut unreadable) = (Vec::new(), HashMap::new());
+        for file in fs::read_dir(&self.0).map_err(error)? {
+            let file = file.map_err(error)?;
+            let (path, name) = (file.path(), file.file_name().to_string_lossy().into_owned());
+            if path.extension().is_none_or(|extension| extension != "txt") {
+                continue;
+            }
+            match entry(&path).map(|entry| entry.and_then(Entry::of_node)) {
+                Ok(Some(of)) if Self::file_of(&of.node_id) != name => {
+                    let what = "it speaks of another identity than its name; restore it, or remove it".into();
+                    unreadable.insert(name, BindingError::Unreadable { path, what });
+                }
+                Ok(entry) => list.extend(entry),
+                Err(error) => drop(unreadable.insert(name, error)),
             }
         }
         list.sort_by(|a: &Binding, b| a.node_id.cmp(&b.node_id));
-        Ok(list)
+        Ok((list, unreadable))
     }
 
     /// Forgets an id: whoever comes with it next is its first. False if it was not known.

@@ -1,4 +1,4 @@
-//! Own certificate and key, and the directories of certificates. Private keys are made with mode 0600 and refused if others
+//! Own certificate and key, and what stands in a certificate. Private keys are made with mode 0600 and refused if others
 //! may read them.
 
 use crate::config::Encryption;
@@ -6,10 +6,9 @@ use crate::text::hex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use thenodes::realms::RealmInfo;
 use time::{Duration, OffsetDateTime};
@@ -36,7 +35,7 @@ pub enum PkiError {
     Make(String),
 }
 
-fn at(path: &Path, what: impl ToString) -> PkiError {
+pub(super) fn at(path: &Path, what: impl ToString) -> PkiError {
     PkiError::File { path: path.into(), what: what.to_string() }
 }
 
@@ -184,84 +183,12 @@ fn write(path: &Path, text: &[u8], mode: u32, force: bool) -> Result<(), PkiErro
     })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
     let about = fs::metadata(path).map_err(|e| at(path, e))?;
     if !about.is_file() || about.len() > MAX_PEM {
         return Err(at(path, format!("no file of at most {MAX_PEM} bytes")));
     }
     fs::read(path).map_err(|e| at(path, e))
-}
-
-/// Fingerprints that a directory trusts: of each certificate in each `*.pem`, and the names of `*.spki` files.
-///
-/// A directory that does not exist trusts nobody; a file that cannot be read is an error, because silence about it would
-/// look like a peer that was never trusted.
-pub fn trusted(dir: &Path) -> Result<BTreeSet<String>, PkiError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(at(dir, error)),
-    };
-    let mut set = BTreeSet::new();
-    for entry in entries {
-        let path = entry.map_err(|e| at(dir, e))?.path();
-        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-        match extension.as_deref() {
-            Some("pem") => {
-                for certificate in CertificateDer::pem_slice_iter(&read(&path)?) {
-                    set.insert(facts(&certificate.map_err(|e| at(&path, e))?).fingerprint);
-                }
-            }
-            Some("spki") => {
-                let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_ascii_lowercase();
-                if !is_fingerprint(&stem) {
-                    return Err(at(&path, "the file name is no fingerprint of 64 hex digits"));
-                }
-                set.insert(stem);
-            }
-            _ => {}
-        }
-    }
-    Ok(set)
-}
-
-/// 64 lower-case hex digits.
-pub fn is_fingerprint(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// Trusts a key by its fingerprint: an empty file named after it. False if it was trusted already.
-pub fn trust_fingerprint(dir: &Path, fingerprint: &str) -> Result<bool, PkiError> {
-    let fingerprint = fingerprint.trim().to_ascii_lowercase();
-    if !is_fingerprint(&fingerprint) {
-        return Err(at(dir, format!("{fingerprint:?} is no fingerprint of 64 hex digits")));
-    }
-    if trusted(dir)?.contains(&fingerprint) {
-        return Ok(false);
-    }
-    fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
-    let path = dir.join(format!("{fingerprint}.spki"));
-    fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path).map_err(|e| at(&path, e))?;
-    Ok(true)
-}
-
-/// Trusts a key whose certificate was kept among the observed ones; false if it was trusted already. `None`: none was kept.
-pub fn promote(observed: &Path, dir: &Path, fingerprint: &str) -> Result<Option<bool>, PkiError> {
-    let fingerprint = fingerprint.trim().to_ascii_lowercase();
-    // Compared with what is there, and never made a path of before that.
-    if !trusted(observed)?.contains(&fingerprint) {
-        return Ok(None);
-    }
-    trust_fingerprint(dir, &fingerprint).map(Some)
-}
-
-/// Trusts the certificates of a PEM file by their fingerprints, which are returned.
-pub fn trust_file(dir: &Path, file: &Path) -> Result<Vec<String>, PkiError> {
-    let fingerprints = fingerprints(file)?;
-    for fingerprint in &fingerprints {
-        trust_fingerprint(dir, fingerprint)?;
-    }
-    Ok(fingerprints)
 }
 
 /// Fingerprints of the certificates of a PEM file.
@@ -354,25 +281,6 @@ fn describe_one(der: &[u8], parsed: &X509Certificate<'_>) -> Description {
     }
 }
 
-/// Writes a peer's certificate to the observed directory, once per fingerprint. True if it was written now.
-pub fn observe(dir: &Path, fingerprint: &str, certificate: &[u8]) -> io::Result<bool> {
-    /// Certificates of strangers that are kept; more are not written.
-    const MOST: usize = 1000;
-    let path = dir.join(format!("{fingerprint}.pem"));
-    if path.exists() || fs::read_dir(dir).is_ok_and(|entries| entries.count() >= MOST) {
-        return Ok(false);
-    }
-    fs::create_dir_all(dir)?;
-    let text = pem::encode(&pem::Pem::new("CERTIFICATE", certificate));
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(text.as_bytes())?;
-    match file.persist_noclobber(&path) {
-        Ok(_) => Ok(true),
-        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(e.error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -395,29 +303,6 @@ mod tests {
             let off = until - now - i64::from(days) * 86_400;
             assert!(from <= now && off.abs() < 600, "{days} days: {off} s off");
         }
-    }
-
-    #[test]
-    fn strangers_certificates_are_kept_up_to_a_number() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let kept = (0..1100).filter(|n| observe(dir.path(), &format!("{n}"), b"x").expect("written")).count();
-        assert_eq!((kept, fs::read_dir(dir.path()).expect("reads").count()), (1000, 1000));
-    }
-
-    #[test]
-    fn only_what_was_kept_is_promoted_and_no_path_is_made_of_words() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (observed, trusting) = (dir.path().join("observed"), dir.path().join("trusted"));
-        let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
-        let fingerprint = make(&cert, &key, "a", &realm(), KeyType::P256, 1, false).expect("made");
-        let der = CertificateDer::from_pem_file(&cert).expect("PEM");
-        for word in [&*fingerprint, "../../etc", ""] {
-            assert!(matches!(promote(&observed, &trusting, word), Ok(None)), "{word}");
-        }
-        observe(&observed, &fingerprint, &der).expect("written");
-        assert!(matches!(promote(&observed, &trusting, &fingerprint.to_uppercase()), Ok(Some(true))));
-        assert!(matches!(promote(&observed, &trusting, &fingerprint), Ok(Some(false))));
-        assert!(trusted(&trusting).expect("reads").contains(&fingerprint));
     }
 
     #[test]
@@ -463,34 +348,6 @@ mod tests {
             );
         }
         assert!(describe(&dir.path().join("P256.key")).is_err(), "a key is no certificate");
-    }
-
-    #[test]
-    fn a_directory_trusts_certificates_and_fingerprints_and_nothing_else() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let trust = dir.path().join("trusted");
-        assert_eq!(trusted(&trust).expect("none"), BTreeSet::new());
-        let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
-        let fingerprint = make(&cert, &key, "n", &realm(), KeyType::P256, 1, false).expect("made");
-        assert_eq!(trust_file(&trust, &cert).expect("trusted"), std::slice::from_ref(&fingerprint));
-        assert!(!trust_fingerprint(&trust, &fingerprint).expect("again"));
-        fs::copy(&cert, trust.join("x.PEM")).expect("copied");
-        assert_eq!(trusted(&trust).expect("one"), BTreeSet::from([fingerprint]));
-        assert!(trust_fingerprint(&trust, "../../etc/passwd").is_err());
-        fs::write(trust.join("short.spki"), "").expect("written");
-        assert!(trusted(&trust).is_err(), "a file that means nothing is an error, not silence");
-    }
-
-    #[test]
-    fn an_observed_certificate_reads_back_as_itself() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
-        let fingerprint = make(&cert, &key, "n", &realm(), KeyType::P256, 1, false).expect("made");
-        let der = CertificateDer::from_pem_file(&cert).expect("PEM");
-        let observed = dir.path().join("observed");
-        assert!(observe(&observed, &fingerprint, &der).expect("written"));
-        assert!(!observe(&observed, &fingerprint, &der).expect("once"));
-        assert_eq!(fingerprints(&observed.join(format!("{fingerprint}.pem"))).expect("reads"), [fingerprint]);
     }
 
     #[test]
