@@ -405,11 +405,13 @@ fn d13_a_mistyped_trust_mode_opens_no_door() {
 
 #[test]
 fn d21_a_plugin_that_blocks_stops_no_greeting() {
-    fn greets_beside(port: u16, peers: &mut [Peer]) -> bool {
+    fn blocks(peers: &mut [Peer]) {
         for peer in peers.iter_mut() {
             let id = peer.id.clone();
             peer.say(&text(&id, "block"));
         }
+    }
+    fn greets(port: u16) -> bool {
         let begun = Instant::now();
         // With all of its threads held, a runtime accepts and greets nobody.
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("the kernel accepts");
@@ -422,11 +424,16 @@ fn d21_a_plugin_that_blocks_stops_no_greeting() {
     let node = Spec::new("node").with_hostile("hostile", "message:hang").start();
     let mut peers = many(node.port);
     peers.iter_mut().for_each(|peer| assert!(answers(peer, PATIENCE)));
-    assert!(greets_beside(node.port, &mut peers));
-    let (_upstream, port) = theirs();
+    blocks(&mut peers);
+    assert!(greets(node.port));
+    let (mut upstream, port) = theirs();
     let mut peers = many(port);
     peers.iter_mut().for_each(|peer| assert!(answers(peer, PATIENCE)));
-    assert!(!greets_beside(port, &mut peers));
+    blocks(&mut peers);
+    // As many as it has threads say that they are about to.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(peers.len());
+    (0..threads).for_each(|_| drop(upstream.expect(r#"TEXT\":\"block"#)));
+    assert!(!greets(port));
 }
 
 #[test]
