@@ -123,6 +123,12 @@ impl Upstream {
         }
     }
 
+    /// Tells it to end, as a service manager does.
+    pub fn terminate(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it lives");
+    }
+
     /// Waits until it has ended by itself.
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {

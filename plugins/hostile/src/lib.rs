@@ -1,7 +1,7 @@
 //! A plugin that misbehaves on purpose.
 //!
 //! One build serves every test: the bytes of [`SWITCH`] are found in the finished library and overwritten with
-//! `PHASE:SIN`, and the sin happens in that phase: `constructor`, `register`, `load`, `message`, `thread`. Without a switch it is well
+//! `PHASE:SIN`, and the sin happens in that phase: `constructor`, `register`, `load`, `message`, `thread`. With `say:TEXT` it says that to all peers again and again. Without a switch it is well
 //! behaved until its prompt (`hostile SIN`) says otherwise. [`probes`] holds the attacks on walls, [`sins`] the crashes, hangs
 //! and floods; `hostile-control` ([`control`]) runs the same attacks outside any sandbox, where they must succeed, or the tests
 //! would prove nothing.
@@ -94,6 +94,18 @@ impl Plugin for Hostile {
                 Err(error) => println!("was refused its state: {error}"),
             }
             println!("too early: {}", ctx.leave_state(b"x").await.is_err());
+        }
+        if let Some(text) = chosen("say") {
+            let text = MessageType::Text(text);
+            let message = Message::new(ctx.node_id(), "*", text, None, ctx.realm().cloned()).as_json();
+            let peers = ctx.peer_manager.clone();
+            // Unasked, again and again: whoever comes hears it.
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    peers.broadcast(&message).await;
+                }
+            });
         }
         if chosen("thread").is_some() {
             std::thread::spawn(|| sin_in("thread"));

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use rustls_pki_types::CertificateDer;
 use std::sync::LazyLock;
 use thenodes_node::security::chain::{check, Authorities, Purpose};
-use thenodes_node::security::pki;
+use thenodes_node::security::{directory, pki};
 
 static AUTHORITIES: LazyLock<(tempfile::TempDir, Authorities)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().expect("a directory");
@@ -20,7 +20,7 @@ static AUTHORITIES: LazyLock<(tempfile::TempDir, Authorities)> = LazyLock::new(|
 
 fuzz_target!(|data: &[u8]| {
     let facts = pki::facts(data);
-    assert!(pki::is_fingerprint(&facts.fingerprint));
+    assert!(directory::is_fingerprint(&facts.fingerprint));
     // The authority's key is in no corpus: nobody can have a path to it.
     let own = CertificateDer::from(data);
     for purpose in [Purpose::Client, Purpose::Server] {

@@ -2,7 +2,7 @@
 //! node. Why it exists: what its plugins can do to their host (defects D18 and D19) is shown only by one. It is no plugin of ours and
 //! nobody's but the tests'.
 //!
-//! A TEXT `panic` makes it panic; `emit` makes it emit the system event `plugin_was_here` and say so on stdout.
+//! A TEXT `panic` makes it panic; `spawn`, `sleep` and `file` make it use the runtime as any plugin would; `emit` makes it emit the system event `plugin_was_here` and say so on stdout.
 
 #![allow(unsafe_code)] // the exported name: upstream's loader looks for it, and a second one in a process would be a mistake
 
@@ -24,6 +24,9 @@ impl Plugin for Guest {
         let MessageType::Text(text) = &message.msg_type else { return };
         match text.as_str() {
             "panic" => panic!("on purpose"),
+            "spawn" => drop(tokio::spawn(async {})),
+            "sleep" => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+            "file" => drop(tokio::fs::metadata("/").await),
             "emit" => {
                 let meta = EventMeta {
                     ts: std::time::SystemTime::now(),
