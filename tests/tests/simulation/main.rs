@@ -2,10 +2,14 @@
 //! nodes are the real ones from the first byte of a connection on: greeting, sessions, relay, delivery, discovery, the connector.
 //! What is not simulated is TCP itself, TLS, and plugins; in their place a recorder takes each message and says so.
 //!
-//! A seed gives the faults and the messages (`THENODES_SEED`, `THENODES_SEEDS` for more of them); a failure names its seed. What the
-//! standard library's hash maps order by is not the seed's, so a replay repeats the story, not each step of it.
+//! A seed gives everything (`THENODES_SEED`, `THENODES_SEEDS` for more of them): the faults, the messages, and what chance decides inside the
+//! nodes and the runtime ([`steady`]); a failure names its seed, and the same program replays it step by step. Each story is told in a
+//! process of its own, because some of what counts steps is a process's.
+
+mod steady;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Weak};
@@ -30,6 +34,9 @@ use tokio::time::{sleep, Instant};
 const NODES: usize = 20;
 /// Nodes that relay; all others reach absent ones through them.
 const RELAYS: usize = 3;
+/// Bounds that are met in the time of trouble.
+const KEEPS: &str =
+    "[network.relay]\nenabled = true\nstore_forward = true\nqueue_max_per_target = 3\nqueue_max_global = 8\n";
 /// The time of trouble, and the quiet after it.
 const TROUBLE: Duration = Duration::from_secs(120);
 const QUIET: Duration = Duration::from_secs(90);
@@ -52,6 +59,8 @@ struct Taken {
     text: String,
     via: Option<String>,
     life: u32,
+    /// When, by the clock of the simulation.
+    at: Instant,
 }
 
 /// What all nodes did, outside of all of them: it survives their crashes.
@@ -190,6 +199,7 @@ impl Recorder {
                 text: text.clone(),
                 via: message.via.clone(),
                 life: self.life,
+                at: Instant::now(),
             });
         }
     }
@@ -212,7 +222,7 @@ impl Hall for Recorder {
 
 /// Starts a node, or starts it again with nothing but its id.
 async fn start(fabric: &Arc<Fabric>, node: usize) {
-    let relays = if node < RELAYS { "[network.relay]\nenabled = true\nstore_forward = true\n" } else { "" };
+    let relays = if node < RELAYS { KEEPS } else { "" };
     let text = format!("{relays}[discovery]\nenabled = true\nrequest_interval_secs = 5\ntarget_peers = 6\n[network.connection_policy]\nheartbeat_interval_ms = 2000\nheartbeat_timeout_ms = 8000\nreconnect_max_delay_ms = 5000\nreconnect_max_attempts = 1000\n[network.delivery]\nretry_interval_ms = 500\nreliable_retry_budget = 100\nordered_reliable_retry_budget = 5\nreliable_timeout_ms = 24000\nordered_reliable_timeout_ms = 24000\n");
     let net = Raw::parse("sim.toml".as_ref(), &text).and_then(Raw::validate).expect("valid").networking;
     let events = Emitter::new(&Bus::start(Vec::new()), "sim");
@@ -299,7 +309,7 @@ async fn story(seed: u64) {
     let begun = Instant::now();
     let mut sending = JoinSet::new();
     let (mut count, mut crashes, mut partitions) = (0u64, 0, 0);
-    let mut most_kept = 0;
+    let (mut most_kept, mut full) = (0, 0);
     // Streams that go on through all of it: what fails is not sent again, and what comes after it must arrive all the same.
     for from in 0..STREAMS {
         let fabric = fabric.clone();
@@ -354,10 +364,12 @@ async fn story(seed: u64) {
         for node in 0..RELAYS {
             if let Some(network) = network_of(&fabric, node) {
                 let (frames, bytes) = network.relay.kept();
+                let bounds = &network.relay.config;
                 assert!(
-                    frames <= network.relay.config.global && bytes <= network.relay.config.bytes,
-                    "seed {seed}"
+                    frames <= bounds.global && bytes <= bounds.bytes,
+                    "seed {seed}: {frames} frames kept"
                 );
+                full += u32::from((0..NODES).any(|target| network.relay.is_full(&id(target))));
                 most_kept = most_kept.max(frames);
             }
         }
@@ -414,7 +426,7 @@ async fn story(seed: u64) {
     // a relay says of a sender is never taken for the sender's own word).
     for (node, messages) in &record.taken {
         let mut last: HashMap<(u32, &Option<String>, &str), u64> = HashMap::new();
-        for Taken { text, via, life } in messages.iter().filter(|taken| taken.text.starts_with('o')) {
+        for Taken { text, via, life, .. } in messages.iter().filter(|taken| taken.text.starts_with('o')) {
             let (sender, n) = text.rsplit_once('-').expect("a number");
             let n: u64 = n.parse().expect("a number");
             let before = last.insert((*life, via, sender), n);
@@ -445,12 +457,72 @@ async fn story(seed: u64) {
     assert_eq!(reached.len(), NODES, "seed {seed}");
     let twice = times.values().filter(|count| **count > 1).count();
     println!(
-        "seed {seed}: {count} messages, {} acknowledged, {} not; {crashes} crashes, {partitions} partitions; {in_trouble} acknowledged of {STREAMS} ordered streams meanwhile; {twice} taken again after a crash or by another way; at most {most_kept} frames kept",
+        "seed {seed}: {count} messages, {} acknowledged, {} not; {crashes} crashes, {partitions} partitions; {in_trouble} acknowledged of {STREAMS} ordered streams meanwhile; {twice} taken again after a crash or by another way; at most {most_kept} frames kept, {full} times no more for somebody",
         record.acknowledged.len(),
         record.failed
     );
+    // Each message that was taken, in its order and at its time, and each that was acknowledged.
+    let mut digest = std::hash::DefaultHasher::new();
+    for node in 0..NODES {
+        for Taken { text, via, life, at } in record.taken.get(&node).into_iter().flatten() {
+            (node, text, via, life, at.duration_since(begun)).hash(&mut digest);
+        }
+    }
+    (&record.acknowledged, record.failed).hash(&mut digest);
+    println!("seed {seed}: digest {:016x}", digest.finish());
+    assert!(full > 0, "seed {seed}: the bounds of relays were never met");
     let plain = record.acknowledged.iter().filter(|(_, _, text)| text.starts_with('m')).count();
     assert!(plain as u64 > count / 2, "seed {seed}: the trouble was too much for a test to mean anything");
+}
+
+/// In the process that tells a story: which.
+const STORY: &str = "THENODES_STORY";
+
+/// Tells the story of a seed in a process of its own; what it said, or what it said and failed.
+fn told(seed: u64) -> Result<String, String> {
+    let program = std::env::current_exe().expect("a program");
+    let output = std::process::Command::new(program)
+        .args(["--exact", "a_story", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(STORY, seed.to_string())
+        .output()
+        .expect("it starts");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    match output.status.success() && said.contains("digest") {
+        true => Ok(said),
+        false => Err(format!("seed {seed}: {said}{}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// All of it at the same time, as far as there are processors.
+fn all_told(seeds: impl Iterator<Item = u64>) -> Vec<Result<String, String>> {
+    let seeds: Vec<u64> = seeds.collect();
+    let width = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut stories = Vec::new();
+    for some in seeds.chunks(width) {
+        std::thread::scope(|scope| {
+            let all: Vec<_> = some.iter().map(|seed| scope.spawn(|| told(*seed))).collect();
+            stories.extend(all.into_iter().map(|one| one.join().expect("no panic")));
+        });
+    }
+    stories
+}
+
+/// Told to a process of its own by the tests below.
+#[test]
+#[ignore = "one story, for the tests that tell stories"]
+fn a_story() {
+    let Ok(seed) = std::env::var(STORY).map(|seed| seed.parse().expect("a number")) else { return };
+    steady::begin(seed);
+    let teller = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(story(seed));
+    });
+    teller.join().expect("the story ended well");
+    assert!(steady::asked() > 0, "the system's randomness was not ours");
 }
 
 #[test]
@@ -458,12 +530,23 @@ fn twenty_nodes_in_trouble_lose_nothing_that_was_acknowledged_and_find_together_
     let number =
         |name: &str, default: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
     let first = number("THENODES_SEED", 1);
-    for seed in first..first + number("THENODES_SEEDS", 2) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .expect("a runtime");
-        runtime.block_on(story(seed));
+    for story in all_told(first..first + number("THENODES_SEEDS", 2)) {
+        let said = story.unwrap_or_else(|failed| panic!("{failed}"));
+        let facts = said.lines().filter_map(|line| line.find("seed").map(|at| &line[at..]));
+        facts.for_each(|line| println!("{line}"));
     }
+}
+
+#[test]
+fn a_seed_replays_each_step() {
+    let digests: Vec<String> = all_told([7, 7, 8].into_iter())
+        .into_iter()
+        .map(|story| {
+            let said = story.unwrap_or_else(|failed| panic!("{failed}"));
+            let digest = said.split("digest ").nth(1).and_then(|rest| rest.split_whitespace().next());
+            digest.expect("a digest").to_owned()
+        })
+        .collect();
+    assert_eq!(digests[0], digests[1], "the same seed");
+    assert_ne!(digests[0], digests[2], "the control: another seed");
 }
