@@ -298,6 +298,13 @@ impl TestNode {
         self.expect(text)
     }
 
+    /// Finds a line that satisfies a condition, said already or still to come.
+    #[track_caller]
+    pub fn seen_where(&mut self, condition: impl Fn(&str) -> bool) -> String {
+        self.read = 0;
+        self.expect_where("such a line", condition)
+    }
+
     /// Waits for the next line that satisfies a condition.
     #[track_caller]
     pub fn expect_where(&mut self, what: &str, condition: impl Fn(&str) -> bool) -> String {

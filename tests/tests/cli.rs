@@ -64,6 +64,14 @@ fn certificates_are_made_once_and_read_back() {
     assert_eq!(read["fingerprints"][0], made["fingerprint"]);
     assert_eq!(run(dir.path(), &["cert", "new"]).0, Some(1), "never over an existing key");
     assert_eq!(run(dir.path(), &["cert", "new", "--force"]).0, Some(0));
+    // And trusted, if that is asked for.
+    assert_eq!(run(dir.path(), &["trust", "list"]).1.trim(), "");
+    let (code, _, error) = run(dir.path(), &["cert", "new", "--cn", "n", "--force", "--copy-to-trusted"]);
+    assert_eq!(code, Some(0), "{error}");
+    let (_, own, _) = run(dir.path(), &["cert", "fingerprint", "--json"]);
+    let own: serde_json::Value = serde_json::from_str(&own).expect("JSON");
+    let own = own["fingerprints"][0].as_str().expect("one");
+    assert_eq!(run(dir.path(), &["trust", "list"]).1.trim(), format!("{own} as n"));
     let (code, _, error) = run(dir.path(), &["trust", "add", "../../etc"]);
     assert_ne!(code, Some(0), "{error}");
 }

@@ -98,6 +98,36 @@ fn what_is_known_survives_a_restart_in_the_form_of_the_documents() {
 }
 
 #[test]
+fn what_is_known_of_a_peer_is_kept_whoever_dialed_and_forgotten_when_it_is_too_old() {
+    let keeps = "[network.persistence]\nenabled = true\nsave_interval_secs = 1\nttl_secs = 2\n";
+    let a = Spec::new("a").more(keeps).start();
+    let file = a.dir.path().join("data/peers.json");
+    let known = || -> Vec<serde_json::Value> {
+        fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    };
+    let named = |id: &str| known().into_iter().find(|record| record["node_id"] == id);
+    // Of one that it dialed, and of one that dialed it and says where it listens.
+    let b = Spec::new("b").more("[network.relay]\nenabled = true\n").start();
+    assert_eq!(a.json(&["peers", "connect", &format!("127.0.0.1:{}", b.port)])["connected"], "b");
+    let c = Spec::new("c").more("[network.relay]\nenabled = true\n").top(&bootstrap(a.port)).start();
+    until("both are kept", || named("b").is_some() && named("c").is_some());
+    for (id, node) in [("b", &b), ("c", &c)] {
+        let record = named(id).expect("kept");
+        assert_eq!(record["addr"], format!("127.0.0.1:{}", node.port), "{record}");
+        assert!(record["capabilities"].to_string().contains("relay"), "{record}");
+    }
+    // As long as they are connected they do not grow old.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        assert!(named("b").is_some() && named("c").is_some(), "{:?}", known());
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    drop(b);
+    until("it is forgotten", || named("b").is_none());
+    assert!(named("c").is_some());
+}
+
+#[test]
 fn a_peer_store_that_cannot_be_read_is_set_aside_and_reported() {
     let spec = Spec::new("a").more("[network.persistence]\nenabled = true\n");
     let dir = spec.lay_out();

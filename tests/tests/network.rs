@@ -307,6 +307,37 @@ fn who_speaks_no_tls_where_it_is_asked_for_is_refused_by_that_reason() {
     node.expect("role=inbound decision=Reject reason=not-tls");
 }
 
+/// A few bytes of anybody are enough for a refusal: there is a record of some, and of how many there is none.
+#[test]
+fn junk_at_a_tls_port_is_on_record_up_to_a_rate() {
+    const JUNK: usize = 4000;
+    let mut node = Spec::encrypted("node").more("[logging]\ndisable_console = true\n").start();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..JUNK / 4 {
+                    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", node.port)) else { continue };
+                    let _ = stream.set_read_timeout(Some(PATIENCE));
+                    let _ = stream.write_all(b"GET / HTTP/1.1\r\n\r\n");
+                    let _ = stream.read_to_end(&mut Vec::new()); // until it is hung up on
+                }
+            });
+        }
+    });
+    let seconds = begun.elapsed().as_secs() as usize;
+    assert_eq!(node.json(&["status"])["node_id"], "node", "it goes on");
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(node.wait().success());
+    let log = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("a log");
+    let told = log.lines().filter(|line| line.contains("\"not-tls\"")).count();
+    // 500 events of the network a second, of which the refusals are a part.
+    assert!(told >= 1 && told <= 500 * (seconds + 2), "{told} in {seconds} s");
+    if seconds < 4 {
+        assert!(told < JUNK && log.contains("events_dropped"), "{told} in {seconds} s");
+    }
+}
+
 #[test]
 fn a_peer_that_answered_probes_and_then_does_not_is_dropped_and_one_that_never_did_is_not() {
     let lively = "[network.connection_policy]\nheartbeat_interval_ms = 100\nheartbeat_timeout_ms = 700\n";

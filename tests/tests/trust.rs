@@ -576,9 +576,7 @@ fn each_wrong_certificate_is_refused_by_its_reason_and_plain_talk_is_none_at_all
             .into_iter()
             .find(|(of, _)| of.pid() == peer.pid());
         let key = fingerprint(peer);
-        node.seen(&format!("decision=Reject reason={reason}"));
-        let said = node.heard();
-        let line = said.lines().find(|line| line.contains(&key)).expect("a verdict");
+        let line = node.seen_where(|line| line.contains("decision=Reject") && line.contains(&key));
         assert!(line.contains(reason), "{line}");
         assert!(why.is_none_or(|(_, why)| line.contains(&format!("time=Some({why:?})"))), "{line}");
     }
@@ -599,4 +597,63 @@ fn each_wrong_certificate_is_refused_by_its_reason_and_plain_talk_is_none_at_all
     assert!(!String::from_utf8_lossy(&said).contains("HELLO"));
     node.seen("decision=Reject reason=not-tls");
     node.seen("secure_channel_failed");
+}
+
+#[test]
+fn each_pin_and_the_realm_must_hold_whatever_the_mode() {
+    // One peer, and nodes that let it in but for one rule each.
+    let dir = Spec::encrypted("node-b").lay_out();
+    with_certificate_of(&dir, Some("node-b"));
+    let certificate = dir.path().join("pki/own/cert.pem").to_string_lossy().into_owned();
+    let rules = [
+        ("pin_fingerprints = [\"KEY\"]", None),
+        (
+            "pin_fingerprints = [\"0000000000000000000000000000000000000000000000000000000000000000\"]",
+            Some("fp-pin-mismatch"),
+        ),
+        ("pin_subjects = [\"~node-b\"]", None),
+        ("pin_subjects = [\"CN=node-c\"]", Some("subject-pin-mismatch")),
+        ("realm_subject_binding = true", Some("realm-subject-mismatch")),
+        ("enforce_ca_chain = true\naccept_self_signed = true", None),
+        ("enforce_ca_chain = true", Some("chain-invalid")),
+    ];
+    for mode in ["open", "allowlist", "tofu"] {
+        for (rule, reason) in rules {
+            let own = Spec::encrypted("judge").lay_out();
+            let known = Spec::encrypted("judge");
+            let key = {
+                let output = std::process::Command::new(thenodes_tests::bin_dir().join("thenodes"))
+                    .args(["--config", "config.toml", "--json", "cert", "fingerprint", &certificate])
+                    .current_dir(own.path())
+                    .output()
+                    .expect("it runs");
+                let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+                value["fingerprints"][0].as_str().expect("one").to_owned()
+            };
+            let rule = rule.replace("KEY", &key);
+            let mut node =
+                known.more(&format!("[encryption.trust_policy]\nmode = \"{mode}\"\n{rule}")).start();
+            if mode == "allowlist" {
+                assert!(node.command(&["trust", "add", &certificate]).status.success());
+            }
+            let spec = dialer("node-b", &node);
+            let peer = spec.lay_out();
+            fs::create_dir_all(peer.path().join("pki/own")).expect("a directory");
+            for file in ["cert.pem", "key.pem"] {
+                fs::copy(dir.path().join("pki/own").join(file), peer.path().join("pki/own").join(file))
+                    .expect("copied");
+            }
+            let _peer = spec.start_in(peer);
+            match reason {
+                None => drop(node.seen("action=app_handshake_success")),
+                Some(reason) => {
+                    let line = node.seen_where(|line| line.contains("decision=") && line.contains(&key));
+                    assert!(
+                        line.contains(&format!("decision=Reject reason={reason}")),
+                        "{mode}, {rule}: {line}"
+                    );
+                }
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 use super::{config, encryption, print, Cli, Failure, EXIT_CONFIG};
 use crate::node::StartError;
+use crate::security::directory;
 use crate::security::pki::{self, Description, KeyType};
 use crate::text::printable;
 use clap::{Args, Subcommand, ValueEnum};
@@ -48,6 +49,9 @@ pub(super) struct CertNew {
     /// Where to write the key (default: the configuration's).
     #[arg(long)]
     out_key: Option<PathBuf>,
+    /// Trust it as well: nodes that share a directory of trusted certificates trust each other.
+    #[arg(long)]
+    copy_to_trusted: bool,
     /// Replace files that exist.
     #[arg(long)]
     force: bool,
@@ -133,6 +137,12 @@ fn people(of: &Description) -> String {
 
 fn cert_new(cli: &Cli, new: &CertNew) -> Result<ExitCode, Failure> {
     let config = config(cli)?;
+    let trusted_dir = config.encryption.as_ref().map(|encryption| encryption.trusted_dir.clone());
+    if new.copy_to_trusted && trusted_dir.is_none() {
+        let text =
+            "encryption is off in this configuration: there is no directory of trusted certificates".into();
+        return Err(Failure { exit: EXIT_CONFIG, code: Code::ConfigError.to_string(), text });
+    }
     let paths = match (&new.out_cert, &new.out_key, config.encryption) {
         (Some(cert), Some(key), _) => (cert.clone(), key.clone()),
         (cert, key, Some(encryption)) => (
@@ -151,7 +161,13 @@ fn cert_new(cli: &Cli, new: &CertNew) -> Result<ExitCode, Failure> {
     };
     let kind = new.key_type.into();
     let fingerprint = pki::make(&paths.0, &paths.1, &cn, &realm, kind, new.days, new.force)?;
-    let value = json!({ "version": 1, "fingerprint": fingerprint, "certificate": paths.0, "key": paths.1 });
+    let trusted = trusted_dir.filter(|_| new.copy_to_trusted);
+    if let Some(dir) = &trusted {
+        directory::trust_file(dir, &paths.0)?;
+    }
+    let value = json!({
+        "version": 1, "fingerprint": fingerprint, "certificate": paths.0, "key": paths.1, "trusted": trusted.is_some(),
+    });
     print(cli.json, &value, || {
         format!("certificate: {}\nkey: {}\nspki_sha256: {fingerprint}", paths.0.display(), paths.1.display())
     });

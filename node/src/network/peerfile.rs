@@ -83,8 +83,15 @@ pub async fn restore(network: &Network) {
     }
 }
 
+/// Forgets what is too old.
+fn expire(network: &Network) {
+    let connected = network.peers.list().into_iter().map(|peer| peer.node_id).collect();
+    network.store.expire(unix_now().saturating_sub(network.net.persistence.ttl.as_secs()), &connected);
+}
+
 /// Writes what is known now.
 pub async fn write(network: &Network) {
+    expire(network);
     let Some(path) = network.net.persistence.path.clone() else { return };
     let records = network.store.records().await;
     let shown = path.display().to_string();
@@ -95,11 +102,8 @@ pub async fn write(network: &Network) {
     }
 }
 
-/// Writes now and then, until the network ends; the end writes once more.
+/// Writes now and then, until the network ends, or only forgets what is too old where nothing is written; the end writes once more.
 pub async fn keep(network: Arc<Network>) {
-    if network.net.persistence.path.is_none() {
-        return;
-    }
     let every = network.net.persistence.every.max(Duration::from_secs(1));
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -259,6 +259,16 @@ impl PeerStore {
         of.max_by_key(|record| (record.last_success_epoch, record.addr)).map(|record| record.addr)
     }
 
+    /// Forgets addresses whose last success is before this (seconds since 1970), in a store in this process; those of these nodes stay.
+    /// An address that never answered has no age: the bound of the store, and failures, are for those.
+    pub fn expire(&self, oldest: u64, connected: &HashSet<String>) {
+        let Inner::Local { records, .. } = &self.inner else { return };
+        records.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, record| {
+            record.last_success_epoch.is_none_or(|at| at >= oldest)
+                || record.node_id.as_ref().is_some_and(|id| connected.contains(id))
+        });
+    }
+
     /// Forgets an address, in a store in this process.
     pub fn forget(&self, addr: &SocketAddr) {
         if let Inner::Local { records, .. } = &self.inner {
@@ -358,5 +368,29 @@ mod tests {
         let exclude = HashSet::from([addr(1)]);
         let sample = store.sample(5, &exclude).await;
         assert!(sample.len() == 5 && !sample.contains(&addr(1)));
+    }
+
+    #[tokio::test]
+    async fn what_answered_too_long_ago_is_forgotten_unless_it_is_connected() {
+        let store = PeerStore::new();
+        let at = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
+        let record = |port: u16, last: Option<u64>, id: &str| PeerRecord {
+            addr: at(port),
+            source: PeerSource::Handshake,
+            failures: 0,
+            last_success_epoch: last,
+            node_id: Some(id.into()),
+            capabilities: None,
+        };
+        store.restore([
+            record(1, Some(99), "old"),
+            record(2, Some(100), "new"),
+            record(3, Some(1), "connected"),
+            record(4, None, "never"),
+        ]);
+        store.expire(100, &HashSet::from(["connected".to_owned()]));
+        let mut left: Vec<u16> = store.all().await.into_iter().map(|addr| addr.port()).collect();
+        left.sort_unstable();
+        assert_eq!(left, [2, 3, 4]);
     }
 }

@@ -1,5 +1,5 @@
 //! Answers what it is told: a prompt line or a request `echo` comes back, a TEXT message is answered to its sender as EXTENSION
-//! `echo`, EXTENSION `count` is counted. Its last line says how many prompt lines it answered.
+//! `echo`, EXTENSION `count` and a TEXT that begins with `count ` are counted. Its last line says how many prompt lines it answered.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use thenodes::host::{Code, HostError};
@@ -17,8 +17,9 @@ pub struct Echo {
 impl Plugin for Echo {
     fn on_message(&self, message: &Message, ctx: &PluginContext) {
         let text = match &message.msg_type {
-            MessageType::Text(text) => text,
-            MessageType::Extension { kind } if kind == "count" => {
+            MessageType::Text(text) if !text.starts_with("count ") => text,
+            MessageType::Extension { kind } if kind != "count" => return,
+            MessageType::Text(_) | MessageType::Extension { .. } => {
                 self.counted.fetch_add(1, Ordering::Relaxed);
                 return;
             }

@@ -113,10 +113,11 @@ fn greets(stream: &mut rustls::StreamOwned<rustls::ClientConnection, TcpStream>,
 
 #[test]
 fn d5_a_verdict_is_enforced_whatever_else_is_configured() {
-    // One-way TLS with an allowlist would promise what it cannot keep: ours says so and does not start.
-    let spec = Spec::encrypted("node")
-        .more("[encryption]\nmtls = false\n[encryption.trust_policy]\nmode = \"allowlist\"");
-    does_not_start(&spec);
+    // One-way TLS where certificates decide would promise what it cannot keep: ours says so and does not start.
+    for mode in ["allowlist", "observe", "tofu", "ca"] {
+        let policy = format!("[encryption]\nmtls = false\n[encryption.trust_policy]\nmode = \"{mode}\"");
+        does_not_start(&Spec::encrypted("node").more(&policy));
+    }
     let port = free_port();
     let dir = lay_out("node", port, &[], true, "");
     let path = dir.path().join("config.toml");
