@@ -2,7 +2,9 @@
 //! input ends the node. What plugins answer is made printable before it is shown.
 
 use crate::admin::{Question, View};
-use crate::security::{directory, pki};
+use crate::security::bindings::Bindings;
+use crate::security::directory::{self, Trusting};
+use crate::security::pki;
 use crate::text::printable;
 use crate::Config;
 use rustyline::completion::Completer;
@@ -269,13 +271,22 @@ async fn send(view: &View, node_id: &str, text: String, class: DeliveryClass) ->
     shown(view.answer(order, "prompt").await, |value| format!("✅ {}", word(&value["outcome"])))
 }
 
+/// A key and the ids that it is trusted under.
+fn as_names(of: &directory::Trusted, key: &str) -> String {
+    let names: Vec<&str> = of.names_of(key).collect();
+    match names.is_empty() {
+        true => key.to_owned(),
+        false => format!("{key} as {}", names.join(", ")),
+    }
+}
+
 fn trust(config: &Config, words: &[&str]) -> String {
     let Some(encryption) = &config.encryption else {
         return "encryption is off: nobody is trusted or refused".into();
     };
     let list = |of: Result<directory::Trusted, pki::PkiError>| match of {
         Ok(of) if of.keys.is_empty() => "(none)".to_owned(),
-        Ok(of) => of.keys.into_iter().collect::<Vec<_>>().join("\n"),
+        Ok(of) => of.keys.iter().map(|key| as_names(&of, key)).collect::<Vec<_>>().join("\n"),
         Err(error) => error.to_string(),
     };
     match words {
@@ -288,10 +299,19 @@ fn trust(config: &Config, words: &[&str]) -> String {
         [order @ ("promote" | "add"), fingerprint] => {
             let dir = &encryption.trusted_dir;
             let done = match *order {
-                "promote" => directory::promote(&encryption.observed_dir, dir, fingerprint),
+                "promote" => {
+                    let bindings = Bindings::below(&encryption.observed_dir);
+                    // What is another key's is replaced by the command line alone, where one can think it over.
+                    let trusting = Trusting { dir, bindings, replace: false };
+                    trusting.promote(&encryption.observed_dir, fingerprint)
+                }
                 _ => directory::trust_fingerprint(dir, fingerprint).map(Some),
             };
             let fingerprint = printable(fingerprint, 80);
+            let fingerprint = match directory::trusted(dir) {
+                Ok(of) => as_names(&of, &fingerprint.to_ascii_lowercase()),
+                Err(_) => fingerprint,
+            };
             match done {
                 Ok(Some(true)) => format!("✅ {fingerprint} is trusted from the next connection on"),
                 Ok(Some(false)) => format!("ℹ️ Nothing to do: {fingerprint} is trusted already"),

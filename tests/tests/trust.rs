@@ -326,8 +326,16 @@ fn a_trusted_peer_takes_no_name_that_another_came_with_now_or_after_a_restart() 
         refused.contains("it came with another key before") && refused.contains("trust forget -- node-b"),
         "{refused}"
     );
-    // What it was refused for outlives the node, whoever comes first then.
-    let (own, evil_dir) = (end(node), end(evil));
+    // What it was refused for outlives the node, which is killed, whoever comes first then.
+    let evil_dir = end(evil);
+    let begun = std::time::Instant::now();
+    while node.json(&["trust", "bindings"])["bindings"][0]["fingerprint"] != key.as_str() {
+        assert!(begun.elapsed() < thenodes_tests::PATIENCE, "it is not written down");
+        std::thread::park_timeout(std::time::Duration::from_millis(20));
+    }
+    node.signal(nix::sys::signal::Signal::SIGKILL);
+    node.wait();
+    let own = std::mem::replace(&mut node.dir, tempfile::tempdir().expect("a directory"));
     let mut node = again(&spec, own, port);
     let known = node.json(&["trust", "bindings"])["bindings"].clone();
     assert_eq!((&known[0]["fingerprint"], known.as_array().map(Vec::len)), (&key.as_str().into(), Some(1)));
@@ -340,9 +348,99 @@ fn a_trusted_peer_takes_no_name_that_another_came_with_now_or_after_a_restart() 
     assert!(node.command(&["trust", "bind", "node-b", &evil_key]).status.success());
     let ended = node.seen("(judged again)");
     assert!(ended.contains("node_id=node-b") && ended.contains("id-of-another"), "{ended}");
-    node.seen("action=app_handshake_success");
+    node.expect("action=app_handshake_success");
     drop(evil);
     assert_eq!(node.json(&["trust", "bind", "../b", &evil_key])["error"]["code"], "INVALID_INPUT");
+}
+
+#[test]
+fn an_id_that_is_forgotten_while_its_peer_is_there_is_nobody_elses_for_that() {
+    let mut node = Spec::encrypted("node").start();
+    let trusted = |id: &str, node: &TestNode| {
+        let (spec, dir, key) = laid_out(id, None, node);
+        assert!(node.command(&["trust", "add", &key]).status.success());
+        (spec, dir, key)
+    };
+    let bindings = |node: &TestNode| node.json(&["trust", "bindings"])["bindings"].clone();
+    let (of_b, dir, key) = trusted("node-b", &node);
+    let b = of_b.start_in(dir);
+    node.seen("action=app_handshake_success");
+    let begun = std::time::Instant::now();
+    while bindings(&node)[0]["fingerprint"] != key.as_str() {
+        assert!(begun.elapsed() < thenodes_tests::PATIENCE, "it is not written down");
+        std::thread::park_timeout(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(node.json(&["trust", "forget", "node-b"])["forgotten"], "node-b");
+    let (of_evil, evil_dir, _) = trusted("node-b", &node);
+    let mut evil = of_evil.start_in(evil_dir);
+    // Refused, and refused again after the table has looked at what was forgotten: neither takes the id.
+    for _ in 0..4 {
+        evil.expect("action=dial_start");
+    }
+    assert_eq!(peers(&node), 1);
+    assert!(!node.heard().contains("(judged again)"));
+    assert_eq!(bindings(&node).as_array().map(Vec::len), Some(0));
+    // The control: when it is gone, it is.
+    drop(b);
+    evil.seen("action=app_handshake_success");
+}
+
+#[test]
+fn the_new_key_of_a_node_has_its_id_when_the_old_one_is_not_trusted_any_more() {
+    let mut node = Spec::encrypted("node").start();
+    let (of_old, old_dir, old) = laid_out("node-b", None, &node);
+    assert!(node.command(&["trust", "add", &old]).status.success());
+    let before = of_old.start_in(old_dir);
+    node.seen("action=app_handshake_success");
+    drop(before);
+    let (of_new, new_dir, new) = laid_out("node-b", None, &node);
+    assert!(node.command(&["trust", "add", &new]).status.success());
+    let _after = of_new.start_in(new_dir);
+    node.seen("it came with another key before");
+    let file = node.dir.path().join("pki/trusted/certs").join(format!("{old}.spki"));
+    fs::remove_file(file).expect("it was trusted by its fingerprint");
+    node.expect("action=app_handshake_success");
+}
+
+#[test]
+fn who_signed_his_own_certificate_is_no_authority_for_its_name() {
+    // A chain is asked for, and one that ends at the certificate itself is as good: that is for keys that are trusted one by one.
+    let mut node = Spec::encrypted("node")
+        .more("[encryption.trust_policy]\nmode = \"allowlist\"\nenforce_ca_chain = true\naccept_self_signed = true")
+        .start();
+    let (of_b, dir, _) = laid_out("node-b", Some("node-b"), &node);
+    let certificate = dir.path().join("pki/own/cert.pem");
+    assert!(node.command(&["trust", "add", &certificate.to_string_lossy()]).status.success());
+    let (of_evil, evil_dir, evil_key) = laid_out("node-b", Some("node-b"), &node);
+    assert!(node.command(&["trust", "add", &evil_key]).status.success());
+    let evil = of_evil.start_in(evil_dir);
+    node.seen("gives that id to another key");
+    drop(evil);
+    let _b = of_b.start_in(dir);
+    node.seen("node_id=node-b direction");
+}
+
+#[test]
+fn a_certificate_that_the_operator_trusts_ends_the_connection_of_whoever_had_its_name() {
+    let mut node = judge("memory", "tofu").start();
+    let impostor = dialer("hub", &node);
+    let impostor = impostor.start_in(impostor.lay_out());
+    node.seen("reason=new-tofu");
+    node.seen("action=app_handshake_success");
+    let (of_hub, hub_dir, key) = laid_out("hub", Some("hub"), &node);
+    let certificate = hub_dir.path().join("pki/own/cert.pem").to_string_lossy().into_owned();
+    // It came with another key first: that takes a word of the operator's.
+    let refused = node.json(&["trust", "add", &certificate]);
+    assert!(refused["error"]["message"].as_str().is_some_and(|text| text.contains("--replace")), "{refused}");
+    assert_eq!(node.json(&["trust", "add", &certificate, "--replace"])["trusted"][0], key.as_str());
+    let ended = node.seen("(judged again)");
+    assert!(ended.contains("node_id=hub") && ended.contains("id-of-another"), "{ended}");
+    let _hub = of_hub.start_in(hub_dir);
+    node.expect("action=app_handshake_success");
+    drop(impostor);
+    assert!(node.seen("decision=Reject reason=id-of-another").contains("decision=Reject"));
+    // What the operator said is remembered also without the certificate.
+    assert_eq!(node.json(&["trust", "bindings"])["bindings"][0]["fingerprint"], key.as_str());
 }
 
 #[test]
@@ -375,8 +473,8 @@ fn a_certificate_in_the_trusted_directory_is_trusted_under_its_own_name_alone() 
     drop(other);
     assert_eq!(peers(&node), 0);
     // The control.
-    let mut b = of_b.start_in(dir);
-    b.seen("action=app_handshake_success");
+    let _b = of_b.start_in(dir);
+    node.seen("node_id=node-b direction");
     // A pair that comes later ends a connection that it speaks against.
     let (of_d, d_dir, d_key) = laid_out("node-d", None, &node);
     assert!(node.command(&["trust", "add", &d_key]).status.success());
@@ -384,7 +482,7 @@ fn a_certificate_in_the_trusted_directory_is_trusted_under_its_own_name_alone() 
     node.seen("node_id=node-d");
     let (_, true_d, _) = laid_out("node-d", Some("node-d"), &node);
     let certificate = true_d.path().join("pki/own/cert.pem");
-    assert!(node.command(&["trust", "add", &certificate.to_string_lossy()]).status.success());
+    assert!(node.command(&["trust", "add", "--replace", &certificate.to_string_lossy()]).status.success());
     let ended = node.seen("(judged again)");
     assert!(ended.contains("node_id=node-d") && ended.contains("id-of-another"), "{ended}");
 }

@@ -3,7 +3,8 @@
 
 use super::{config, encryption, print, Cli, Failure, EXIT_CONFIG};
 use crate::node::StartError;
-use crate::security::directory;
+use crate::security::bindings::Bindings;
+use crate::security::directory::Trusting;
 use crate::security::pki::{self, Description, KeyType};
 use crate::text::printable;
 use clap::{Args, Subcommand, ValueEnum};
@@ -137,8 +138,11 @@ fn people(of: &Description) -> String {
 
 fn cert_new(cli: &Cli, new: &CertNew) -> Result<ExitCode, Failure> {
     let config = config(cli)?;
-    let trusted_dir = config.encryption.as_ref().map(|encryption| encryption.trusted_dir.clone());
-    if new.copy_to_trusted && trusted_dir.is_none() {
+    let dirs = config
+        .encryption
+        .as_ref()
+        .map(|encryption| (encryption.trusted_dir.clone(), Bindings::below(&encryption.observed_dir)));
+    if new.copy_to_trusted && dirs.is_none() {
         let text =
             "encryption is off in this configuration: there is no directory of trusted certificates".into();
         return Err(Failure { exit: EXIT_CONFIG, code: Code::ConfigError.to_string(), text });
@@ -161,9 +165,10 @@ fn cert_new(cli: &Cli, new: &CertNew) -> Result<ExitCode, Failure> {
     };
     let kind = new.key_type.into();
     let fingerprint = pki::make(&paths.0, &paths.1, &cn, &realm, kind, new.days, new.force)?;
-    let trusted = trusted_dir.filter(|_| new.copy_to_trusted);
-    if let Some(dir) = &trusted {
-        directory::trust_file(dir, &paths.0)?;
+    let trusted = dirs.filter(|_| new.copy_to_trusted);
+    if let Some((dir, bindings)) = &trusted {
+        // A new key in place of the old one, if that is what is forced.
+        Trusting { dir, bindings: bindings.clone(), replace: new.force }.file(&paths.0)?;
     }
     let value = json!({
         "version": 1, "fingerprint": fingerprint, "certificate": paths.0, "key": paths.1, "trusted": trusted.is_some(),

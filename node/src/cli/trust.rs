@@ -2,9 +2,9 @@
 //! without a running node, which reads them at each connection. Ids and names of strangers are made printable.
 
 use super::{print, Failure};
-use crate::config::{is_node_id, Encryption};
+use crate::config::{is_node_id, Encryption, TrustMode};
 use crate::security::bindings::{Binding, BindingError, Bindings};
-use crate::security::directory::{self, Trusted};
+use crate::security::directory::{self, Pair, Trusted, Trusting};
 use crate::text::printable;
 use clap::Subcommand;
 use serde_json::{json, Value};
@@ -18,11 +18,17 @@ pub(super) enum TrustCommand {
     Add {
         /// Fingerprint or file.
         what: String,
+        /// Where its id is another key's: trust this one in its place.
+        #[arg(long)]
+        replace: bool,
     },
     /// Trust a key whose certificate was kept when it came (see `observed`).
     Promote {
         /// Fingerprint.
         fingerprint: String,
+        /// Where its id is another key's: trust this one in its place.
+        #[arg(long)]
+        replace: bool,
     },
     /// List trusted fingerprints.
     List,
@@ -87,17 +93,19 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
             of.keys.iter().map(|key| line(of, key)).collect::<Vec<_>>().join("\n")
         });
     };
+    let bindings = Bindings::below(&of.observed_dir);
+    let trusting = |replace| Trusting { dir, bindings: bindings.clone(), replace };
     match command {
-        TrustCommand::Add { what } if PathBuf::from(what).is_file() => {
-            added(&directory::trust_file(dir, what.as_ref())?)?;
+        TrustCommand::Add { what, replace } if PathBuf::from(what).is_file() => {
+            added(&trusting(*replace).file(what.as_ref())?)?;
         }
-        TrustCommand::Add { what } => {
+        TrustCommand::Add { what, .. } => {
             directory::trust_fingerprint(dir, what)?;
             added(&[what.trim().to_ascii_lowercase()])?;
         }
-        TrustCommand::Promote { fingerprint } => {
+        TrustCommand::Promote { fingerprint, replace } => {
             let fingerprint = fingerprint.trim().to_ascii_lowercase();
-            if directory::promote(&of.observed_dir, dir, &fingerprint)?.is_none() {
+            if trusting(*replace).promote(&of.observed_dir, &fingerprint)?.is_none() {
                 return Err(not_found(format!(
                     "{}: no certificate with this fingerprint was kept in {}; `thenodes trust observed` lists them",
                     printable(&fingerprint, 80),
@@ -109,7 +117,7 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
         TrustCommand::List => list("trusted", &directory::trusted(dir)?),
         TrustCommand::Observed => list("observed", &directory::trusted(&of.observed_dir)?),
         TrustCommand::Bindings => {
-            let list = Bindings::below(&of.observed_dir).list()?;
+            let list = bindings.list()?;
             let values: Vec<Value> = list
                 .iter()
                 .map(|binding| json!({ "node_id": binding.node_id, "fingerprint": binding.fingerprint }))
@@ -131,16 +139,37 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
                 );
                 return Err(Failure { exit: 1, code: Code::InvalidInput.to_string(), text });
             }
-            let bindings = Bindings::below(&of.observed_dir);
-            bindings.prepare()?;
+            let mode = of.policy.mode;
+            if !matches!(mode, TrustMode::Allowlist | TrustMode::Observe | TrustMode::Tofu) {
+                let text = format!(
+                    "trust mode {} remembers no ids on disk; allowlist, observe and tofu do",
+                    mode.event_name()
+                );
+                return Err(Failure { exit: 1, code: Code::Conflict.to_string(), text });
+            }
+            if bindings.prepare()? {
+                eprintln!(
+                    "there was no memory of ids at {}: it begins with this one",
+                    bindings.dir().display()
+                );
+            }
             bindings.give(&Binding { node_id: node_id.clone(), fingerprint: fingerprint.clone() })?;
             let value = json!({ "version": 1, "node_id": node_id, "fingerprint": fingerprint });
+            let pair = directory::trusted(dir)?.pair(node_id, &fingerprint);
             print(json, &value, || {
-                format!("{node_id} belongs to {fingerprint}; whether that key is trusted is another question")
+                match pair {
+                Pair::OfAnother | Pair::Elsewhere { .. } => format!(
+                    "{node_id} belongs to {fingerprint}, but a certificate in {} says otherwise and is asked first",
+                    dir.display()
+                ),
+                Pair::Listed | Pair::Unsaid => {
+                    format!("{node_id} belongs to {fingerprint}; whether that key is trusted is another question")
+                }
+            }
             });
         }
         TrustCommand::Forget { node_id } => {
-            if !Bindings::below(&of.observed_dir).forget(node_id)? {
+            if !bindings.forget(node_id)? {
                 return Err(not_found(format!("{}: no such id has come yet", printable(node_id, 128))));
             }
             print(json, &json!({ "version": 1, "forgotten": node_id }), || {

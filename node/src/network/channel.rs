@@ -7,7 +7,7 @@ use super::socket::Socket;
 use super::{Link, Network};
 use crate::config::{Encryption, TrustMode};
 use crate::events::Emitter;
-use crate::security::bindings::{Bindings, Meeting};
+use crate::security::bindings::{Binding, Bindings, Meeting};
 use crate::security::chain::{self, Authorities, Purpose};
 use crate::security::directory::Trusted;
 use crate::security::trust::{Decision, Verdict};
@@ -45,6 +45,8 @@ pub struct Secured {
     pub certificate: Option<pki::CertificateFacts>,
     /// What is asked of authorities, where they are asked.
     pub chain: Option<Chain>,
+    /// An authority vouches for the names in the certificate.
+    pub vouched: bool,
     /// Whom the operator trusted at the verdict; with the certificate.
     pub listed: Option<Trusted>,
     /// The verdict, if it depends on who the peer says it is. Until then nothing of it may count but its name.
@@ -61,7 +63,7 @@ pub struct Chain {
 
 impl Chain {
     /// Looks for the path. Reads files: not for a worker.
-    pub fn check(&self, now: i64) -> Result<(), chain::Broken> {
+    pub fn check(&self, now: i64) -> Result<chain::Anchor, chain::Broken> {
         chain::check(&self.authorities, &self.certificates, self.purpose, now)
     }
 }
@@ -90,8 +92,16 @@ struct Question {
 }
 
 impl Pending {
+    /// Refuses, and records why.
+    pub fn refuse(mut self, reason: &'static str) {
+        if let Some(Question { mut event, .. }) = self.question.take() {
+            event.reason = reason.into();
+            tell(&self.events, event, false);
+        }
+    }
+
     /// Decides by what this id came with first, and records that. `connected`: somebody has the id now. `proved`: the operator says that
-    /// it is this key's, and so the memory is not asked.
+    /// it is this key's, and the memory only learns that.
     ///
     /// In a task of its own: whatever becomes of this connection meanwhile, what was remembered is also told.
     pub async fn decide(mut self, node_id: &str, connected: bool, proved: bool) -> Result<(), ChannelError> {
@@ -102,18 +112,21 @@ impl Pending {
         let (events, id) = (self.events.clone(), node_id.to_owned());
         let forget = format!("if {id} has a new key: {} -- {id}", self.forget);
         let decided = tokio::spawn(async move {
-            let met = match proved && trusted {
-                true => Ok(Meeting::Again),
-                false => {
-                    let asked =
-                        tokio::task::spawn_blocking(move || bindings.meet(&id, &fingerprint, connected));
-                    asked.await.map_err(io::Error::other)?
+            let asked = tokio::task::spawn_blocking(move || {
+                match bindings.meet(&id, &fingerprint, connected && !proved) {
+                    // The memory learns what the operator says.
+                    Ok(Meeting::Other { .. }) if proved => {
+                        bindings.give(&Binding { node_id: id, fingerprint }).map(|()| Meeting::Again)
+                    }
+                    met => met,
                 }
-            };
+            });
+            let met = asked.await.map_err(io::Error::other)?;
             if let Err(error) = &met {
                 tracing::error!("first use: {error}");
             }
-            let (accepted, mut reason) = trust::first_use(&met);
+            // Whom the operator names needs no memory, and is let in where there is none.
+            let (accepted, mut reason) = if proved { (true, "seen-before") } else { trust::first_use(&met) };
             if accepted && trusted {
                 reason = "seen-before";
             }
@@ -199,7 +212,9 @@ pub async fn secure(
     addr: SocketAddr,
     direction: Direction,
 ) -> Result<Secured, ChannelError> {
-    let plain = |stream| Ok(Secured { stream, certificate: None, chain: None, listed: None, pending: None });
+    let plain = |stream| {
+        Ok(Secured { stream, certificate: None, chain: None, vouched: false, listed: None, pending: None })
+    };
     let tcp = match (link, &network.security) {
         (Link::Tcp(tcp), _) => tcp,
         (Link::Bytes(stream, _), None) => return plain(stream),
@@ -263,6 +278,8 @@ async fn tls_channel(
         (directory::trusted(&dir), asked.map(|chain| chain.check(now())))
     });
     let (trusted, path) = looked.await.map_err(io::Error::other)?;
+    let vouched = path == Some(Ok(chain::Anchor::Authority));
+    let path = path.map(|path| path.map(drop));
     if let Err(error) = &trusted {
         tracing::error!("trusted certificates: {error}");
     }
@@ -303,6 +320,7 @@ async fn tls_channel(
                 stream: Box::new(stream),
                 certificate: facts,
                 chain,
+                vouched,
                 listed,
                 pending: Some(pending),
             })
@@ -314,13 +332,21 @@ async fn tls_channel(
                 stream: Box::new(stream),
                 certificate: facts,
                 chain,
+                vouched,
                 listed,
                 pending: Some(pending),
             })
         }
         (Decision::Accept, _) => {
             tell(&network.events, event, true);
-            Ok(Secured { stream: Box::new(stream), certificate: facts, chain, listed, pending: None })
+            Ok(Secured {
+                stream: Box::new(stream),
+                certificate: facts,
+                chain,
+                vouched,
+                listed,
+                pending: None,
+            })
         }
         (Decision::Reject | Decision::AskMemory, _) => {
             tell(&network.events, event, false);

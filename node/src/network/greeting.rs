@@ -3,7 +3,7 @@
 
 use super::channel::{secure, Bytes, Chain, ChannelError, Secured};
 use super::handshake::{hello, judge, Refusal};
-use super::ownership::{claim, first_key, Claim};
+use super::ownership::{claim, learn, may_have, Claim, ID_OF_ANOTHER};
 use super::peers::{Direction, Place};
 use super::rejudge::{until_unwelcome, Trusted};
 use super::session::{receive, run};
@@ -146,7 +146,7 @@ async fn greet(
     let own = link.own_addr().map_err(closed)?;
     // Before the verdict: what changes meanwhile is a reason for another one.
     let trusted = network.trusted.subscribe();
-    let Secured { mut stream, certificate, chain, listed, pending } =
+    let Secured { mut stream, certificate, chain, vouched, listed, pending } =
         secure(network, link, addr, direction).await?;
     // The acceptor speaks first.
     if direction == Direction::Inbound {
@@ -169,25 +169,30 @@ async fn greet(
         return Err(Refusal::HeldOff(greeted.node_id).into());
     }
     let id = &greeted.node_id;
-    // In this order: a key that may not have the id must not become the first that came with it.
-    let claimed = match &certificate {
-        Some(facts) => Some((facts, claim(network, id, facts, chain.is_some(), listed.as_ref())?)),
-        None => None,
-    };
-    drop(listed);
-    match (pending, claimed) {
-        // What is remembered on disk decides.
-        (Some(pending), claimed) => {
-            let proved = claimed.is_some_and(|(_, claim)| claim == Claim::Proved);
+    let asked = certificate.as_ref().map(|facts| claim(network, id, facts, vouched, listed.as_ref()));
+    let known = match (pending, asked) {
+        (Some(pending), Some(Ok(claim))) => {
             let connected = network.peers.by_id(id).is_some();
-            if let Err(refused) = pending.decide(id, connected, proved).await {
+            if let Err(refused) = pending.decide(id, connected, claim == Claim::Proved).await {
                 let _ = stream.shutdown().await; // it was meant
                 return Err(refused.into());
             }
+            None
         }
-        (None, Some((facts, Claim::Open))) => first_key(network, id, facts)?,
-        (None, Some((_, Claim::Proved)) | None) => {}
-    }
+        (Some(pending), Some(Err(refused))) => {
+            pending.refuse(ID_OF_ANOTHER);
+            let _ = stream.shutdown().await;
+            return Err(refused.into());
+        }
+        (_, Some(claim)) => {
+            let claim = claim?;
+            if claim == Claim::Open {
+                may_have(network, id, certificate.as_ref(), listed.as_ref())?;
+            }
+            (!vouched).then_some(claim)
+        }
+        (_, None) => None,
+    };
     if direction == Direction::Outbound {
         stream.write_all(&encode(&hello(&network.local, own, &first.from))).await.map_err(closed)?;
         stream.flush().await.map_err(closed)?;
@@ -197,6 +202,11 @@ async fn greet(
         .peers
         .take(info, direction, clock())
         .map_err(|info| GreetingError::Hello(Refusal::Duplicate(info.node_id)))?;
+    // Only who has the place has the id.
+    if let (Some(claim), Some(facts)) = (known, &certificate) {
+        learn(network, &place.info.node_id, facts, listed.as_ref(), claim)?;
+    }
+    drop(listed);
     decoder.set_max(MAX_LINE);
     if direction == Direction::Outbound {
         let (id, capabilities) = (place.info.node_id.clone(), place.info.capabilities.clone());

@@ -8,20 +8,19 @@ use crate::config::{is_node_id, Encryption, TrustMode};
 use crate::events::Emitter;
 use crate::security::bindings::{BindingError, Bindings, MAX_BINDINGS};
 use crate::security::directory::{Pair, Trusted};
-use crate::security::owners::{Change, NotOwned, Owners};
+use crate::security::owners::{Adopted, Change, Done, Known, NotOwned, Owners};
 use crate::security::pki::CertificateFacts;
 use crate::text::printable;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 use thenodes::events::model::LogLevel;
 
 /// Between two writings: what comes meanwhile is written together.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_secs(1);
 
-/// True where ids that keys came with are kept on disk, and who is in the table counts.
+/// True where ids that keys came with are kept on disk by the table.
 fn keeps(encryption: &Encryption) -> bool {
     matches!(encryption.policy.mode, TrustMode::Allowlist | TrustMode::Observe)
-        && !encryption.policy.needs_chain()
 }
 
 /// True where the operator's directory says who is let in, and so whose certificates name ids for him.
@@ -85,52 +84,108 @@ pub(super) fn claim(
     }
 }
 
-/// Whether a key may come with this id as far as is remembered; it is the first if nobody was.
-pub(super) fn first_key(network: &Network, node_id: &str, facts: &CertificateFacts) -> Result<(), Refusal> {
-    let mut owners = network.owners.lock().unwrap_or_else(PoisonError::into_inner);
-    let met = owners.meet(node_id, &facts.fingerprint, &Bindings::file_of(node_id));
-    drop(owners);
-    let command = &network.command;
-    Err(refusal(
-        node_id,
-        match met {
-            Ok(()) => {
-                network.met.notify_one();
-                return Ok(());
-            }
-            Err(NotOwned::OfAnother) => {
-                format!("it came with another key before; if it has a new one: {command}trust forget -- {node_id}")
-            }
-            Err(NotOwned::Unreadable) => {
-                "what is remembered of ids cannot be read; the event id_memory_unreadable says why".into()
-            }
-            Err(NotOwned::Full) => format!(
-                "{MAX_BINDINGS} ids are remembered, and no more; {command}trust bindings lists them, trust forget makes room"
-            ),
-        },
-    ))
+/// What the table is told of keys and connections.
+fn with_known<T>(network: &Network, listed: Option<&Trusted>, use_it: impl FnOnce(&Known<'_>) -> T) -> T {
+    let connected = |id: &str| network.peers.by_id(id).is_some();
+    let trusted = |key: &str| listed.is_none_or(|listed| listed.keys.contains(key));
+    use_it(&Known { connected: &connected, trusted: &trusted })
 }
 
-/// Why a connected peer's id is not its own any more, if that was written or changed since.
-pub(super) fn lost(
+fn owners(network: &Network) -> MutexGuard<'_, Owners> {
+    network.owners.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a key may come with this id as far as is remembered. Changes nothing.
+pub(super) fn may_have(
     network: &Network,
+    node_id: &str,
+    facts: Option<&CertificateFacts>,
+    listed: Option<&Trusted>,
+) -> Result<(), Refusal> {
+    let Some(facts) = facts else { return Ok(()) };
+    let file = Bindings::file_of(node_id);
+    let (asked, unowned, keeps) = with_known(network, listed, |known| {
+        let owners = owners(network);
+        let asked = owners.ask(node_id, &facts.fingerprint, &file, known);
+        (asked, owners.key_of(node_id).is_none(), owners.keeps())
+    });
+    let command = &network.command;
+    match asked {
+        // Forgotten while it is there: it is not the next one's for that.
+        Ok(()) if unowned && network.peers.by_id(node_id).is_some() => {
+            Err(Refusal::Duplicate(node_id.into()))
+        }
+        Ok(()) => Ok(()),
+        Err(NotOwned::OfAnother) if keeps => Err(refusal(
+            node_id,
+            format!("it came with another key before; if it has a new one: {command}trust forget -- {node_id}"),
+        )),
+        Err(NotOwned::OfAnother) => Err(refusal(
+            node_id,
+            "it came with another key before, since this node started; until it starts again".into(),
+        )),
+        Err(NotOwned::Unreadable) => Err(refusal(
+            node_id,
+            "what is remembered of ids cannot be read; the event id_memory_unreadable says why".into(),
+        )),
+        Err(NotOwned::Full) => Err(refusal(
+            node_id,
+            format!(
+                "{MAX_BINDINGS} ids are remembered, and no more; {command}trust bindings lists them, trust forget makes room"
+            ),
+        )),
+    }
+}
+
+/// A key was let in with this id, and has its place. An error if the id was given to another one in between.
+pub(super) fn learn(
+    network: &Network,
+    node_id: &str,
+    facts: &CertificateFacts,
+    listed: Option<&Trusted>,
+    claim: Claim,
+) -> Result<(), Refusal> {
+    if claim == Claim::Open {
+        let key = owners(network).key_of(node_id).map(str::to_owned);
+        let other = key.is_some_and(|key| {
+            key != facts.fingerprint && listed.is_none_or(|listed| listed.keys.contains(&key))
+        });
+        if other {
+            return Err(refusal(node_id, "it was given to another key just now".into()));
+        }
+    }
+    with_known(network, listed, |known| owners(network).learn(node_id, &facts.fingerprint, known));
+    network.met.notify_one();
+    Ok(())
+}
+
+/// The reason where a connected peer's id is another's now.
+pub(super) const ID_OF_ANOTHER: &str = "id-of-another";
+
+/// Why a connected peer's id is not its own any more, if that was written or changed since. What cannot be read for the moment changes
+/// nothing for who is inside, and what was forgotten is not given to another: whoever comes next decides.
+pub(super) async fn lost(
+    network: &Network,
+    encryption: &Encryption,
     node_id: &str,
     facts: &CertificateFacts,
     vouched: bool,
     trusted: &Trusted,
 ) -> Option<&'static str> {
-    match claim(network, node_id, facts, vouched, Some(trusted)) {
-        Err(_) => Some("id-of-another"),
-        Ok(Claim::Proved) => None,
-        Ok(Claim::Open) => {
-            let owners = network.owners.lock().unwrap_or_else(PoisonError::into_inner);
-            // Forgotten is not given to another: whoever comes next decides.
-            owners
-                .key_of(node_id)
-                .is_some_and(|key| owners.keeps() && key != facts.fingerprint)
-                .then_some("id-of-another")
+    let (key, reason) = match claim(network, node_id, facts, vouched, Some(trusted)) {
+        Err(_) => return Some(ID_OF_ANOTHER),
+        Ok(Claim::Proved) => return None,
+        Ok(Claim::Open) if encryption.policy.mode == TrustMode::Tofu => {
+            let (bindings, id) = (Bindings::below(&encryption.observed_dir), node_id.to_owned());
+            let holder = tokio::task::spawn_blocking(move || bindings.holder(&id)).await;
+            (holder.ok()?.ok()??, "tofu-mismatch")
         }
-    }
+        Ok(Claim::Open) => {
+            let owners = owners(network);
+            (owners.key_of(node_id).filter(|_| owners.keeps())?.to_owned(), ID_OF_ANOTHER)
+        }
+    };
+    (key != facts.fingerprint).then_some(reason)
 }
 
 fn bindings(network: &Network) -> Option<Bindings> {
@@ -166,8 +221,11 @@ pub async fn restore(network: &Arc<Network>) {
             let text = "there was none: a trusted key whose certificate in the trusted directory names no id has the id that it comes with first";
             network.events.system(LogLevel::Info, "id_memory_created", text.to_owned());
         }
-        // What is wrong is seen, and told, by reading.
-        Ok(Ok(false) | Err(_)) | Err(_) => {}
+        Ok(Ok(false)) | Err(_) => {}
+        Ok(Err(error)) => {
+            owners(network).lose();
+            return told(&network.events, "id_memory_unreadable", &error);
+        }
     }
     read(network).await;
 }
@@ -178,17 +236,23 @@ pub(super) async fn read(network: &Arc<Network>) -> Read {
     let Ok(survey) = tokio::task::spawn_blocking(move || bindings.survey()).await else {
         return Read::Failed;
     };
-    let lock = || network.owners.lock().unwrap_or_else(PoisonError::into_inner);
     match survey {
         Ok((list, unreadable)) => {
-            if !lock().adopt(&list, unreadable.keys().cloned().collect()) {
-                return Read::Same;
+            let adopted = owners(network).adopt(&list, unreadable.keys().cloned().collect());
+            match adopted {
+                Adopted::Same => return Read::Same,
+                Adopted::News => {}
+                Adopted::Back => {
+                    let text =
+                        format!("{} ids; every other one goes to whoever comes with it first", list.len());
+                    network.events.system(LogLevel::Warn, "id_memory_restored", text);
+                }
             }
             unreadable.values().for_each(|error| told(&network.events, "id_memory_unreadable", error));
             Read::News
         }
         Err(error) => {
-            if lock().lose() {
+            if owners(network).lose() {
                 told(&network.events, "id_memory_unreadable", &error);
             }
             Read::Failed
@@ -199,22 +263,27 @@ pub(super) async fn read(network: &Arc<Network>) -> Read {
 /// Writes down what is new. Once more at the end of the node.
 pub async fn write(network: &Arc<Network>) {
     let Some(bindings) = bindings(network) else { return };
-    let changes = network.owners.lock().unwrap_or_else(PoisonError::into_inner).changes();
+    let changes = owners(network).changes();
     if changes.is_empty() {
         return;
     }
     let network = network.clone();
     let written = tokio::task::spawn_blocking(move || {
         let mut first = None;
-        for change in &changes {
-            let done = match change {
-                Change::Keep(binding) => bindings.give(binding),
-                Change::Drop(id) => bindings.forget(id).map(drop),
+        for change in changes {
+            let done = match &change {
+                Change::Keep { binding, replaces } => bindings.keep(binding, replaces.as_deref()),
+                Change::Drop(binding) => bindings.release(binding).map(|()| None),
             };
-            if let Err(error) = done {
-                network.owners.lock().unwrap_or_else(PoisonError::into_inner).undone(change);
-                first.get_or_insert(error);
-            }
+            let done = match done {
+                Ok(None) => Done::Yes,
+                Ok(Some(key)) => Done::OfAnother(key),
+                Err(error) => {
+                    first.get_or_insert(error);
+                    Done::NotYet
+                }
+            };
+            owners(&network).done(change, done);
         }
         if let Some(error) = first {
             told(&network.events, "id_memory_unwritable", &error);

@@ -86,7 +86,7 @@ pub async fn restore(network: &Network) {
 /// Forgets what is too old.
 fn expire(network: &Network) {
     let connected = network.peers.list().into_iter().map(|peer| peer.node_id).collect();
-    network.store.expire(unix_now().saturating_sub(network.net.persistence.ttl.as_secs()), &connected);
+    network.store.expire(unix_now(), network.net.persistence.ttl.as_secs(), &connected);
 }
 
 /// Writes what is known now.

@@ -8,6 +8,7 @@ use super::peers::Direction;
 use super::Network;
 use crate::config::{Encryption, TrustMode};
 use crate::security::bindings::Bindings;
+use crate::security::chain::Anchor;
 use crate::security::directory;
 use crate::security::pki::CertificateFacts;
 use crate::security::trust::{self, Decision};
@@ -146,20 +147,17 @@ pub(super) async fn until_unwelcome(
                 }
             }
         };
+        let vouched = path == Some(Ok(Anchor::Authority));
+        let path = path.map(|path| path.map(drop));
         let mut verdict =
             trust::judge(&encryption.policy, facts, Some(&set.keys), path, realm, channel::now());
-        if let (Decision::AskMemory, Some(facts)) = (verdict.decision, facts) {
-            let (bindings, id) = (Bindings::below(&encryption.observed_dir), peer.node_id.clone());
-            let holder = tokio::task::spawn_blocking(move || bindings.holder(&id)).await;
-            // Forgotten, or not to be read now: the next handshake decides.
-            if !matches!(holder, Ok(Ok(Some(holder))) if holder != facts.fingerprint) {
-                continue;
+        // On first use it was let in already; whether the id is still its own is the next question.
+        if let (Decision::Accept | Decision::AskMemory, Some(facts)) = (verdict.decision, facts) {
+            let lost = ownership::lost(network, encryption, &peer.node_id, facts, vouched, &set).await;
+            verdict.decision = Decision::Accept;
+            if let Some(reason) = lost {
+                (verdict.decision, verdict.reason) = (Decision::Reject, reason);
             }
-            (verdict.decision, verdict.reason) = (Decision::Reject, "tofu-mismatch");
-        }
-        let lost = facts.and_then(|of| ownership::lost(network, &peer.node_id, of, chain.is_some(), &set));
-        if let (Decision::Accept, Some(reason)) = (verdict.decision, lost) {
-            (verdict.decision, verdict.reason) = (Decision::Reject, reason);
         }
         if verdict.decision == Decision::Reject {
             let event = channel::event(network, encryption, &verdict, facts, direction, peer.addr);

@@ -149,6 +149,28 @@ impl Bindings {
         Ok(file)
     }
 
+    /// Writes down whose an id is, if nobody is written down, or it is that key already or this one. Says whose it is if it is another's.
+    /// Blocks for a write.
+    pub fn keep(&self, of: &Binding, replaces: Option<&str>) -> Result<Option<String>, BindingError> {
+        match self.holder(&of.node_id)? {
+            Some(holder) if holder == of.fingerprint => Ok(None),
+            Some(holder) if replaces == Some(&*holder) => self.give(of).map(|()| None),
+            Some(holder) => Ok(Some(holder)),
+            None => match self.meet(&of.node_id, &of.fingerprint, false)? {
+                Meeting::Other { fingerprint } => Ok(Some(fingerprint)),
+                Meeting::First | Meeting::Again | Meeting::Connected => Ok(None),
+            },
+        }
+    }
+
+    /// Removes what is written down of an id, if it is this key's.
+    pub fn release(&self, of: &Binding) -> Result<(), BindingError> {
+        match self.holder(&of.node_id)? {
+            Some(holder) if holder == of.fingerprint => self.forget(&of.node_id).map(drop),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Gives an id to a key, whoever had it before. Blocks for a write.
     pub fn give(&self, of: &Binding) -> Result<(), BindingError> {
         let path = self.path(&of.node_id);

@@ -41,6 +41,15 @@ pub enum Purpose {
     Client,
 }
 
+/// Where a path ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anchor {
+    /// At an authority of the operator's, which vouches for the names in the certificate.
+    Authority,
+    /// At the certificate itself: nobody vouches for what it says.
+    Itself,
+}
+
 /// Why a certificate has no path.
 pub type Broken = &'static str;
 
@@ -110,7 +119,7 @@ pub fn check(
     certificates: &[CertificateDer<'_>],
     purpose: Purpose,
     now: i64,
-) -> Result<(), Broken> {
+) -> Result<Anchor, Broken> {
     let Some((own, others)) = certificates.split_first() else { return Err("no-certificate") };
     if others.len() > MAX_INTERMEDIATES {
         return Err("chain-too-long");
@@ -123,9 +132,9 @@ pub fn check(
                 return Err("self-signed");
             }
             // Its own signature, dates and purposes hold, or it is nobody's.
-            path(own, &[], std::slice::from_ref(own), &lists, purpose, now)
+            path(own, &[], std::slice::from_ref(own), &lists, purpose, now).map(|()| Anchor::Itself)
         }
-        checked => checked,
+        checked => checked.map(|()| Anchor::Authority),
     }
 }
 
@@ -258,8 +267,8 @@ mod tests {
         assert_eq!(check(std::slice::from_ref(&good), Purpose::Client), Err("no-authorities"));
         fs::create_dir_all(&authorities.issuers).expect("a directory");
         fs::write(authorities.issuers.join("ours.pem"), &ours.pem).expect("written");
-        assert_eq!(check(std::slice::from_ref(&good), Purpose::Client), Ok(()));
-        assert_eq!(check(std::slice::from_ref(&good), Purpose::Server), Ok(()));
+        assert_eq!(check(std::slice::from_ref(&good), Purpose::Client), Ok(Anchor::Authority));
+        assert_eq!(check(std::slice::from_ref(&good), Purpose::Server), Ok(Anchor::Authority));
         assert_eq!(check(&[], Purpose::Server), Err("no-certificate"));
         assert_eq!(check(&[other.issue(1, |_| {})], Purpose::Client), Err("unknown-issuer"));
         let late = ours.issue(2, |params| params.not_after = OffsetDateTime::now_utc() - Span::days(1));
@@ -268,20 +277,24 @@ mod tests {
         assert_eq!(check(&[early], Purpose::Client), Err("not-yet-valid"));
         let server_only =
             ours.issue(4, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
-        assert_eq!(check(std::slice::from_ref(&server_only), Purpose::Server), Ok(()));
+        assert_eq!(check(std::slice::from_ref(&server_only), Purpose::Server), Ok(Anchor::Authority));
         assert_eq!(check(&[server_only], Purpose::Client), Err("wrong-purpose"));
         let key = KeyPair::generate().expect("a key");
         let own = CertificateParams::new(vec![]).and_then(|params| params.self_signed(&key)).expect("signed");
         assert_eq!(check(&[own.der().clone()], Purpose::Server), Err("self-signed"));
         let lax = Authorities { self_signed: true, ..authorities.clone() };
-        assert_eq!(super::check(&lax, &[own.der().clone()], Purpose::Server, now), Ok(()));
+        assert_eq!(super::check(&lax, &[own.der().clone()], Purpose::Server, now), Ok(Anchor::Itself));
         assert_eq!(check(&vec![good.clone(); 20], Purpose::Server), Err("chain-too-long"));
         // Revocation.
         fs::create_dir_all(&authorities.lists[0]).expect("a directory");
         let list = authorities.lists[0].join("ours.crl");
         fs::write(&list, ours.revoke(1, OffsetDateTime::now_utc() + Span::days(1))).expect("written");
         assert_eq!(check(std::slice::from_ref(&good), Purpose::Client), Err("revoked"));
-        assert_eq!(check(&[ours.issue(9, |_| {})], Purpose::Client), Ok(()), "not every one is");
+        assert_eq!(
+            check(&[ours.issue(9, |_| {})], Purpose::Client),
+            Ok(Anchor::Authority),
+            "not every one is"
+        );
         fs::write(&list, ours.revoke(7, OffsetDateTime::now_utc() - Span::days(1))).expect("written");
         assert_eq!(check(std::slice::from_ref(&good), Purpose::Client), Err("revocation-list-expired"));
         fs::write(&list, "garbage").expect("written");

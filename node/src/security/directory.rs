@@ -1,7 +1,8 @@
 //! The directories of other nodes' certificates: those that the operator trusts, and those of strangers that were kept. Does not trust
 //! what strangers brought: what is kept of them is bounded, and a name becomes a path only if it is a fingerprint.
 
-use super::pki::{at, facts, read, PkiError};
+use super::bindings::{Binding, BindingError, Bindings};
+use super::pki::{at, facts, read, CertificateFacts, PkiError};
 use crate::config::is_node_id;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Certificates of strangers that are kept; more are not written.
 const MAX_OBSERVED: usize = 1000;
@@ -84,8 +85,7 @@ pub fn trusted(dir: &Path) -> Result<Trusted, PkiError> {
         let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
         match extension.as_deref() {
             Some("pem") => {
-                for certificate in CertificateDer::pem_slice_iter(&read(&path)?) {
-                    let facts = facts(&certificate.map_err(|e| at(&path, e))?);
+                for facts in certificates(&path)? {
                     if let Some(name) = facts.common_name.filter(|name| is_node_id(name)) {
                         trusted.name(&name, &facts.fingerprint);
                     }
@@ -125,59 +125,150 @@ pub fn trust_fingerprint(dir: &Path, fingerprint: &str) -> Result<bool, PkiError
     Ok(true)
 }
 
-/// Trusts the key of a certificate, under the id that the certificate names if it names one. False if both were trusted already.
-fn trust_certificate(dir: &Path, certificate: &CertificateDer<'_>) -> Result<bool, PkiError> {
-    let before = trusted(dir)?;
-    let facts = facts(certificate);
-    let named = facts.common_name.filter(|name| is_node_id(name));
-    let known = match &named {
-        None => before.keys.contains(&facts.fingerprint),
-        Some(named) => before.pair(named, &facts.fingerprint) == Pair::Listed,
-    };
-    if known {
-        return Ok(false);
-    }
-    // One key may have several certificates.
-    let number = (0..).map(|n| if n == 0 { String::new() } else { format!(".{n}") });
-    let mut paths = number.map(|n| dir.join(format!("{}{n}.pem", facts.fingerprint)));
-    let path = paths.find(|path| !path.exists()).unwrap_or_default();
-    write_new(dir, &path, certificate, 0o644).map_err(|e| at(&path, e))
+/// Where certificates are put that the operator trusts, and what he wants to happen to others of the same name.
+#[derive(Debug, Clone)]
+pub struct Trusting<'a> {
+    /// The trusted directory.
+    pub dir: &'a Path,
+    /// Which key an id came with, as far as that is remembered on disk.
+    pub bindings: Bindings,
+    /// An id that is another key's goes to this one.
+    pub replace: bool,
 }
 
-/// Trusts a key whose certificate was kept among the observed ones; false if it was trusted already. `None`: none was kept.
-pub fn promote(observed: &Path, dir: &Path, fingerprint: &str) -> Result<Option<bool>, PkiError> {
-    let fingerprint = fingerprint.trim().to_ascii_lowercase();
-    // Compared with what is there, and never made a path of before that.
-    if !is_fingerprint(&fingerprint) || !trusted(observed)?.keys.contains(&fingerprint) {
-        return Ok(None);
+impl Trusting<'_> {
+    /// Trusts the key of a certificate, under the id that the certificate names if it names one. False if both were trusted already. What a
+    /// certificate says of itself is its maker's word: an id that is another key's needs the operator's.
+    fn certificate(&self, certificate: &CertificateDer<'_>) -> Result<bool, PkiError> {
+        let facts = facts(certificate);
+        let named = facts.common_name.filter(|name| is_node_id(name));
+        let before = trusted(self.dir)?;
+        let known = match &named {
+            None => before.keys.contains(&facts.fingerprint),
+            Some(named) => before.pair(named, &facts.fingerprint) == Pair::Listed,
+        };
+        if let Some(named) = &named {
+            self.make_room(named, &facts.fingerprint)?;
+        }
+        if known {
+            return Ok(false);
+        }
+        // One key may have several certificates.
+        let number = (0..).map(|n| if n == 0 { String::new() } else { format!(".{n}") });
+        let mut paths = number.map(|n| self.dir.join(format!("{}{n}.pem", facts.fingerprint)));
+        let path = paths.find(|path| !path.exists()).unwrap_or_default();
+        write_new(self.dir, &path, certificate, 0o644).map_err(|e| at(&path, e))
     }
-    let path = observed.join(format!("{fingerprint}.pem"));
-    if !path.exists() {
-        return trust_fingerprint(dir, &fingerprint).map(Some); // kept in another way: by hand
-    }
-    let mut new = false;
-    for certificate in CertificateDer::pem_slice_iter(&read(&path)?) {
-        let certificate = certificate.map_err(|e| at(&path, e))?;
-        // Of a file that strangers' certificates are kept in, no more than was asked for.
-        if facts(&certificate).fingerprint == fingerprint {
-            new |= trust_certificate(dir, &certificate)?;
+
+    /// Other keys that have the id lose it, or are the reason why nothing is done.
+    fn make_room(&self, node_id: &str, fingerprint: &str) -> Result<(), PkiError> {
+        let refused = |path: &Path, key: &str| {
+            let what = format!(
+                "{node_id} is the id of {key}; if it has a new key, --replace trusts that in place of the old one, and if this is another node, it needs an id and a certificate of its own"
+            );
+            at(path, what)
+        };
+        for (path, others) in self.others(node_id, fingerprint)? {
+            match others.as_slice() {
+                [other] if !self.replace => return Err(refused(&path, other)),
+                [_] => fs::remove_file(&path).map_err(|e| at(&path, e))?,
+                _ => {
+                    return Err(at(
+                        &path,
+                        format!("it holds several certificates; take out that of {node_id}"),
+                    ))
+                }
+            }
+        }
+        let at_bindings = |e: BindingError| at(self.bindings.dir(), e);
+        if !self.bindings.dir().is_dir() {
+            return Ok(());
+        }
+        match self.bindings.holder(node_id).map_err(at_bindings)? {
+            Some(holder) if holder != fingerprint && !self.replace => {
+                Err(refused(self.bindings.dir(), &holder))
+            }
+            Some(holder) if holder != fingerprint => {
+                let binding = Binding { node_id: node_id.into(), fingerprint: fingerprint.into() };
+                self.bindings.give(&binding).map_err(at_bindings)
+            }
+            Some(_) | None => Ok(()),
         }
     }
-    Ok(Some(new))
+
+    /// Files that give an id to other keys, with the keys of all their certificates.
+    fn others(&self, node_id: &str, fingerprint: &str) -> Result<Vec<(PathBuf, Vec<String>)>, PkiError> {
+        let mut files = Vec::new();
+        for path in pem_files(self.dir)? {
+            let all = certificates(&path)?;
+            let is_other = |facts: &CertificateFacts| {
+                facts.common_name.as_deref() == Some(node_id) && facts.fingerprint != fingerprint
+            };
+            if all.iter().any(is_other) {
+                files.push((path, all.into_iter().map(|facts| facts.fingerprint).collect()));
+            }
+        }
+        Ok(files)
+    }
+
+    /// Trusts the certificates of a PEM file, each under the id that it names; returns their fingerprints.
+    pub fn file(&self, file: &Path) -> Result<Vec<String>, PkiError> {
+        let mut list = Vec::new();
+        for certificate in CertificateDer::pem_slice_iter(&read(file)?) {
+            let certificate = certificate.map_err(|e| at(file, e))?;
+            self.certificate(&certificate)?;
+            list.push(facts(&certificate).fingerprint);
+        }
+        if list.is_empty() {
+            return Err(at(file, "holds no PEM certificate"));
+        }
+        Ok(list)
+    }
+
+    /// Trusts a key whose certificate was kept among the observed ones; false if it was trusted already. `None`: none was kept.
+    pub fn promote(&self, observed: &Path, fingerprint: &str) -> Result<Option<bool>, PkiError> {
+        let fingerprint = fingerprint.trim().to_ascii_lowercase();
+        // Compared with what is there, and never made a path of before that.
+        if !is_fingerprint(&fingerprint) || !trusted(observed)?.keys.contains(&fingerprint) {
+            return Ok(None);
+        }
+        let path = observed.join(format!("{fingerprint}.pem"));
+        if !path.exists() {
+            return trust_fingerprint(self.dir, &fingerprint).map(Some); // kept in another way: by hand
+        }
+        let mut new = false;
+        for certificate in CertificateDer::pem_slice_iter(&read(&path)?) {
+            let certificate = certificate.map_err(|e| at(&path, e))?;
+            // Of a file that strangers' certificates are kept in, no more than was asked for.
+            if facts(&certificate).fingerprint == fingerprint {
+                new |= self.certificate(&certificate)?;
+            }
+        }
+        Ok(Some(new))
+    }
 }
 
-/// Trusts the certificates of a PEM file, each under the id that it names; returns their fingerprints.
-pub fn trust_file(dir: &Path, file: &Path) -> Result<Vec<String>, PkiError> {
-    let mut list = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(&read(file)?) {
-        let certificate = certificate.map_err(|e| at(file, e))?;
-        trust_certificate(dir, &certificate)?;
-        list.push(facts(&certificate).fingerprint);
+fn pem_files(dir: &Path) -> Result<Vec<PathBuf>, PkiError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(at(dir, error)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| at(dir, e))?.path();
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("pem")) {
+            files.push(path);
+        }
     }
-    if list.is_empty() {
-        return Err(at(file, "holds no PEM certificate"));
-    }
-    Ok(list)
+    Ok(files)
+}
+
+/// What stands in the certificates of a PEM file.
+fn certificates(path: &Path) -> Result<Vec<CertificateFacts>, PkiError> {
+    CertificateDer::pem_slice_iter(&read(path)?)
+        .map(|certificate| certificate.map(|der| facts(&der)).map_err(|e| at(path, e)))
+        .collect()
 }
 
 /// Writes a peer's certificate to the observed directory, once per fingerprint. True if it was written now.
@@ -208,6 +299,10 @@ mod tests {
     use crate::security::pki::{fingerprints, make, KeyType};
     use thenodes::realms::RealmInfo;
 
+    fn trusting(dir: &Path) -> Trusting<'_> {
+        Trusting { dir, bindings: Bindings::below(&dir.join("observed")), replace: false }
+    }
+
     fn realm() -> RealmInfo {
         RealmInfo::new("Test Realm", "1")
     }
@@ -222,17 +317,17 @@ mod tests {
     #[test]
     fn only_what_was_kept_is_promoted_and_no_path_is_made_of_words() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (observed, trusting) = (dir.path().join("observed"), dir.path().join("trusted"));
+        let (observed, trust) = (dir.path().join("observed"), dir.path().join("trusted"));
         let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
         let fingerprint = make(&cert, &key, "a", &realm(), KeyType::P256, 1, false).expect("made");
         let der = CertificateDer::from_pem_file(&cert).expect("PEM");
         for word in [&*fingerprint, "../../etc", ""] {
-            assert!(matches!(promote(&observed, &trusting, word), Ok(None)), "{word}");
+            assert!(matches!(trusting(&trust).promote(&observed, word), Ok(None)), "{word}");
         }
         observe(&observed, &fingerprint, &der).expect("written");
-        assert!(matches!(promote(&observed, &trusting, &fingerprint.to_uppercase()), Ok(Some(true))));
-        assert!(matches!(promote(&observed, &trusting, &fingerprint), Ok(Some(false))));
-        let of = trusted(&trusting).expect("reads");
+        assert!(matches!(trusting(&trust).promote(&observed, &fingerprint.to_uppercase()), Ok(Some(true))));
+        assert!(matches!(trusting(&trust).promote(&observed, &fingerprint), Ok(Some(false))));
+        let of = trusted(&trust).expect("reads");
         assert_eq!((of.keys.len(), of.pair("a", &fingerprint)), (1, Pair::Listed));
     }
 
@@ -243,7 +338,7 @@ mod tests {
         assert_eq!(trusted(&trust).expect("none"), Trusted::default());
         let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
         let fingerprint = make(&cert, &key, "n", &realm(), KeyType::P256, 1, false).expect("made");
-        assert_eq!(trust_file(&trust, &cert).expect("trusted"), std::slice::from_ref(&fingerprint));
+        assert_eq!(trusting(&trust).file(&cert).expect("trusted"), std::slice::from_ref(&fingerprint));
         assert!(!trust_fingerprint(&trust, &fingerprint).expect("again"));
         fs::copy(&cert, trust.join("x.PEM")).expect("copied");
         assert_eq!(trusted(&trust).expect("one").keys, BTreeSet::from([fingerprint]));
@@ -274,8 +369,8 @@ mod tests {
             (cert, fingerprint)
         };
         let ((a, of_a), (_, of_b), (nameless, of_none)) = (made("node-a"), made("node-b"), made("no id"));
-        trust_file(&trust, &a).expect("trusted");
-        trust_file(&trust, &nameless).expect("trusted");
+        trusting(&trust).file(&a).expect("trusted");
+        trusting(&trust).file(&nameless).expect("trusted");
         trust_fingerprint(&trust, &of_b).expect("trusted");
         let trusted = trusted(&trust).expect("reads");
         assert_eq!(trusted.keys.len(), 3);
@@ -296,9 +391,45 @@ mod tests {
         trust_fingerprint(&trust, &fingerprint).expect("trusted");
         assert_eq!(trusted(&trust).expect("reads").pair("node-a", &fingerprint), Pair::Unsaid);
         for _ in 0..2 {
-            trust_file(&trust, &cert).expect("trusted");
+            trusting(&trust).file(&cert).expect("trusted");
             assert_eq!(trusted(&trust).expect("reads").pair("node-a", &fingerprint), Pair::Listed);
         }
         assert_eq!(fs::read_dir(&trust).expect("reads").count(), 2);
+    }
+
+    #[test]
+    fn a_certificate_takes_no_id_that_is_another_keys_unless_the_operator_says_so() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let trust = dir.path().join("trusted");
+        let made = |file: &str| {
+            let (cert, key) =
+                (dir.path().join(format!("{file}.pem")), dir.path().join(format!("{file}.key")));
+            let fingerprint = make(&cert, &key, "node-a", &realm(), KeyType::P256, 1, false).expect("made");
+            (cert, fingerprint)
+        };
+        let ((old, of_old), (new, of_new)) = (made("old"), made("new"));
+        trusting(&trust).file(&old).expect("trusted");
+        let error = trusting(&trust).file(&new).expect_err("refused").to_string();
+        assert!(error.contains("node-a is the id of") && error.contains("--replace"), "{error}");
+        assert_eq!(trusted(&trust).expect("reads").keys, BTreeSet::from([of_old]));
+        let replacing = Trusting { replace: true, ..trusting(&trust) };
+        replacing.file(&new).expect("trusted");
+        let now = trusted(&trust).expect("reads");
+        assert_eq!(
+            (now.keys.len(), now.pair("node-a", &of_new)),
+            (1, Pair::Listed),
+            "in place of the old one"
+        );
+        // Nor one that came with another key first.
+        let (other, of_other) = {
+            let (cert, key) = (dir.path().join("b.pem"), dir.path().join("b.key"));
+            let fingerprint = make(&cert, &key, "node-b", &realm(), KeyType::P256, 1, false).expect("made");
+            (cert, fingerprint)
+        };
+        replacing.bindings.prepare().expect("made");
+        replacing.bindings.meet("node-b", &of_new, false).expect("written");
+        assert!(trusting(&trust).file(&other).is_err());
+        replacing.file(&other).expect("trusted");
+        assert_eq!(replacing.bindings.holder("node-b").expect("read"), Some(of_other));
     }
 }

@@ -259,13 +259,17 @@ impl PeerStore {
         of.max_by_key(|record| (record.last_success_epoch, record.addr)).map(|record| record.addr)
     }
 
-    /// Forgets addresses whose last success is before this (seconds since 1970), in a store in this process; those of these nodes stay.
-    /// An address that never answered has no age: the bound of the store, and failures, are for those.
-    pub fn expire(&self, oldest: u64, connected: &HashSet<String>) {
+    /// Forgets addresses whose last success is older than `ttl` seconds at `now` (seconds since 1970), in a store in this process. A node
+    /// that is connected succeeds all the time. An address that never answered has no age: the bound of the store, and failures, are for
+    /// those.
+    pub fn expire(&self, now: u64, ttl: u64, connected: &HashSet<String>) {
         let Inner::Local { records, .. } = &self.inner else { return };
         records.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, record| {
-            record.last_success_epoch.is_none_or(|at| at >= oldest)
-                || record.node_id.as_ref().is_some_and(|id| connected.contains(id))
+            let Some(last) = &mut record.last_success_epoch else { return true };
+            if record.node_id.as_ref().is_some_and(|id| connected.contains(id)) {
+                *last = now;
+            }
+            *last >= now.saturating_sub(ttl)
         });
     }
 
@@ -388,9 +392,14 @@ mod tests {
             record(3, Some(1), "connected"),
             record(4, None, "never"),
         ]);
-        store.expire(100, &HashSet::from(["connected".to_owned()]));
+        store.expire(150, 50, &HashSet::from(["connected".to_owned()]));
         let mut left: Vec<u16> = store.all().await.into_iter().map(|addr| addr.port()).collect();
         left.sort_unstable();
         assert_eq!(left, [2, 3, 4]);
+        // It was connected a moment ago, however long before that it came.
+        store.expire(160, 50, &HashSet::new());
+        left = store.all().await.into_iter().map(|addr| addr.port()).collect();
+        left.sort_unstable();
+        assert_eq!(left, [3, 4]);
     }
 }
