@@ -44,7 +44,33 @@ fn nodes_that_know_one_node_find_each_other() {
     until("the others are known to it", || {
         shy.json(&["peers", "known"])["known"].as_array().is_some_and(|known| known.len() >= 3)
     });
-    assert!(!peers(&shy).is_empty());
+    // Others may dial it; itself it dials nobody, however often it looks.
+    let dialed = || -> Vec<String> {
+        let list = shy.json(&["peers"])["peers"].as_array().cloned().unwrap_or_default();
+        let out = list.iter().filter(|peer| peer["direction"] == "outbound");
+        out.filter_map(|peer| Some(peer["node_id"].as_str()?.to_owned())).collect()
+    };
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(dialed(), ["hub"]);
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_node_with_as_many_peers_as_it_may_have_dials_nobody() {
+    let node = Spec::new("full").more("[network.limits]\nconnections = 2\n").start();
+    let other = Spec::new("other").start();
+    let target = format!("127.0.0.1:{}", other.port);
+    let first = Peer::greeted(&node, "first");
+    let _second = Peer::greeted(&node, "second");
+    let refused = node.json(&["peers", "connect", &target]);
+    let text = refused["error"]["message"].as_str().unwrap_or_default();
+    assert!(text.contains("[network.limits] connections"), "{refused}");
+    // The control: with a place.
+    drop(first);
+    until("it has gone", || peers(&node) == ["second"]);
+    assert_eq!(node.json(&["peers", "connect", &target])["connected"], "other");
 }
 
 #[test]

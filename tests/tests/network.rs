@@ -307,6 +307,30 @@ fn who_speaks_no_tls_where_it_is_asked_for_is_refused_by_that_reason() {
     node.expect("role=inbound decision=Reject reason=not-tls");
 }
 
+/// A flood that is no more than its author's own wait: nothing is lost, and it is said once.
+#[test]
+fn a_peer_beyond_its_rate_is_held_up_and_told_of_once() {
+    let mut node = Spec::new("node").with("courier").more("[network.limits]\nmessages_per_s = 200\n").start();
+    let mut flood = Stranger::greeted(&node, "flood");
+    let begun = Instant::now();
+    for n in 0..450 {
+        flood.say(&format!(
+            r#"{{"from":"flood","to":"node","msg_type":{{"TEXT":"{n}"}},"payload":null,"realm":null}}"#
+        ));
+    }
+    let taken = || node.prompt("courier", "got").expect("it lives").lines().count();
+    let before = node.memory();
+    while taken() < 450 {
+        assert!(begun.elapsed() < PATIENCE, "{} arrived", taken());
+    }
+    // The first 50 come at once.
+    assert!(begun.elapsed() >= Duration::from_millis(1990), "{:?}", begun.elapsed());
+    assert!(node.memory().saturating_sub(before) < 8 << 20);
+    let told = node.seen("action=peer_held_up");
+    assert!(told.contains("node_id=flood messages_per_s=200"), "{told}");
+    assert_eq!(node.heard().matches("peer_held_up").count(), 1);
+}
+
 /// A few bytes of anybody are enough for a refusal: there is a record of some, and of how many there is none.
 #[test]
 fn junk_at_a_tls_port_is_on_record_up_to_a_rate() {

@@ -83,6 +83,8 @@ pub struct Connecting {
     pub probe: Duration,
     /// A peer that answered probes and says nothing for so long is gone.
     pub silence: Duration,
+    /// A peer that never answered a probe, as those of 0.2, and says nothing for so long is gone.
+    pub idle: Duration,
     /// First pause before a lost connection is made again.
     pub base: Duration,
     /// Longest pause.
@@ -221,6 +223,7 @@ struct RawConnecting {
     punch_timeout_ms: Option<u64>,
     heartbeat_interval_ms: Option<Spanned<u64>>,
     heartbeat_timeout_ms: Option<Spanned<u64>>,
+    idle_timeout_ms: Option<Spanned<u64>>,
     reconnect_base_delay_ms: Option<Spanned<u64>>,
     #[serde(alias = "reconnect_delay_multiplier")]
     reconnect_multiplier: Option<Spanned<f64>>,
@@ -339,6 +342,7 @@ impl RawConnecting {
             connect: ms(&self.direct_tcp_timeout_ms, 3000, 50..=60_000)?,
             probe: ms(&self.heartbeat_interval_ms, 30_000, 100..=3_600_000)?,
             silence: ms(&self.heartbeat_timeout_ms, 90_000, 200..=86_400_000)?,
+            idle: ms(&self.idle_timeout_ms, 3_600_000, 200..=86_400_000)?,
             base: ms(&self.reconnect_base_delay_ms, 1000, 10..=3_600_000)?,
             max: ms(&self.reconnect_max_delay_ms, 60_000, 10..=86_400_000)?,
             multiplier: within(origin, self.reconnect_multiplier.as_ref(), 2.0, 1.0..=10.0)?,

@@ -43,6 +43,10 @@ pub(super) async fn connect(network: &Network, addr: SocketAddr) -> Result<Link,
     if network.ending.load(Ordering::Acquire) {
         return Err("the node is shutting down".into());
     }
+    let (open, most) = (network.peers.count().0, network.net.accepting.all);
+    if open >= most {
+        return Err(format!("{open} peers are connected, and no more may be ([network.limits] connections)"));
+    }
     let deadline = network.net.connecting.connect;
     match timeout(deadline, network.dial.dial(addr)).await {
         Ok(Ok(link)) => Ok(link),
@@ -167,6 +171,7 @@ mod tests {
             connect: Duration::from_secs(1),
             probe: Duration::from_secs(1),
             silence: Duration::from_secs(1),
+            idle: Duration::from_secs(1),
             base: Duration::from_secs(1),
             max: Duration::from_secs(60),
             multiplier: 2.0,

@@ -180,6 +180,8 @@ struct Reader<'a> {
     batch: Option<Box<Batch>>,
     invalid: u32,
     answers_probes: bool,
+    /// It was beyond its rate once, and that was said.
+    held_up: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -195,6 +197,7 @@ impl<'a> Reader<'a> {
             batch: None,
             invalid: 0,
             answers_probes: false,
+            held_up: false,
         }
     }
 
@@ -217,8 +220,8 @@ impl<'a> Reader<'a> {
                 tokio::task::yield_now().await;
             }
             let most = if is_long { READ / 4 } else { READ };
-            let silence = self.network.net.connecting.silence;
-            let patience = if self.answers_probes { silence } else { Duration::from_secs(86_400) };
+            let connecting = &self.network.net.connecting;
+            let patience = if self.answers_probes { connecting.silence } else { connecting.idle };
             let unfinished = self.decoder.unfinished();
             if unfinished <= came {
                 waited_us = 0; // it has begun only now
@@ -245,7 +248,7 @@ impl<'a> Reader<'a> {
                 Err(_) => {
                     let detail = format!("node_id={}", self.peer.node_id);
                     self.tell(LogLevel::Warn, "peer_unresponsive", detail);
-                    return End::Because(format!("silent for {} s", silence.as_secs()));
+                    return End::Because(format!("silent for {} s", patience.as_secs()));
                 }
             }
             if !self.answers_probes
@@ -334,7 +337,7 @@ impl<'a> Reader<'a> {
                 }
                 Gathered::Waits(pause) => {
                     self.go_up().await?;
-                    sleep(pause).await;
+                    self.hold_up(pause).await;
                     now = clock();
                 }
                 Gathered::Stays => {}
@@ -367,6 +370,20 @@ impl<'a> Reader<'a> {
             Duration::ZERO => Gathered::Stays,
             pause => Gathered::Waits(pause),
         }
+    }
+
+    /// Has a peer that is beyond its rate wait, and says so once.
+    async fn hold_up(&mut self, pause: Duration) {
+        if pause.is_zero() {
+            return;
+        }
+        if !self.held_up {
+            self.held_up = true;
+            let rate = self.network.net.accepting.messages_per_s;
+            let detail = format!("node_id={} messages_per_s={rate}", self.peer.node_id);
+            self.tell(LogLevel::Warn, "peer_held_up", detail);
+        }
+        sleep(pause).await;
     }
 
     /// What was gathered goes up, as soon as there is room.
@@ -434,9 +451,7 @@ impl<'a> Reader<'a> {
     /// A frame whose target is this node.
     async fn ours(&mut self, span: Range<usize>) -> Result<(), String> {
         let pause = self.taking.pace(clock());
-        if !pause.is_zero() {
-            sleep(pause).await;
-        }
+        self.hold_up(pause).await;
         // Room first, as for any line: what is inside may be a large tree.
         let weight = {
             let Some(forward) = line::read(self.decoder.bytes(span.clone())) else { return Ok(()) };
@@ -469,9 +484,7 @@ impl<'a> Reader<'a> {
     async fn message(&mut self, span: Range<usize>) -> Result<(), String> {
         // Who is too fast waits before it has anything that others need.
         let pause = self.taking.pace(clock());
-        if !pause.is_zero() {
-            sleep(pause).await;
-        }
+        self.hold_up(pause).await;
         // Room first, then parsing: a short line may be a large tree.
         let weight = weight(self.decoder.bytes(span.clone()));
         let Some(room) = self.room(weight).await? else {

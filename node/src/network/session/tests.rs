@@ -8,6 +8,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How long a peer is endured that says this again and again, and why no longer; at most ten minutes.
 async fn endures(says: &'static [u8], every: Duration) -> Option<(String, Duration)> {
+    endures_for(says, every, Duration::from_secs(600)).await
+}
+
+async fn endures_for(says: &'static [u8], every: Duration, most: Duration) -> Option<(String, Duration)> {
     let network = a_network();
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let info = PeerInfo { node_id: "p".into(), addr: ([127, 0, 0, 1], 1).into(), capabilities: vec![] };
@@ -31,7 +35,7 @@ async fn endures(says: &'static [u8], every: Duration) -> Option<(String, Durati
         why = session => Some((why, clock() - begun)),
         () = speaking => None,
         () = hearing => None,
-        () = sleep(Duration::from_secs(600)) => None,
+        () = sleep(most) => None,
     }
 }
 
@@ -46,4 +50,14 @@ async fn a_line_that_never_ends_ends_the_connection_in_time_and_pauses_between_l
     assert_eq!(endures(b"end\nbegin", 30 * second).await, None);
     let slower = endures(b"begin", 30 * second).await;
     assert!(slower.is_some_and(|(why, _)| why.contains("no end within")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_never_answered_and_says_nothing_is_let_go_after_its_time() {
+    let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
+    let (why, after) = endures_for(b"", hour, 10 * hour).await.expect("ended");
+    assert_eq!(why, "silent for 3600 s");
+    assert!((hour..hour + minute).contains(&after), "{after:?}");
+    // The control: one that says something now and then, whatever it is.
+    assert_eq!(endures_for(b"\n", hour - minute, 10 * hour).await, None);
 }
