@@ -20,5 +20,10 @@ pub mod security;
 pub mod services;
 pub mod text;
 
+/// The commit that this was built from; `unknown` outside of a checkout, unless the build said so.
+pub const COMMIT: &str = env!("THENODES_COMMIT");
+/// Version and commit, for people.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("THENODES_COMMIT"), ")");
+
 pub use config::Config;
 pub use node::Node;

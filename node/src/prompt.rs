@@ -16,7 +16,7 @@ use rustyline::{Context, Editor, Helper};
 use serde_json::Value;
 use std::io::Write;
 use std::path::PathBuf;
-use thenodes::constants::{build_timestamp, full_version, git_commit, PROTOCOL_VERSION};
+use thenodes::constants::{build_timestamp, full_version, PROTOCOL_VERSION};
 use thenodes::host::HostError;
 use thenodes::network::DeliveryClass;
 use tokio::sync::{mpsc, oneshot};
@@ -170,12 +170,17 @@ async fn at_root(view: &View, config: &Config, line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
         [] => String::new(),
-        ["version" | "/version" | "about" | "/about"] => format!(
-            "TheNodes version {} (protocol={PROTOCOL_VERSION})\ncommit: {}\nbuilt: {}",
-            full_version(),
-            git_commit(),
-            build_timestamp()
-        ),
+        ["version" | "/version" | "about" | "/about"] => {
+            let about = format!(
+                "TheNodes version {} (protocol={PROTOCOL_VERSION})\ncommit: {}",
+                full_version(),
+                crate::COMMIT
+            );
+            match build_timestamp() {
+                "unknown" => about, // the same source is to give the same program
+                time => format!("{about}\nbuilt: {time}"),
+            }
+        }
         ["help" | "/help"] => {
             let mut text = String::from(
                 "version | node | peers | peers known | connect HOST:PORT | disconnect NODE | send NODE TEXT | send reliable NODE TEXT | relay | status | plugins | trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | trust add FINGERPRINT | exit",

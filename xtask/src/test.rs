@@ -75,6 +75,9 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
 /// Programs that are upstream nodes, and below `target` where they are built.
 const UPSTREAM: [(&str, &str); 2] = [("upstream-peer", "upstream"), ("upstream-peer-02", "upstream-02")];
 
+/// Upstream's own program, 0.4.0.
+const STOCK: &str = "upstream-stock";
+
 pub(crate) fn build() -> Result<()> {
     let debug = target().join("debug");
     // A runner that can leave walls out, for tests of the others; then the real one takes its place again.
@@ -111,6 +114,13 @@ pub(crate) fn build() -> Result<()> {
         fs::copy(target().join(to).join("debug").join(peer), debug.join(peer))
             .with_context(|| format!("the upstream peer {peer}"))?;
     }
+    // The first of them as it is installed, for what its own program does.
+    let stock = target().join("upstream/stock");
+    if !stock.join("bin/thenodes").is_file() {
+        let install = ["install", "thenodes@0.4.0", "--locked", "--debug", "--bin", "thenodes", "--root"];
+        execute(cargo().args(install).arg(&stock).arg("--target-dir").arg(target().join("upstream")))?;
+    }
+    fs::copy(stock.join("bin/thenodes"), debug.join(STOCK)).context("upstream's own program")?;
     // And a plugin for the first of them, as its loader opens them.
     let plugin = "libupstream_plugin.so";
     fs::copy(target().join("upstream/debug/examples").join(plugin), debug.join(plugin))
@@ -191,7 +201,7 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
             publish(&entry.path(), dir.path())?;
         }
     }
-    for (peer, _) in UPSTREAM {
+    for peer in UPSTREAM.map(|(peer, _)| peer).into_iter().chain([STOCK]) {
         publish(&debug.join(peer), dir.path())?;
     }
     let own_network = Command::new("unshare")

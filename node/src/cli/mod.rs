@@ -40,7 +40,7 @@ const EVENT_INTERVAL: u32 = 13;
 
 /// A peer-to-peer node that runs plugins it does not trust.
 #[derive(Debug, Parser)]
-#[command(name = "thenodes", version, about)]
+#[command(name = "thenodes", version = crate::VERSION, about)]
 pub struct Cli {
     /// Configuration file. A file that is named must exist; without this option ./config.toml is read if it exists.
     #[arg(short, long, global = true, value_name = "FILE")]

@@ -25,6 +25,7 @@ pub use raw::Raw;
 pub use supervision::{HealthPolicy, Supervision};
 
 use crate::security::chain::Authorities;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -130,6 +131,24 @@ pub struct TrustPolicy {
 }
 
 impl TrustPolicy {
+    /// Names these rules in records of decisions: the first 16 hex digits of the SHA-256 of all of them.
+    pub fn checksum(&self) -> String {
+        // Taken apart, so that no rule is left out.
+        let Self {
+            mode,
+            reject_expired,
+            reject_before_valid,
+            realm_subject_binding,
+            pin_subjects,
+            pin_fingerprints,
+            store_observed,
+            enforce_chain,
+        } = self;
+        let mode = mode.event_name();
+        let rules = format!("{mode} {reject_expired} {reject_before_valid} {realm_subject_binding} {pin_subjects:?} {pin_fingerprints:?} {store_observed} {enforce_chain}");
+        crate::text::hex(&Sha256::digest(rules))[..16].to_owned()
+    }
+
     /// True if a path to an authority is needed.
     pub fn needs_chain(&self) -> bool {
         self.enforce_chain || self.mode == TrustMode::Ca

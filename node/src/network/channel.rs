@@ -170,8 +170,10 @@ pub(super) fn event(
     addr: SocketAddr,
 ) -> TrustDecisionEvent {
     let mendable = matches!(verdict.reason, "not-in-allowlist" | "observe-only");
+    let mut meta = network.events.meta(LogLevel::Info);
+    meta.policy_checksum = Some(encryption.policy.checksum());
     TrustDecisionEvent {
-        meta: network.events.meta(LogLevel::Info),
+        meta,
         role: direction.word().into(),
         decision: String::new(),
         reason: verdict.reason.into(),
@@ -200,7 +202,9 @@ pub(super) fn tell(events: &Emitter, event: TrustDecisionEvent, accepted: bool) 
 }
 
 fn verdict_told(events: &Emitter, mut event: TrustDecisionEvent, accepted: bool) -> LogEvent {
+    let policy_checksum = event.meta.policy_checksum.take();
     event.meta = events.meta(if accepted { LogLevel::Info } else { LogLevel::Warn });
+    event.meta.policy_checksum = policy_checksum;
     event.decision = if accepted { "Accept" } else { "Reject" }.into();
     LogEvent::TrustDecision(event)
 }

@@ -4,9 +4,10 @@ use super::{does_not_start, theirs};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use thenodes_tests::peer::Peer;
 use thenodes_tests::upstream::{free_port, lay_out, Upstream};
-use thenodes_tests::{Spec, PATIENCE};
+use thenodes_tests::{bin_dir, Spec, PATIENCE};
 
 #[test]
 fn d33_a_wrong_value_is_an_error_that_says_where_and_no_panic() {
@@ -118,6 +119,52 @@ fn d36_a_rotation_that_fails_costs_no_events() {
     assert!(logs(upstream.dir.path(), port, "control", PATIENCE));
     fill(upstream.dir.path(), port);
     assert!(!logs(upstream.dir.path(), port, "late", super::LONG), "upstream's log has ended");
+}
+
+#[test]
+fn d41_what_is_shown_has_something_behind_it() {
+    // The commit that it was built from; and the policy that a verdict was of.
+    let version = Command::new(bin_dir().join("thenodes")).arg("--version").output().expect("it runs");
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let commit = version.split(['(', ')']).nth(1).unwrap_or_default();
+    let in_git = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.git").exists();
+    let is_commit = commit.len() >= 12 && commit.bytes().all(|b| b.is_ascii_hexdigit());
+    assert!(is_commit || (!in_git && commit == "unknown"), "{version}");
+    let checksum = |more: &str| {
+        let spec =
+            Spec::encrypted("node").more(&format!("[encryption.trust_policy]\nmode = \"open\"\n{more}"));
+        let mut node = spec.start();
+        let dial = format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", node.port);
+        let _peer =
+            Spec::encrypted("peer").more("[encryption.trust_policy]\nmode = \"open\"").top(&dial).start();
+        node.seen("action=app_handshake_success");
+        let log = fs::read_to_string(node.dir.path().join("logs/trust_audit.jsonl")).expect("a log");
+        let line = log
+            .lines()
+            .find(|line| line.contains(r#""type":"trust_decision""#))
+            .expect("a verdict")
+            .to_owned();
+        let event: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        event["meta"]["policy_checksum"].as_str().expect("one").to_owned()
+    };
+    let open = checksum("");
+    assert_eq!(open, checksum(""));
+    assert_ne!(open, checksum("reject_expired = false"));
+}
+
+#[test]
+fn d41_a_goodbye_ends_a_connection() {
+    const GOODBYE: &str =
+        r#"{"from":"peer","to":"node","msg_type":"DISCONNECT","payload":null,"realm":null}"#;
+    let mut node = Spec::new("node").start();
+    let mut peer = Peer::greeted(&node, "peer");
+    peer.say(GOODBYE);
+    assert!(peer.is_closed());
+    assert!(node.seen("action=peer_disconnected").contains("DISCONNECT"));
+    let (_upstream, port) = theirs();
+    let mut peer = Peer::silent_at(port, "peer", "null");
+    peer.say(GOODBYE);
+    assert!(super::answers(&mut peer, PATIENCE), "upstream goes on as if nothing had been said");
 }
 
 #[test]

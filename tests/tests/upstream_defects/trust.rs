@@ -4,10 +4,10 @@ use super::{does_not_start, ours, probe, text, theirs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use thenodes_tests::peer::Peer;
@@ -219,6 +219,23 @@ fn d13_a_configuration_that_is_missing_opens_no_door() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{error}");
     assert!(error.contains("missing.toml"), "{error}");
+    // Upstream's own program listens for everybody, in plaintext, at its default port.
+    let upstream = Command::new(bin_dir().join("upstream-stock"))
+        .args(["--config", "missing.toml"])
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut upstream = upstream.expect("it is built by `cargo xtask test`");
+    let mut lines = BufReader::new(upstream.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("listener_bind")), "it starts");
+    let mut hello = String::new();
+    let stream = TcpStream::connect(("127.0.0.1", 50000)).expect("it listens");
+    BufReader::new(stream).read_line(&mut hello).expect("it greets");
+    assert!(hello.contains(r#""realm":{"name":"default""#), "{hello}");
+    let _ = upstream.kill();
+    let _ = upstream.wait();
 }
 
 #[test]
