@@ -50,20 +50,28 @@ impl Completer for Words {
     type Candidate = String;
 
     fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
-        let before = line.get(..at).unwrap_or(line);
-        let start = before.rfind(' ').map_or(0, |blank| blank + 1);
-        let (first, word) = (before.split(' ').next().unwrap_or_default(), &before[start..]);
-        let candidates: Vec<String> = match (start, first) {
-            (0, _) => WORDS.iter().map(|word| (*word).to_owned()).chain(self.0.prompts()).collect(),
-            (_, "send" | "disconnect") => self.0.peer_ids(),
-            (_, "trust") => ["own", "trusted", "observed", "promote", "add", "list"].map(Into::into).into(),
-            _ => Vec::new(),
-        };
-        let mut fitting: Vec<String> =
-            candidates.into_iter().filter(|candidate| candidate.starts_with(word)).collect();
-        fitting.sort();
-        Ok((start, fitting))
+        Ok(completions(line.get(..at).unwrap_or(line), || self.0.prompts(), || self.0.peer_ids()))
     }
+}
+
+/// Where the last word of a line begins, and what it may become.
+fn completions(
+    before: &str,
+    prompts: impl FnOnce() -> Vec<String>,
+    peers: impl FnOnce() -> Vec<String>,
+) -> (usize, Vec<String>) {
+    let start = before.rfind(' ').map_or(0, |blank| blank + 1);
+    let (first, word) = (before.split(' ').next().unwrap_or_default(), &before[start..]);
+    let candidates: Vec<String> = match (start, first) {
+        (0, _) => WORDS.iter().map(|word| (*word).to_owned()).chain(prompts()).collect(),
+        (_, "send" | "disconnect") => peers(),
+        (_, "trust") => ["own", "trusted", "observed", "promote", "add", "list"].map(Into::into).into(),
+        _ => Vec::new(),
+    };
+    let mut fitting: Vec<String> =
+        candidates.into_iter().filter(|candidate| candidate.starts_with(word)).collect();
+    fitting.sort();
+    (start, fitting)
 }
 
 impl Hinter for Words {
@@ -325,5 +333,29 @@ fn trust(config: &Config, words: &[&str]) -> String {
             }
         }
         _ => "trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | trust add FINGERPRINT".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_the_prompt_plugins_and_peers_are_completed_where_they_may_stand() {
+        let complete = |before: &str| {
+            completions(
+                before,
+                || vec!["kv".into()],
+                || vec!["node-b".into(), "node-a".into(), "other".into()],
+            )
+        };
+        assert_eq!(complete("con"), (0, vec!["connect".into()]));
+        assert_eq!(complete("k"), (0, vec!["kv".into()]));
+        assert_eq!(complete("send node-"), (5, vec!["node-a".into(), "node-b".into()]));
+        assert_eq!(complete("disconnect o"), (11, vec!["other".into()]));
+        assert_eq!(complete("trust o"), (6, vec!["observed".into(), "own".into()]));
+        assert_eq!(complete("kv "), (3, vec![]), "the plugin's own");
+        assert_eq!(complete("nothing"), (0, vec![]));
+        assert!(complete("").1.len() > WORDS.len());
     }
 }

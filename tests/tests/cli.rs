@@ -157,6 +157,81 @@ fn the_prompt_promotes_only_what_was_kept_and_adds_whatever_it_is_told() {
 }
 
 #[test]
+fn the_prompt_commands_a_live_network_and_promotes_who_came() {
+    let observe = "[encryption.trust_policy]\nmode = \"observe\"";
+    let mut spec = Spec::encrypted("prompt").with("echo").more(observe);
+    spec.args.push("--prompt".into());
+    let mut node = spec.start();
+    let own = node.json(&["cert", "fingerprint"])["fingerprints"][0].as_str().expect("one").to_owned();
+    let dial = format!("bootstrap_nodes = [\"127.0.0.1:{}\"]", node.port);
+    let mut peer = Spec::encrypted("node-b").with("courier").more(observe).top(&dial).start();
+    let key = peer.json(&["cert", "fingerprint"])["fingerprints"][0].as_str().expect("one").to_owned();
+    assert!(peer.command(&["trust", "add", &own]).status.success());
+    // It came, was kept out, and is let in by its fingerprint, under the name in its certificate.
+    node.expect("reason=observe-only");
+    for (line, answer) in [
+        ("trust own list", own.clone()),
+        ("trust observed list", format!("{key} as node-b")),
+        (
+            &*format!("trust promote {key}"),
+            format!("✅ {key} as node-b is trusted from the next connection on"),
+        ),
+    ] {
+        node.type_line(line);
+        node.expect(&answer);
+    }
+    node.expect("action=app_handshake_success");
+    node.type_line("peers");
+    node.expect("node-b");
+    node.type_line("send reliable node-b good morning");
+    node.expect("✅ acknowledged_by_peer");
+    assert_eq!(peer.prompt("courier", "got").as_deref(), Ok("prompt: good morning"));
+    node.type_line("plugins");
+    node.expect("echo");
+    node.type_line("disconnect node-b");
+    node.expect("✅ Disconnected from node-b; held off until `connect`");
+    peer.seen("action=peer_disconnected");
+    node.type_line("peers");
+    node.expect("No connected peers.");
+    node.type_line(&format!("connect 127.0.0.1:{}", peer.port));
+    node.expect("✅ Connected to node-b");
+    node.type_line("peers known");
+    node.expect(&format!("127.0.0.1:{} node-b", peer.port));
+}
+
+#[test]
+fn lines_of_the_prompt_are_there_again_the_next_time() {
+    let mut spec = Spec::new("history");
+    spec.args.push("--prompt".into());
+    let dir = spec.lay_out();
+    let home = tempfile::tempdir().expect("a directory");
+    let run = |lines: &[&str]| {
+        let mut command = Command::new(bin_dir().join("thenodes"));
+        command
+            .args(["--config", "config.toml", "--prompt"])
+            .current_dir(dir.path())
+            .env("HOME", home.path());
+        let mut child = command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let mut stdin = child.stdin.take().expect("piped");
+        lines
+            .iter()
+            .for_each(|line| std::io::Write::write_all(&mut stdin, line.as_bytes()).expect("it reads"));
+        drop(stdin);
+        assert!(child.wait().expect("it ends").success());
+        std::fs::read_to_string(home.path().join(".thenodes_history")).expect("a history")
+    };
+    let first = run(&["status\n", "send nobody once\n"]);
+    assert!(first.contains("status") && first.contains("send nobody once"), "{first}");
+    let second = run(&["peers\n"]);
+    assert!(second.starts_with(&first) && second.trim_end().ends_with("peers"), "{second}");
+}
+
+#[test]
 fn the_end_of_the_input_ends_a_node_with_a_prompt() {
     let mut spec = Spec::new("eof");
     spec.args.push("--prompt".into());
