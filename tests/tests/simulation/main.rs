@@ -316,9 +316,13 @@ async fn story(seed: u64) {
         sending.spawn(async move {
             let mut n = 0;
             while begun.elapsed() < TROUBLE {
-                n += 1;
-                let text = format!("o{from}-{}-{n}", fabric.life(from));
-                send(fabric.clone(), from, stream_to(from), text, Some("k".into())).await;
+                // Three at a time, which may overtake each other on their way.
+                let next = |n: u64| {
+                    let text = format!("o{from}-{}-{n}", fabric.life(from));
+                    send(fabric.clone(), from, stream_to(from), text, Some("k".into()))
+                };
+                tokio::join!(biased; next(n + 1), next(n + 2), next(n + 3));
+                n += 3;
                 sleep(Duration::from_millis(500)).await;
             }
             true
@@ -369,6 +373,8 @@ async fn story(seed: u64) {
                     frames <= bounds.global && bytes <= bounds.bytes,
                     "seed {seed}: {frames} frames kept"
                 );
+                let most = (0..NODES).map(|target| network.relay.kept_for(&id(target))).max().unwrap_or(0);
+                assert!(most <= bounds.per_target, "seed {seed}: {most} frames kept for one");
                 full += u32::from((0..NODES).any(|target| network.relay.is_full(&id(target))));
                 most_kept = most_kept.max(frames);
             }
@@ -436,6 +442,21 @@ async fn story(seed: u64) {
             );
         }
     }
+    // What goes different ways may come in another order, and is sorted for nobody across ways.
+    let mut overtaken = 0;
+    for messages in record.taken.values() {
+        let mut highest: HashMap<&str, u64> = HashMap::new();
+        for Taken { text, .. } in messages {
+            let Some((sender, n)) =
+                text.rsplit_once('-').and_then(|(s, n)| Some((s, n.parse::<u64>().ok()?)))
+            else {
+                continue;
+            };
+            let before = highest.entry(sender).or_default();
+            overtaken += u32::from(n < *before);
+            *before = n.max(*before);
+        }
+    }
     // Gossip has led to connections: everybody has as many as it wants, and all hang together.
     let running = fabric.running.lock().expect("no panic");
     assert_eq!(running.len(), NODES, "seed {seed}: all are back");
@@ -457,7 +478,7 @@ async fn story(seed: u64) {
     assert_eq!(reached.len(), NODES, "seed {seed}");
     let twice = times.values().filter(|count| **count > 1).count();
     println!(
-        "seed {seed}: {count} messages, {} acknowledged, {} not; {crashes} crashes, {partitions} partitions; {in_trouble} acknowledged of {STREAMS} ordered streams meanwhile; {twice} taken again after a crash or by another way; at most {most_kept} frames kept, {full} times no more for somebody",
+        "seed {seed}: {count} messages, {} acknowledged, {} not; {crashes} crashes, {partitions} partitions; {in_trouble} acknowledged of {STREAMS} ordered streams meanwhile; {twice} taken again after a crash or by another way; at most {most_kept} frames kept, {full} times no more for somebody, {overtaken} overtaken",
         record.acknowledged.len(),
         record.failed
     );

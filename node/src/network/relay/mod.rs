@@ -183,6 +183,11 @@ impl Relay {
         (store.len(), store.bytes())
     }
 
+    /// Frames that are kept now for this peer.
+    pub fn kept_for(&self, target: &str) -> usize {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).count(target)
+    }
+
     /// True if frames wait for this peer.
     pub fn has_stored(&self, target: &str) -> bool {
         self.stored.load(Ordering::Acquire) > 0

@@ -93,6 +93,11 @@ impl Store {
         self.queues.contains_key(target)
     }
 
+    /// Frames that are kept for a target.
+    pub fn count(&self, target: &str) -> usize {
+        self.queues.get(target).map_or(0, |queue| queue.frames)
+    }
+
     /// True if a new frame for this target would push another out.
     pub fn is_full(&self, target: &str) -> bool {
         let full =
