@@ -334,6 +334,31 @@ fn our_relay_stands_between_one_of_the_old_and_another_or_one_of_ours() {
 }
 
 #[test]
+fn their_old_relay_stands_between_one_of_ours_and_one_of_the_old() {
+    let port = free_port();
+    let mut relay = Release::Old.start("relay", port, &[], RELAY);
+    let node = ours("ours", &[port]).start();
+    let mut old = Release::Old.start("old", free_port(), &[port], "");
+    relay.knows("ours");
+    relay.knows("old");
+    old.knows("relay");
+    old.say(r#"send relay {"from":"old","to":"relay","msg_type":{"RELAY_FWD":{"to":"ours","from":"old","sequence":1}},"payload":{"type":"Text","value":"for ours"},"realm":null}"#);
+    got(&node, "old via relay: (frame) for ours");
+    row("their relay between one of theirs and one of ours, a frame", "0.2.0, 0.2.0 and ours");
+    // One that answers no probes for two seconds is of 0.2; any line of it makes our node look.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2200) {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    relay.say(&format!("broadcast {}", text("relay", "*", "a line")));
+    got(&node, "relay: a line");
+    let order = format!("forward 127.0.0.1:{port} old hello from ours");
+    assert_eq!(node.prompt("courier", &order).as_deref(), Ok("sent"));
+    assert!(old.expect("hello from ours").contains("RELAY_FWD"));
+    row("their relay between one of ours and one of theirs, a frame", "ours, 0.2.0 and 0.2.0");
+}
+
+#[test]
 fn their_relay_stands_between_one_of_ours_and_one_of_theirs() {
     let port = free_port();
     let mut relay = Release::New.start("relay", port, &[], RELAY);

@@ -65,7 +65,16 @@ pub(crate) fn inbound(rounds: usize) -> Result<()> {
 /// Runs the tests with real upstream nodes and writes what passed to docs/interop.md.
 pub(crate) fn interop() -> Result<()> {
     crate::test::build()?;
-    let output = cargo()
+    // Real upstream nodes listen at every address.
+    let mut command = if crate::test::own_network() {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]).arg(env!("CARGO"));
+        command.arg("--offline"); // all is built, and there is nobody to ask
+        command
+    } else {
+        cargo()
+    };
+    let output = command
         .args([
             "test",
             "-p",
@@ -87,7 +96,7 @@ pub(crate) fn interop() -> Result<()> {
         bail!("the tests with upstream nodes failed:\n{text}{}", String::from_utf8_lossy(&output.stderr));
     }
     let mut page = String::from(
-        "# Interoperation\n\nWhat passed with real nodes of upstream's from crates.io, as separate processes. Written by `cargo xtask interop` from\n`tests/tests/interop.rs`, which is part of every run of the tests; a row stands here only if its test reached it.\n\n| what | with |\n|------|------|\n",
+        "# Interoperation\n\nWhat passed with real nodes of upstream's from crates.io, as separate processes. Written by `cargo xtask interop` from\n`tests/tests/interop.rs`, which is part of every run of the tests; a row stands here only if its test reached it.\n\nOne seat cannot be filled: a relay of 0.4 hands frames on in its own form, which 0.2 does not read. Between those two stands a relay that turns\nforms, as ours does.\n\n| what | with |\n|------|------|\n",
     );
     for (what, with) in &rows {
         page.push_str(&format!("| {what} | {with} |\n"));

@@ -204,10 +204,7 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
     for peer in UPSTREAM.map(|(peer, _)| peer).into_iter().chain([STOCK]) {
         publish(&debug.join(peer), dir.path())?;
     }
-    let own_network = Command::new("unshare")
-        .args(["--net", "ip", "link", "set", "lo", "up"])
-        .status()
-        .is_ok_and(|status| status.success());
+    let own_network = own_network();
     if !own_network {
         println!("no network of their own for tests with upstream nodes (`unshare --net ip link set lo up` fails): they run in this one");
     }
@@ -240,6 +237,12 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
         all_good &= counted(&mut command, counts)?;
     }
     Ok(all_good)
+}
+
+/// True if tests can have a network of their own.
+pub(crate) fn own_network() -> bool {
+    let made = Command::new("unshare").args(["--net", "ip", "link", "set", "lo", "up"]).status();
+    made.is_ok_and(|status| status.success())
 }
 
 pub(crate) fn publish(file: &Path, dir: &Path) -> Result<()> {
