@@ -135,36 +135,51 @@ pub(super) async fn until_unwelcome(
             return std::future::pending().await; // the node ends, and so do sessions
         }
         let set = trusted.borrow_and_update().clone();
-        let realm = &network.local.realm.name;
-        let path = match chain.cloned() {
-            None => None,
-            Some(chain) => {
-                let looked = tokio::task::spawn_blocking(move || chain.check(channel::now())).await;
-                match looked {
-                    // For the moment it cannot be known: nothing changes for who is inside.
-                    Ok(Err("authorities-unreadable")) | Err(_) => continue,
-                    Ok(path) => Some(path),
-                }
-            }
-        };
-        let vouched = path == Some(Ok(Anchor::Authority));
-        let path = path.map(|path| path.map(drop));
-        let mut verdict =
-            trust::judge(&encryption.policy, facts, Some(&set.keys), path, realm, channel::now());
-        // On first use it was let in already; whether the id is still its own is the next question.
-        if let (Decision::Accept | Decision::AskMemory, Some(facts)) = (verdict.decision, facts) {
-            let lost = ownership::lost(network, encryption, &peer.node_id, facts, vouched, &set).await;
-            verdict.decision = Decision::Accept;
-            if let Some(reason) = lost {
-                (verdict.decision, verdict.reason) = (Decision::Reject, reason);
-            }
-        }
-        if verdict.decision == Decision::Reject {
-            let event = channel::event(network, encryption, &verdict, facts, direction, peer.addr);
-            tell(&network.events, event, false);
-            return format!("certificate refused: {} (judged again)", verdict.reason);
+        // On the heap: a connection waits here all its life, and is judged for a moment now and then.
+        let judged = Box::pin(judge_again(network, encryption, peer, direction, (facts, chain), set));
+        if let Some(reason) = judged.await {
+            return format!("certificate refused: {reason} (judged again)");
         }
     }
+}
+
+/// Why this peer is not welcome any more, which is on record then. What cannot be known for the moment changes nothing for who is inside.
+async fn judge_again(
+    network: &Network,
+    encryption: &Encryption,
+    peer: &PeerInfo,
+    direction: Direction,
+    (facts, chain): (Option<&CertificateFacts>, Option<&Chain>),
+    set: Trusted,
+) -> Option<&'static str> {
+    let realm = &network.local.realm.name;
+    let path = match chain.cloned() {
+        None => None,
+        Some(chain) => {
+            let looked = tokio::task::spawn_blocking(move || chain.check(channel::now())).await;
+            match looked {
+                Ok(Err("authorities-unreadable")) | Err(_) => return None,
+                Ok(path) => Some(path),
+            }
+        }
+    };
+    let vouched = path == Some(Ok(Anchor::Authority));
+    let path = path.map(|path| path.map(drop));
+    let mut verdict = trust::judge(&encryption.policy, facts, Some(&set.keys), path, realm, channel::now());
+    // On first use it was let in already; whether the id is still its own is the next question.
+    if let (Decision::Accept | Decision::AskMemory, Some(facts)) = (verdict.decision, facts) {
+        let lost = ownership::lost(network, encryption, &peer.node_id, facts, vouched, &set).await;
+        verdict.decision = Decision::Accept;
+        if let Some(reason) = lost {
+            (verdict.decision, verdict.reason) = (Decision::Reject, reason);
+        }
+    }
+    if verdict.decision != Decision::Reject {
+        return None;
+    }
+    let event = channel::event(network, encryption, &verdict, facts, direction, peer.addr);
+    tell(&network.events, event, false);
+    Some(verdict.reason)
 }
 
 #[cfg(test)]
