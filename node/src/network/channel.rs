@@ -317,48 +317,24 @@ async fn tls_channel(
     event.stored = stored.to_string();
     let remembers = policy.mode == TrustMode::Tofu;
     let listed = trusted.ok();
-    match (verdict.decision, &facts) {
-        (Decision::AskMemory, Some(of)) => {
-            let pending = ask(network, encryption, event, &of.fingerprint, false);
-            Ok(Secured {
-                stream: Box::new(stream),
-                certificate: facts,
-                chain,
-                vouched,
-                listed,
-                pending: Some(pending),
-            })
-        }
+    let pending = match (verdict.decision, &facts) {
+        (Decision::AskMemory, Some(of)) => Some(ask(network, encryption, event, &of.fingerprint, false)),
         // Its id is remembered too, so that no stranger has it after a restart.
         (Decision::Accept, Some(of)) if remembers => {
-            let pending = ask(network, encryption, event, &of.fingerprint, true);
-            Ok(Secured {
-                stream: Box::new(stream),
-                certificate: facts,
-                chain,
-                vouched,
-                listed,
-                pending: Some(pending),
-            })
+            Some(ask(network, encryption, event, &of.fingerprint, true))
         }
         (Decision::Accept, _) => {
             tell(&network.events, event, true);
-            Ok(Secured {
-                stream: Box::new(stream),
-                certificate: facts,
-                chain,
-                vouched,
-                listed,
-                pending: None,
-            })
+            None
         }
         (Decision::Reject | Decision::AskMemory, _) => {
             tell(&network.events, event, false);
             // A close_notify tells the peer that this was meant; without it upstream keeps waiting.
             let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
-            Err(ChannelError::Untrusted { reason: verdict.reason })
+            return Err(ChannelError::Untrusted { reason: verdict.reason });
         }
-    }
+    };
+    Ok(Secured { stream: Box::new(stream), certificate: facts, chain, vouched, listed, pending })
 }
 
 fn ask(

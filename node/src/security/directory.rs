@@ -74,14 +74,8 @@ impl Trusted {
 /// A directory that does not exist trusts nobody; a file that cannot be read is an error, because silence about it would
 /// look like a peer that was never trusted.
 pub fn trusted(dir: &Path) -> Result<Trusted, PkiError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Trusted::default()),
-        Err(error) => return Err(at(dir, error)),
-    };
     let mut trusted = Trusted::default();
-    for entry in entries {
-        let path = entry.map_err(|e| at(dir, e))?.path();
+    for path in files(dir)? {
         let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
         match extension.as_deref() {
             Some("pem") => {
@@ -198,17 +192,18 @@ impl Trusting<'_> {
 
     /// Files that give an id to other keys, with the keys of all their certificates.
     fn others(&self, node_id: &str, fingerprint: &str) -> Result<Vec<(PathBuf, Vec<String>)>, PkiError> {
-        let mut files = Vec::new();
-        for path in pem_files(self.dir)? {
+        let mut found = Vec::new();
+        let is_pem = |path: &PathBuf| path.extension().is_some_and(|end| end.eq_ignore_ascii_case("pem"));
+        for path in files(self.dir)?.into_iter().filter(is_pem) {
             let all = certificates(&path)?;
             let is_other = |facts: &CertificateFacts| {
                 facts.common_name.as_deref() == Some(node_id) && facts.fingerprint != fingerprint
             };
             if all.iter().any(is_other) {
-                files.push((path, all.into_iter().map(|facts| facts.fingerprint).collect()));
+                found.push((path, all.into_iter().map(|facts| facts.fingerprint).collect()));
             }
         }
-        Ok(files)
+        Ok(found)
     }
 
     /// Trusts the certificates of a PEM file, each under the id that it names; returns their fingerprints.
@@ -248,20 +243,13 @@ impl Trusting<'_> {
     }
 }
 
-fn pem_files(dir: &Path) -> Result<Vec<PathBuf>, PkiError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(at(dir, error)),
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| at(dir, e))?.path();
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("pem")) {
-            files.push(path);
-        }
+/// The files of a directory, none if it does not exist.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, PkiError> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| Ok(entry.map_err(|e| at(dir, e))?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(at(dir, error)),
     }
-    Ok(files)
 }
 
 /// What stands in the certificates of a PEM file.
