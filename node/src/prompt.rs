@@ -284,22 +284,13 @@ async fn send(view: &View, node_id: &str, text: String, class: DeliveryClass) ->
     shown(view.answer(order, "prompt").await, |value| format!("✅ {}", word(&value["outcome"])))
 }
 
-/// A key and the ids that it is trusted under.
-fn as_names(of: &directory::Trusted, key: &str) -> String {
-    let names: Vec<&str> = of.names_of(key).collect();
-    match names.is_empty() {
-        true => key.to_owned(),
-        false => format!("{key} as {}", names.join(", ")),
-    }
-}
-
 fn trust(config: &Config, words: &[&str]) -> String {
     let Some(encryption) = &config.encryption else {
         return "encryption is off: nobody is trusted or refused".into();
     };
     let list = |of: Result<directory::Trusted, pki::PkiError>| match of {
         Ok(of) if of.keys.is_empty() => "(none)".to_owned(),
-        Ok(of) => of.keys.iter().map(|key| as_names(&of, key)).collect::<Vec<_>>().join("\n"),
+        Ok(of) => of.keys.iter().map(|key| of.shown(key)).collect::<Vec<_>>().join("\n"),
         Err(error) => error.to_string(),
     };
     match words {
@@ -322,7 +313,7 @@ fn trust(config: &Config, words: &[&str]) -> String {
             };
             let fingerprint = printable(fingerprint, 80);
             let fingerprint = match directory::trusted(dir) {
-                Ok(of) => as_names(&of, &fingerprint.to_ascii_lowercase()),
+                Ok(of) => of.shown(&fingerprint.to_ascii_lowercase()),
                 Err(_) => fingerprint,
             };
             match done {

@@ -67,22 +67,13 @@ fn pairs<'a>(of: &Trusted, keys: impl Iterator<Item = &'a String>) -> Vec<Value>
     keys.flat_map(of_key).collect()
 }
 
-/// A key and the ids that it is trusted under, for people.
-fn line(of: &Trusted, key: &str) -> String {
-    let names: Vec<&str> = of.names_of(key).collect();
-    if names.is_empty() {
-        return key.to_owned();
-    }
-    format!("{key} as {}", names.join(", "))
-}
-
 pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result<ExitCode, Failure> {
     let dir = &of.trusted_dir;
     let added = |added: &[String]| {
         let now = directory::trusted(dir)?;
         let pairs = pairs(&now, added.iter());
         print(json, &json!({ "version": 1, "trusted": added, "pairs": pairs, "dir": dir }), || {
-            let lines: Vec<String> = added.iter().map(|key| line(&now, key)).collect();
+            let lines: Vec<String> = added.iter().map(|key| now.shown(key)).collect();
             format!("trusted from the next connection on:\n{}", lines.join("\n"))
         });
         Ok::<(), Failure>(())
@@ -90,7 +81,7 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
     let list = |word: &str, of: &Trusted| {
         let pairs = pairs(of, of.keys.iter());
         print(json, &json!({ "version": 1, word: of.keys, "pairs": pairs }), || {
-            of.keys.iter().map(|key| line(of, key)).collect::<Vec<_>>().join("\n")
+            of.keys.iter().map(|key| of.shown(key)).collect::<Vec<_>>().join("\n")
         });
     };
     let bindings = Bindings::below(&of.observed_dir);

@@ -53,6 +53,15 @@ impl Trusted {
         self.names.get(fingerprint).into_iter().flatten().map(String::as_str)
     }
 
+    /// A key and the ids that it is trusted under, for people.
+    pub fn shown(&self, key: &str) -> String {
+        let names: Vec<&str> = self.names_of(key).collect();
+        match names.is_empty() {
+            true => key.to_owned(),
+            false => format!("{key} as {}", names.join(", ")),
+        }
+    }
+
     /// Whether this key may come as this id, as far as the operator said.
     pub fn pair(&self, node_id: &str, fingerprint: &str) -> Pair {
         if self.pairs.contains(&(node_id.to_owned(), fingerprint.to_owned())) {
