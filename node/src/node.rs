@@ -1,14 +1,14 @@
 //! A node from start to end: the only file that knows every part. Start and shutdown are written once, in order.
 
 use crate::admin;
-use crate::config::{Config, ConfigError, Permission, Raw, TrustMode};
+use crate::config::{Config, ConfigError, Permission, Raw};
 use crate::events::{Bus, Console, Emitter, JsonLines};
 use crate::host::api::{DenialReporter, Forwarder, NodeHost};
 use crate::host::inbound;
 use crate::host::scopes;
 use crate::identity;
 use crate::network::relay::{self, journal, Relay};
-use crate::network::{connector, delivery, dialer, listener, ownership, peerfile, rejudge};
+use crate::network::{connector, delivery, dialer, listener, ownership, peerfile, rejudge, rules};
 use crate::network::{Local, Network};
 use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
@@ -19,7 +19,7 @@ use crate::plugins::terms::Terms;
 use crate::plugins::uids::{Claims, Uids, CLAIMS};
 use crate::plugins::watchdog::Watchdog;
 use crate::plugins::Registry;
-use crate::security::{bindings::Bindings, pki, tls::Tls};
+use crate::security::pki;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -49,9 +49,9 @@ pub enum StartError {
     /// Keys and certificates.
     #[error(transparent)]
     Pki(#[from] pki::PkiError),
-    /// TLS.
-    #[error("TLS with the own certificate: {0}")]
-    Tls(#[from] rustls::Error),
+    /// What `[encryption]` names.
+    #[error(transparent)]
+    Rules(#[from] rules::RulesError),
     /// Plugins as a whole.
     #[error("plugins: {0}")]
     Plugins(String),
@@ -196,27 +196,9 @@ impl Node {
                         format!("{path} for node {node_id}"),
                     );
                 }
-                let own = pki::load(encryption)?;
-                events.system(
-                    LogLevel::Info,
-                    "certificate_loaded",
-                    format!("fingerprint={}", own.fingerprint),
-                );
-                if encryption.policy.mode == TrustMode::Tofu {
-                    // Without it nobody is let in on first use, and each refusal says so; a node of trusted keys goes on.
-                    match Bindings::below(&encryption.observed_dir).prepare() {
-                        Ok(false) => {}
-                        Ok(true) => events.system(
-                            LogLevel::Warn,
-                            "tofu_memory_created",
-                            "there was none: every node id goes to whoever comes with it first".to_owned(),
-                        ),
-                        Err(error) => {
-                            events.system(LogLevel::Error, "tofu_memory_missing", error.to_string())
-                        }
-                    }
-                }
-                Some((Tls::new(&own, encryption.mtls)?, encryption.clone()))
+                let rules = rules::Rules::load(encryption)?;
+                events.system(LogLevel::Info, "certificate_loaded", format!("fingerprint={}", rules.own));
+                Some(rules)
             }
         };
 
@@ -262,6 +244,7 @@ impl Node {
         peerfile::restore(&network).await;
         journal::restore(&network).await;
         ownership::restore(&network).await;
+        rules::prepare_first_use(&network, Vec::new()).await;
         network_tasks.spawn(listener::listen(network.clone(), socket));
         network_tasks.spawn(rejudge::look(network.clone()));
         network_tasks.spawn(peerfile::keep(network.clone()));
@@ -284,7 +267,7 @@ impl Node {
         info_out.send_replace(Some(Arc::new(info)));
 
         // 6. Operators, who may want to look at a plugin that takes its time.
-        let view = admin::View::new(network.clone(), plugins.clone(), events.clone());
+        let view = admin::View::new(network.clone(), plugins.clone(), events.clone(), config.file.clone());
         let admin = admin::Server::start(&config.admin_socket, view).await.map_err(StartError::Admin)?;
         plugins.wait_settled(PLUGIN_PATIENCE).await;
         Ok(Node {
@@ -314,7 +297,12 @@ impl Node {
 
     /// What the admin socket serves, for the prompt.
     pub fn view(&self) -> admin::View {
-        admin::View::new(self.network.clone(), self.plugins.clone(), self.events.clone())
+        admin::View::new(
+            self.network.clone(),
+            self.plugins.clone(),
+            self.events.clone(),
+            self.config.file.clone(),
+        )
     }
 
     /// Ends everything, in order.

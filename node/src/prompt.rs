@@ -6,7 +6,6 @@ use crate::security::bindings::Bindings;
 use crate::security::directory::{self, Trusting};
 use crate::security::pki;
 use crate::text::printable;
-use crate::Config;
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
@@ -65,7 +64,9 @@ fn completions(
     let candidates: Vec<String> = match (start, first) {
         (0, _) => WORDS.iter().map(|word| (*word).to_owned()).chain(prompts()).collect(),
         (_, "send" | "disconnect") => peers(),
-        (_, "trust") => ["own", "trusted", "observed", "promote", "add", "list"].map(Into::into).into(),
+        (_, "trust") => {
+            ["own", "trusted", "observed", "promote", "add", "list", "reload"].map(Into::into).into()
+        }
         _ => Vec::new(),
     };
     let mut fitting: Vec<String> =
@@ -124,14 +125,14 @@ enum Place {
 }
 
 /// Serves the prompt until `exit` or the end of the input.
-pub async fn run(view: View, config: Config) {
+pub async fn run(view: View) {
     let (lines_in, mut lines) = mpsc::channel(1);
     let completing = view.clone();
     std::thread::spawn(move || reader(completing, lines_in));
     let mut place = Place::Root;
     while let Some((line, next)) = lines.recv().await {
         let line = line.trim().to_owned();
-        let (now, output) = step(place, &line, &view, &config).await;
+        let (now, output) = step(place, &line, &view).await;
         if !output.is_empty() {
             let _ = writeln!(std::io::stdout().lock(), "{output}");
         }
@@ -149,7 +150,7 @@ pub async fn run(view: View, config: Config) {
     }
 }
 
-async fn step(place: Place, line: &str, view: &View, config: &Config) -> (Option<Place>, String) {
+async fn step(place: Place, line: &str, view: &View) -> (Option<Place>, String) {
     match place {
         Place::Leaving if matches!(line, "y" | "Y" | "yes") => (None, "👋 Exiting.".into()),
         Place::Leaving => (Some(Place::Root), String::new()),
@@ -162,7 +163,7 @@ async fn step(place: Place, line: &str, view: &View, config: &Config) -> (Option
         Place::Root if !line.is_empty() && view.has_prompt(line) => {
             (Some(Place::Plugin(line.into())), String::new())
         }
-        Place::Root => (Some(Place::Root), at_root(view, config, line).await),
+        Place::Root => (Some(Place::Root), at_root(view, line).await),
     }
 }
 
@@ -174,7 +175,7 @@ async fn in_plugin(view: &View, prefix: &str, line: &str) -> String {
     }
 }
 
-async fn at_root(view: &View, config: &Config, line: &str) -> String {
+async fn at_root(view: &View, line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
         [] => String::new(),
@@ -191,7 +192,7 @@ async fn at_root(view: &View, config: &Config, line: &str) -> String {
         }
         ["help" | "/help"] => {
             let mut text = String::from(
-                "version | node | peers | peers known | connect HOST:PORT | disconnect NODE | send NODE TEXT | send reliable NODE TEXT | relay | status | plugins | trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | trust add FINGERPRINT | exit",
+                "version | node | peers | peers known | connect HOST:PORT | disconnect NODE | send NODE TEXT | send reliable NODE TEXT | relay | status | plugins | trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | trust add FINGERPRINT | trust reload | exit",
             );
             for prefix in view.prompts() {
                 text.push_str(&format!(
@@ -243,7 +244,10 @@ async fn at_root(view: &View, config: &Config, line: &str) -> String {
             Ok(value) => crate::cli::table(&value),
             Err(error) => error.to_string(),
         },
-        ["trust", rest @ ..] => trust(config, rest),
+        ["trust", "reload"] => {
+            shown(view.answer(Question::TrustReload, "prompt").await, crate::cli::reloaded)
+        }
+        ["trust", rest @ ..] => trust(view, rest),
         [prefix, ..] if view.has_prompt(prefix) => {
             in_plugin(view, prefix, line.split_once(' ').map_or("", |(_, rest)| rest)).await
         }
@@ -284,10 +288,11 @@ async fn send(view: &View, node_id: &str, text: String, class: DeliveryClass) ->
     shown(view.answer(order, "prompt").await, |value| format!("✅ {}", word(&value["outcome"])))
 }
 
-fn trust(config: &Config, words: &[&str]) -> String {
-    let Some(encryption) = &config.encryption else {
+fn trust(view: &View, words: &[&str]) -> String {
+    let Some(rules) = view.rules() else {
         return "encryption is off: nobody is trusted or refused".into();
     };
+    let encryption = &rules.encryption;
     let list = |of: Result<directory::Trusted, pki::PkiError>| match of {
         Ok(of) if of.keys.is_empty() => "(none)".to_owned(),
         Ok(of) => of.keys.iter().map(|key| of.shown(key)).collect::<Vec<_>>().join("\n"),
@@ -323,7 +328,7 @@ fn trust(config: &Config, words: &[&str]) -> String {
                 Err(error) => format!("⚠️ {}", printable(&error.to_string(), SHOWN)),
             }
         }
-        _ => "trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | trust add FINGERPRINT".into(),
+        _ => "trust own list | trust trusted list | trust observed list | trust promote FINGERPRINT | trust add FINGERPRINT | trust reload".into(),
     }
 }
 

@@ -64,6 +64,21 @@ modes=$(ns stat -c '%U %a' /var/lib/thenodes /run/thenodes /etc/thenodes | paste
 [ "$user" = thenodes ] && [ "$modes" = "thenodes 700 thenodes 750 root 755" ] || fail "runs as $user; state, runtime, configuration: $modes"
 ok "runs as $user, its directories are its own, its configuration is not"
 
+# --- reload -------------------------------------------------------------------------------------------------------------------------
+
+main=$(prop MainPID "$UNIT")
+ns cp /etc/thenodes/config.toml /run/before.toml
+ns sh -c 'sed -i "s/^mode = .*/mode = \"observe\"/" /etc/thenodes/config.toml && grep -q "^mode = .observe" /etc/thenodes/config.toml' || fail "the configuration has no line for the mode"
+ns systemctl reload "$UNIT" || fail "reload"
+ns journalctl --sync
+[[ $(ns journalctl -u "$UNIT" -o cat --no-pager) == *action=trust_rules_changed*trust_policy.mode* ]] || fail "the node did not change its rules"
+ns sh -c 'echo "= not a configuration" >> /etc/thenodes/config.toml'
+if ns systemctl reload "$UNIT" 2>/dev/null; then fail "reload takes a wrong configuration"; fi
+ns cp /run/before.toml /etc/thenodes/config.toml
+ns systemctl reload "$UNIT" || fail "reload of what stood there before"
+[ "$(prop MainPID "$UNIT")" = "$main" ] && [ "$(prop ActiveState "$UNIT")" = active ] || fail "reload restarts it"
+ok "reload: other rules without a restart, and a wrong file is an error that changes nothing"
+
 # --- kill -9 ------------------------------------------------------------------------------------------------------------------------
 
 main=$(prop MainPID "$UNIT")

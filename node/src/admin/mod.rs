@@ -3,6 +3,7 @@
 
 mod network;
 mod question;
+mod rules;
 mod shown;
 mod socket;
 
@@ -10,6 +11,7 @@ pub use question::{Question, LONGEST_POLL, MAX_BODY};
 pub use socket::{ask, Asking, Server};
 
 use crate::events::Emitter;
+use crate::network::rules::Rules;
 use crate::network::Network;
 use crate::plugins::handle::{Handle, Status};
 use crate::plugins::lifecycle::{Desired, State};
@@ -22,6 +24,7 @@ use crate::text::{hex, unhex};
 use serde::Serialize;
 use serde_json::{json, Value};
 use shown::{brief, detailed, permissions, sandbox, top};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thenodes::events::model::LogLevel;
@@ -38,14 +41,26 @@ pub struct View {
     network: Arc<Network>,
     plugins: Arc<Registry>,
     events: Emitter,
+    /// The configuration file, if there is one.
+    file: Option<PathBuf>,
     /// Counters are compared by the time that passed between two looks.
     since: Instant,
 }
 
 impl View {
     /// A view of these parts.
-    pub fn new(network: Arc<Network>, plugins: Arc<Registry>, events: Emitter) -> Self {
-        Self { network, plugins, events, since: Instant::now() }
+    pub fn new(
+        network: Arc<Network>,
+        plugins: Arc<Registry>,
+        events: Emitter,
+        file: Option<PathBuf>,
+    ) -> Self {
+        Self { network, plugins, events, file, since: Instant::now() }
+    }
+
+    /// The rules of TLS as they are now.
+    pub fn rules(&self) -> Option<Arc<Rules>> {
+        self.network.rules()
     }
 
     fn plugin(&self, name: &str) -> Result<&Handle, HostError> {
@@ -107,6 +122,7 @@ impl View {
             Question::PeerDisconnect { node_id } => self.disconnect(&node_id, who),
             Question::Send { node_id, text, class, key } => self.send(&node_id, text, class, key).await,
             Question::Relay => Ok(self.relay()),
+            Question::TrustReload => self.reload_trust(who).await,
             Question::PluginList => Ok(json!({
                 "version": 1,
                 "plugins": self.plugins.all().map(brief).collect::<Vec<_>>(),

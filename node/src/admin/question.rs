@@ -49,6 +49,8 @@ pub enum Question {
     },
     /// What the relay keeps and did.
     Relay,
+    /// Read `[encryption]` again.
+    TrustReload,
     /// All plugins.
     PluginList,
     /// One plugin in detail.

@@ -12,8 +12,9 @@ mod trust;
 
 pub(crate) use peers::listed as peers_listed;
 pub(crate) use show::{pairs, status_lines, table};
+pub(crate) use trust::reloaded;
 
-use crate::admin::{ask, Question};
+use crate::admin::{ask, Question, View};
 use crate::config::{Config, ConfigError, Raw};
 use crate::node::{Node, StartError};
 use crate::security::pki;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use thenodes::host::HostError;
 use thenodes_ipc::Code;
-use tokio::signal::unix::{signal, SignalKind};
+use tokio::signal::unix::{signal, Signal, SignalKind};
 
 /// Nobody answers on the admin socket.
 const EXIT_UNAVAILABLE: u8 = 69;
@@ -165,7 +166,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         }),
         Some(Command::Plugin(command)) => plugin::run(&cli, command),
         Some(Command::Cert(command)) => cert::run(&cli, command),
-        Some(Command::Trust(command)) => trust::run(json, &encryption(&cli)?, command),
+        Some(Command::Trust(command)) => trust::run(&cli, command),
         Some(Command::Doctor) => {
             let config = config(&cli)?;
             let (value, good) = runtime()?.block_on(doctor::examine(&config));
@@ -226,9 +227,14 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let _ = crate::plugins::process::make_room();
     runtime()?.block_on(async {
         // From the first moment on: a signal during the start must not be lost.
-        let signals =
-            signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
-        let (mut term, mut interrupt) = signals.map_err(|e| Failure {
+        let signals = || {
+            Ok((
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::hangup())?,
+            ))
+        };
+        let (mut term, mut interrupt, mut hangup) = signals().map_err(|e: std::io::Error| Failure {
             exit: 1,
             code: Code::Internal.to_string(),
             text: format!("listening for signals: {e}"),
@@ -244,9 +250,18 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         tell_manager(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
         let watchdog = tokio::spawn(watchdog());
+        // Whoever sits before it and closes the terminal wants it to end; a daemon is told to look at its rules.
+        let attended = std::io::IsTerminal::is_terminal(&std::io::stdin());
+        let hung_up = async {
+            if attended {
+                hangup.recv().await;
+            } else {
+                reloads(&mut hangup, node.view()).await;
+            }
+        };
         let prompting = async {
             if cli.prompt {
-                prompt::run(node.view(), node.config.clone()).await;
+                prompt::run(node.view()).await;
             } else {
                 std::future::pending::<()>().await;
             }
@@ -254,6 +269,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         tokio::select! {
             _ = term.recv() => {}
             _ = interrupt.recv() => {}
+            () = hung_up => {}
             () = prompting => {}
         }
         tell_manager(&[NotifyState::Stopping]);
@@ -268,6 +284,13 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Ok(ExitCode::SUCCESS)
     })
     // The prompt's thread may still wait for a line; leaving main ends it.
+}
+
+/// Reads the rules again at each SIGHUP. What came of it stands in the log.
+async fn reloads(hangup: &mut Signal, view: View) {
+    while hangup.recv().await.is_some() {
+        let _ = view.answer(Question::TrustReload, "SIGHUP").await;
+    }
 }
 
 fn tell_manager(states: &[NotifyState<'_>]) {

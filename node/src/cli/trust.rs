@@ -1,7 +1,8 @@
-//! `thenodes trust`: whom the operator trusts, who came, and with which key each id came first. Files only, so it works with and
+//! `thenodes trust`: whom the operator trusts, who came, and with which key each id came first. Files only but for `reload`, so it works with and
 //! without a running node, which reads them at each connection. Ids and names of strangers are made printable.
 
-use super::{print, Failure};
+use super::{encryption, print, socket, Cli, Failure, EXIT_CONFIG};
+use crate::admin::{ask, Question};
 use crate::config::{is_node_id, Encryption, TrustMode};
 use crate::security::bindings::{Binding, BindingError, Bindings};
 use crate::security::directory::{self, Pair, Trusted, Trusting};
@@ -14,6 +15,14 @@ use thenodes_ipc::Code;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TrustCommand {
+    /// Have the running node read [encryption] again: mode, pins, dates, directories, own certificate. All else takes a restart.
+    Reload,
+    #[command(flatten)]
+    Files(FilesCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum FilesCommand {
     /// Trust a key: a fingerprint of 64 hex digits, or a PEM file. A certificate that names a node id is trusted under that id alone.
     Add {
         /// Fingerprint or file.
@@ -67,7 +76,43 @@ fn pairs<'a>(of: &Trusted, keys: impl Iterator<Item = &'a String>) -> Vec<Value>
     keys.flat_map(of_key).collect()
 }
 
-pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result<ExitCode, Failure> {
+/// What came of reading the rules again, for people.
+pub(crate) fn reloaded(value: &Value) -> String {
+    let words = |key: &str| -> Vec<&str> {
+        value[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    };
+    let changed = words("changed");
+    let mut text = if changed.is_empty() {
+        "[encryption] says what it said before".to_owned()
+    } else {
+        let peers = &value["peers_judged_again"];
+        format!("changed: {}\nconnected peers that are judged again: {peers}", changed.join(", "))
+    };
+    for key in words("without_effect") {
+        text.push_str(&format!("\nwithout effect: {key}"));
+    }
+    text
+}
+
+/// Asks the running node to read its rules again.
+fn reload(cli: &Cli) -> Result<ExitCode, Failure> {
+    let value = ask(&socket(cli)?, &Question::TrustReload).map_err(|error| {
+        let exit = (error.code == Code::ConfigError).then_some(EXIT_CONFIG);
+        let failure = Failure::from(error);
+        Failure { exit: exit.unwrap_or(failure.exit), ..failure }
+    })?;
+    print(cli.json, &value, || reloaded(&value));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn run(cli: &Cli, command: &TrustCommand) -> Result<ExitCode, Failure> {
+    match command {
+        TrustCommand::Reload => reload(cli),
+        TrustCommand::Files(command) => of_files(cli.json, &encryption(cli)?, command),
+    }
+}
+
+fn of_files(json: bool, of: &Encryption, command: &FilesCommand) -> Result<ExitCode, Failure> {
     let dir = &of.trusted_dir;
     let added = |added: &[String]| {
         let now = directory::trusted(dir)?;
@@ -87,14 +132,14 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
     let bindings = Bindings::below(&of.observed_dir);
     let trusting = |replace| Trusting { dir, bindings: bindings.clone(), replace };
     match command {
-        TrustCommand::Add { what, replace } if PathBuf::from(what).is_file() => {
+        FilesCommand::Add { what, replace } if PathBuf::from(what).is_file() => {
             added(&trusting(*replace).file(what.as_ref())?)?;
         }
-        TrustCommand::Add { what, .. } => {
+        FilesCommand::Add { what, .. } => {
             directory::trust_fingerprint(dir, what)?;
             added(&[what.trim().to_ascii_lowercase()])?;
         }
-        TrustCommand::Promote { fingerprint, replace } => {
+        FilesCommand::Promote { fingerprint, replace } => {
             let fingerprint = fingerprint.trim().to_ascii_lowercase();
             if trusting(*replace).promote(&of.observed_dir, &fingerprint)?.is_none() {
                 return Err(not_found(format!(
@@ -105,9 +150,9 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
             }
             added(&[fingerprint])?;
         }
-        TrustCommand::List => list("trusted", &directory::trusted(dir)?),
-        TrustCommand::Observed => list("observed", &directory::trusted(&of.observed_dir)?),
-        TrustCommand::Bindings => {
+        FilesCommand::List => list("trusted", &directory::trusted(dir)?),
+        FilesCommand::Observed => list("observed", &directory::trusted(&of.observed_dir)?),
+        FilesCommand::Bindings => {
             let list = bindings.list()?;
             let values: Vec<Value> = list
                 .iter()
@@ -120,7 +165,7 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
                     .join("\n")
             });
         }
-        TrustCommand::Bind { node_id, fingerprint } => {
+        FilesCommand::Bind { node_id, fingerprint } => {
             let fingerprint = fingerprint.trim().to_ascii_lowercase();
             if !is_node_id(node_id) || !directory::is_fingerprint(&fingerprint) {
                 let text = format!(
@@ -159,7 +204,7 @@ pub(super) fn run(json: bool, of: &Encryption, command: &TrustCommand) -> Result
             }
             });
         }
-        TrustCommand::Forget { node_id } => {
+        FilesCommand::Forget { node_id } => {
             if !bindings.forget(node_id)? {
                 return Err(not_found(format!("{}: no such id has come yet", printable(node_id, 128))));
             }

@@ -3,6 +3,7 @@
 //! name: there HELLO is read, and nothing of it counts before the verdict ([`Pending`]).
 
 use super::peers::Direction;
+use super::rules::Rules;
 use super::socket::Socket;
 use super::{Link, Network};
 use crate::config::{Encryption, TrustMode};
@@ -56,15 +57,14 @@ pub struct Secured {
 /// A peer's certificates, to be held against the operator's authorities now and again.
 #[derive(Debug, Clone)]
 pub struct Chain {
-    authorities: Authorities,
     certificates: Vec<CertificateDer<'static>>,
     purpose: Purpose,
 }
 
 impl Chain {
-    /// Looks for the path. Reads files: not for a worker.
-    pub fn check(&self, now: i64) -> Result<chain::Anchor, chain::Broken> {
-        chain::check(&self.authorities, &self.certificates, self.purpose, now)
+    /// Looks for the path to one of these. Reads files: not for a worker.
+    pub fn check(&self, authorities: &Authorities, now: i64) -> Result<chain::Anchor, chain::Broken> {
+        chain::check(authorities, &self.certificates, self.purpose, now)
     }
 }
 
@@ -219,7 +219,8 @@ pub async fn secure(
     let plain = |stream| {
         Ok(Secured { stream, certificate: None, chain: None, vouched: false, listed: None, pending: None })
     };
-    let tcp = match (link, &network.security) {
+    let rules = network.rules();
+    let tcp = match (link, &rules) {
         (Link::Tcp(tcp), _) => tcp,
         (Link::Bytes(stream, _), None) => return plain(stream),
         (Link::Bytes(..), Some(_)) => {
@@ -230,19 +231,16 @@ pub async fn secure(
     if direction == Direction::Outbound {
         let _ = tcp.set_nodelay(true);
     }
-    match &network.security {
+    match rules {
         None => plain(Box::new(Socket::new(tcp))),
         // On the heap: who speaks plainly does not pay for it.
-        Some((tls, encryption)) => {
-            Box::pin(tls_channel(network, tls, encryption, Socket::new(tcp), addr, direction)).await
-        }
+        Some(rules) => Box::pin(tls_channel(network, &rules, Socket::new(tcp), addr, direction)).await,
     }
 }
 
 async fn tls_channel(
     network: &Network,
-    tls: &tls::Tls,
-    encryption: &Encryption,
+    Rules { tls, encryption, .. }: &Rules,
     tcp: Socket,
     addr: SocketAddr,
     direction: Direction,
@@ -272,14 +270,13 @@ async fn tls_channel(
     let facts = certificate.as_ref().map(|certificate| pki::facts(certificate));
     // The directory is read anew for each handshake, off the workers, so that a newly trusted peer needs no restart.
     let dir = encryption.trusted_dir.clone();
-    let chain = encryption.policy.needs_chain().then(|| Chain {
-        authorities: encryption.authorities.clone(),
-        certificates: certificates.clone(),
-        purpose: purpose(direction),
-    });
-    let asked = chain.clone();
+    let chain = encryption
+        .policy
+        .needs_chain()
+        .then(|| Chain { certificates: certificates.clone(), purpose: purpose(direction) });
+    let (asked, authorities) = (chain.clone(), encryption.authorities.clone());
     let looked = tokio::task::spawn_blocking(move || {
-        (directory::trusted(&dir), asked.map(|chain| chain.check(now())))
+        (directory::trusted(&dir), asked.map(|chain| chain.check(&authorities, now())))
     });
     let (trusted, path) = looked.await.map_err(io::Error::other)?;
     let vouched = path == Some(Ok(chain::Anchor::Authority));

@@ -18,16 +18,16 @@ pub mod peers;
 pub mod plain;
 pub mod rejudge;
 pub mod relay;
+pub mod rules;
 pub mod session;
 mod socket;
 pub mod taking;
 pub mod wire;
 mod writing;
 
-use crate::config::{Encryption, Networking};
+use crate::config::Networking;
 use crate::events::Emitter;
 use crate::security::owners::Owners;
-use crate::security::tls::Tls;
 use peers::PeerTable;
 use std::collections::HashSet;
 use std::io;
@@ -134,7 +134,7 @@ pub struct Network {
     /// What became of dialing bootstrap nodes, where it failed.
     pub bootstrap_errors: dialer::Errors,
     /// TLS and its rules; `None` is plaintext.
-    pub security: Option<(Tls, Encryption)>,
+    pub security: Option<rules::Security>,
     /// Events.
     pub events: Emitter,
     /// How an operator's command for this node begins, up to and with a blank.
@@ -195,11 +195,11 @@ impl Network {
     pub fn new(
         local: Local,
         net: Networking,
-        security: Option<(Tls, Encryption)>,
+        security: Option<rules::Rules>,
         events: Emitter,
         command: String,
     ) -> Self {
-        let owners = ownership::table(security.as_ref().map(|(_, encryption)| encryption));
+        let owners = ownership::table(security.as_ref().map(|rules| &rules.encryption));
         Self {
             peers: PeerTable::new(&local.node_id),
             store: PeerStore::with_capacity(net.persistence.max_entries),
@@ -212,7 +212,7 @@ impl Network {
             held: Mutex::default(),
             local,
             net,
-            security,
+            security: security.map(rules::Security::new),
             events,
             command,
             hall: OnceLock::new(),
@@ -221,6 +221,11 @@ impl Network {
             owners: Mutex::new(owners),
             met: Notify::new(),
         }
+    }
+
+    /// The rules of TLS as they are now; `None` is plaintext.
+    pub fn rules(&self) -> Option<Arc<rules::Rules>> {
+        self.security.as_ref().map(rules::Security::rules)
     }
 
     /// A message goes up.

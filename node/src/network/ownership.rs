@@ -19,7 +19,7 @@ use thenodes::events::model::LogLevel;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// True where ids that keys came with are kept on disk by the table.
-fn keeps(encryption: &Encryption) -> bool {
+pub(super) fn keeps(encryption: &Encryption) -> bool {
     matches!(encryption.policy.mode, TrustMode::Allowlist | TrustMode::Observe)
 }
 
@@ -70,7 +70,7 @@ pub(super) fn claim(
     trusted: Option<&Trusted>,
 ) -> Result<Claim, Refusal> {
     names_it(node_id, facts, vouched)?;
-    let listed = network.security.as_ref().is_some_and(|(_, encryption)| lists(encryption));
+    let listed = network.rules().is_some_and(|rules| lists(&rules.encryption));
     match trusted.filter(|_| listed).map(|trusted| trusted.pair(node_id, &facts.fingerprint)) {
         _ if vouched => Ok(Claim::Proved),
         Some(Pair::Listed) => Ok(Claim::Proved),
@@ -189,8 +189,13 @@ pub(super) async fn lost(
 }
 
 fn bindings(network: &Network) -> Option<Bindings> {
-    let (_, encryption) = network.security.as_ref()?;
-    keeps(encryption).then(|| Bindings::below(&encryption.observed_dir))
+    let rules = network.rules()?;
+    keeps(&rules.encryption).then(|| Bindings::below(&rules.encryption.observed_dir))
+}
+
+/// Nobody else reads, writes or exchanges what is remembered while this is held.
+async fn alone(network: &Network) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+    Some(network.security.as_ref()?.memory.lock().await)
 }
 
 /// The directory whose changes are a reason to [`read`] again.
@@ -215,6 +220,40 @@ pub enum Read {
 
 /// Reads what is remembered on disk, where something is, when the node starts; makes the place for it if there is none.
 pub async fn restore(network: &Arc<Network>) {
+    let _alone = alone(network).await;
+    restore_held(network).await;
+}
+
+/// The ids of those who are connected, with their keys, as far as they are remembered.
+pub(super) fn connected(network: &Network) -> Vec<(String, String)> {
+    let ids = network.peers.list().into_iter().map(|peer| peer.node_id);
+    let owners = owners(network);
+    ids.filter_map(|id| owners.key_of(&id).map(str::to_owned).map(|key| (id, key))).collect()
+}
+
+/// What is remembered has another place, or none: begins anew from what is there, and remembers those who are connected and have not lost
+/// their key or id by that. For who holds the memory.
+pub(super) async fn renew(
+    network: &Arc<Network>,
+    encryption: &Encryption,
+    connected: &[(String, String)],
+    trusted: &Trusted,
+) {
+    *owners(network) = table(Some(encryption));
+    restore_held(network).await;
+    let lists = lists(encryption);
+    for (node_id, key) in connected.iter().filter(|(_, key)| !lists || trusted.keys.contains(key)) {
+        with_known(network, Some(trusted), |known| {
+            let mut owners = owners(network);
+            if owners.key_of(node_id).is_none() {
+                owners.learn(node_id, key, known);
+            }
+        });
+    }
+    network.met.notify_one();
+}
+
+async fn restore_held(network: &Arc<Network>) {
     let Some(bindings) = bindings(network) else { return };
     match tokio::task::spawn_blocking(move || bindings.prepare()).await {
         Ok(Ok(true)) => {
@@ -227,11 +266,16 @@ pub async fn restore(network: &Arc<Network>) {
             return told(&network.events, "id_memory_unreadable", &error);
         }
     }
-    read(network).await;
+    read_held(network).await;
 }
 
 /// Reads what is remembered on disk. What is missing is not empty: then nobody new is let in on first use.
 pub(super) async fn read(network: &Arc<Network>) -> Read {
+    let _alone = alone(network).await;
+    read_held(network).await
+}
+
+async fn read_held(network: &Arc<Network>) -> Read {
     let Some(bindings) = bindings(network) else { return Read::Same };
     let Ok(survey) = tokio::task::spawn_blocking(move || bindings.survey()).await else {
         return Read::Failed;
@@ -262,6 +306,12 @@ pub(super) async fn read(network: &Arc<Network>) -> Read {
 
 /// Writes down what is new. Once more at the end of the node.
 pub async fn write(network: &Arc<Network>) {
+    let _alone = alone(network).await;
+    write_held(network).await;
+}
+
+/// The same for who holds the memory.
+pub(super) async fn write_held(network: &Arc<Network>) {
     let Some(bindings) = bindings(network) else { return };
     let changes = owners(network).changes();
     if changes.is_empty() {
@@ -294,9 +344,6 @@ pub async fn write(network: &Arc<Network>) {
 
 /// Keeps the disk as the table is, until the network ends.
 pub async fn keep(network: Arc<Network>) {
-    if bindings(&network).is_none() {
-        return;
-    }
     loop {
         network.met.notified().await;
         write(&network).await;

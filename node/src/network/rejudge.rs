@@ -46,26 +46,17 @@ fn stamp(dir: &Path) -> Stamp {
 
 /// Looks at the directories of trust until the network ends. Returns at once where nobody is judged.
 pub async fn look(network: Arc<Network>) {
-    let Some((_, encryption)) = &network.security else { return };
-    let (trusted, bindings) = (encryption.trusted_dir.clone(), Bindings::below(&encryption.observed_dir));
-    let remembers = encryption.policy.mode == TrustMode::Tofu;
-    let mut others: Vec<PathBuf> = Vec::new();
-    if encryption.policy.needs_chain() {
-        others.push(encryption.authorities.issuers.clone());
-        others.extend(encryption.authorities.lists.iter().cloned());
-    }
-    let owned = ownership::dir(&network);
+    let Some(security) = &network.security else { return };
     let mut owned_before: Option<Stamp> = None;
     let mut last: Option<(Stamp, Vec<Stamp>)> = None;
     let mut told = Instant::now();
     let mut known: Option<Trusted> = None;
     let mut news = false;
     loop {
-        let (dir, mut dirs, before) = (trusted.clone(), others.clone(), last.clone());
-        if remembers {
-            dirs.push(bindings.dir().to_path_buf());
-        }
-        if let Some(dir) = owned.clone() {
+        let rules = security.rules();
+        let encryption = &rules.encryption;
+        let (dir, dirs, before) = (encryption.trusted_dir.clone(), others(encryption), last.clone());
+        if let Some(dir) = ownership::dir(&network) {
             let stamps = tokio::task::spawn_blocking(move || stamp(&dir)).await.ok();
             if stamps != owned_before {
                 owned_before = match ownership::read(&network).await {
@@ -104,8 +95,24 @@ pub async fn look(network: Arc<Network>) {
             }
             (last, told) = (Some(stamps), Instant::now());
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = security.changed.notified() => news = true,
+        }
     }
+}
+
+/// The directories beside that of trusted keys whose changes are a reason to judge again.
+fn others(encryption: &Encryption) -> Vec<PathBuf> {
+    let mut others: Vec<PathBuf> = Vec::new();
+    if encryption.policy.needs_chain() {
+        others.push(encryption.authorities.issuers.clone());
+        others.extend(encryption.authorities.lists.iter().cloned());
+    }
+    if encryption.policy.mode == TrustMode::Tofu {
+        others.push(Bindings::below(&encryption.observed_dir).dir().to_path_buf());
+    }
+    others
 }
 
 /// A key is trusted that was not before: by the prompt, the command line, or a file that somebody put there.
@@ -129,14 +136,13 @@ pub(super) async fn until_unwelcome(
     (facts, chain): (Option<&CertificateFacts>, Option<&Chain>),
     mut trusted: watch::Receiver<Trusted>,
 ) -> String {
-    let Some((_, encryption)) = &network.security else { return std::future::pending().await };
     loop {
         if trusted.changed().await.is_err() {
             return std::future::pending().await; // the node ends, and so do sessions
         }
         let set = trusted.borrow_and_update().clone();
         // On the heap: a connection waits here all its life, and is judged for a moment now and then.
-        let judged = Box::pin(judge_again(network, encryption, peer, direction, (facts, chain), set));
+        let judged = Box::pin(judge_again(network, peer, direction, (facts, chain), set));
         if let Some(reason) = judged.await {
             return format!("certificate refused: {reason} (judged again)");
         }
@@ -146,17 +152,20 @@ pub(super) async fn until_unwelcome(
 /// Why this peer is not welcome any more, which is on record then. What cannot be known for the moment changes nothing for who is inside.
 async fn judge_again(
     network: &Network,
-    encryption: &Encryption,
     peer: &PeerInfo,
     direction: Direction,
     (facts, chain): (Option<&CertificateFacts>, Option<&Chain>),
     set: Trusted,
 ) -> Option<&'static str> {
+    let rules = network.rules()?;
+    let encryption = &rules.encryption;
     let realm = &network.local.realm.name;
-    let path = match chain.cloned() {
+    // Of who came in when no path was asked for, no certificates are kept: it may come again, and show them.
+    let path = match chain.filter(|_| encryption.policy.needs_chain()).cloned() {
         None => None,
         Some(chain) => {
-            let looked = tokio::task::spawn_blocking(move || chain.check(channel::now())).await;
+            let authorities = encryption.authorities.clone();
+            let looked = tokio::task::spawn_blocking(move || chain.check(&authorities, channel::now())).await;
             match looked {
                 Ok(Err("authorities-unreadable")) | Err(_) => return None,
                 Ok(path) => Some(path),

@@ -1,6 +1,7 @@
 //! Whom each trust mode lets in, and what it remembers: real nodes with real certificates, restarted and impersonated.
 
 mod ids;
+mod rules;
 
 use serde_json::Value;
 use std::fs;
