@@ -244,7 +244,12 @@ impl Node {
         peerfile::restore(&network).await;
         journal::restore(&network).await;
         ownership::restore(&network).await;
-        rules::prepare_first_use(&network, Vec::new()).await;
+        if let Some(rules) = network.rules() {
+            // Without it nobody is let in on first use, and each refusal says so; a node of trusted keys goes on.
+            if let Err(error) = rules::prepare_first_use(&network, &rules.encryption).await {
+                events.system(LogLevel::Error, "tofu_memory_missing", error.to_string());
+            }
+        }
         network_tasks.spawn(listener::listen(network.clone(), socket));
         network_tasks.spawn(rejudge::look(network.clone()));
         network_tasks.spawn(peerfile::keep(network.clone()));

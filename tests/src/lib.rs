@@ -7,6 +7,7 @@ pub mod bench;
 pub mod fuse;
 pub mod inside;
 pub mod peer;
+pub mod tls;
 pub mod upstream;
 
 use nix::sys::signal::{kill, Signal};

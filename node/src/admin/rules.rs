@@ -2,7 +2,7 @@
 
 use super::View;
 use crate::config::{Config, ConfigError};
-use crate::network::rules::{self, RulesError};
+use crate::network::rules::{self, Adopted, Difference, RulesError};
 use serde_json::{json, Value};
 use thenodes::events::model::LogLevel;
 use thenodes::host::HostError;
@@ -25,40 +25,56 @@ impl View {
             return Err(HostError::new(Code::Conflict, text));
         };
         let path = file.clone();
-        let read = tokio::task::spawn_blocking(move || Config::load(&path)).await;
-        let read = read.map_err(|e| HostError::new(Code::Internal, format!("{}: {e}", file.display())))?;
-        let config = read.map_err(|e: ConfigError| HostError::new(Code::ConfigError, e.to_string()))?;
-        let Some(encryption) = config.encryption else {
-            let text = format!("{}: [encryption] enabled = false takes a restart", file.display());
-            return Err(HostError::new(Code::Conflict, text));
-        };
-        let idle = config.without_effect.into_iter().filter(|key| key.starts_with("encryption."));
-        let idle: Vec<String> = idle.collect();
-        let checksum = encryption.policy.checksum();
-        let adopted = rules::adopt(&self.network, encryption).await;
-        let changed = adopted.map_err(|error| {
-            let code = match error {
-                RulesError::Pki(_) | RulesError::Tls(_) => Code::ConfigError,
-                RulesError::NotEncrypted => Code::Conflict,
-                RulesError::Ending(_) => Code::Unavailable,
+        let read = move || {
+            let config = Config::load(&path)
+                .map_err(|error: ConfigError| HostError::new(Code::ConfigError, error.to_string()))?;
+            let Some(encryption) = config.encryption else {
+                let text = format!("{}: [encryption] enabled = false takes a restart", path.display());
+                return Err(HostError::new(Code::Conflict, text));
             };
-            HostError::new(code, error.to_string())
-        })?;
-        let peers = if changed.is_empty() { 0 } else { self.network.peers.count().0 };
+            let idle = config.without_effect.into_iter().filter(|key| key.starts_with("encryption."));
+            Ok((encryption, idle.collect()))
+        };
+        let Adopted { changed, without_effect, peers } = rules::adopt(&self.network, read).await?;
+        let rules = self.network.rules();
+        let checksum = rules.as_ref().map(|rules| rules.encryption.policy.checksum());
         if !changed.is_empty() {
-            let text = format!("by {who}: {}; policy_checksum={checksum}", changed.join(", "));
-            self.events.system(LogLevel::Info, "trust_rules_changed", text);
+            let changes: Vec<String> = changed.iter().map(told).collect();
+            let checksum = checksum.as_deref().unwrap_or_default();
+            let text = format!("by {who}: {}; policy_checksum={checksum}", changes.join(", "));
+            self.events.system(LogLevel::Warn, "trust_rules_changed", text);
         }
-        for key in &idle {
+        for key in &without_effect {
             self.events.system(LogLevel::Warn, "config_key_without_effect", key.clone());
         }
+        let changed: Vec<Value> = changed
+            .iter()
+            .map(|Difference { key, from, to }| json!({ "key": key, "from": from, "to": to }))
+            .collect();
         Ok(json!({
             "version": 1,
             "file": file,
             "changed": changed,
-            "without_effect": idle,
+            "without_effect": without_effect,
             "policy_checksum": checksum,
             "peers_judged_again": peers,
         }))
+    }
+}
+
+fn told(Difference { key, from, to }: &Difference) -> String {
+    format!("{key} {from} -> {to}")
+}
+
+impl From<RulesError> for HostError {
+    fn from(error: RulesError) -> Self {
+        let code = match error {
+            RulesError::Pki(_) | RulesError::Tls(_) | RulesError::Authorities(_) | RulesError::Memory(_) => {
+                Code::ConfigError
+            }
+            RulesError::NotEncrypted => Code::Conflict,
+            RulesError::Unread(_) => Code::Internal,
+        };
+        HostError::new(code, error.to_string())
     }
 }

@@ -119,7 +119,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Config(error) => error.into(),
-            StartError::Pki(_) | StartError::Identity(_) => {
+            StartError::Pki(_) | StartError::Rules(_) | StartError::Identity(_) => {
                 Self { exit: EXIT_CONFIG, code: Code::ConfigError.to_string(), text: error.to_string() }
             }
             other => Self { exit: 1, code: Code::Unavailable.to_string(), text: other.to_string() },
@@ -251,7 +251,10 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         tell_manager(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
         let watchdog = tokio::spawn(watchdog());
         // Whoever sits before it and closes the terminal wants it to end; a daemon is told to look at its rules.
-        let attended = std::io::IsTerminal::is_terminal(&std::io::stdin());
+        use std::io::IsTerminal;
+        let attended = std::io::stdin().is_terminal()
+            || std::io::stdout().is_terminal()
+            || std::io::stderr().is_terminal();
         let hung_up = async {
             if attended {
                 hangup.recv().await;

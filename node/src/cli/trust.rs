@@ -78,20 +78,22 @@ fn pairs<'a>(of: &Trusted, keys: impl Iterator<Item = &'a String>) -> Vec<Value>
 
 /// What came of reading the rules again, for people.
 pub(crate) fn reloaded(value: &Value) -> String {
-    let words = |key: &str| -> Vec<&str> {
-        value[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
-    };
-    let changed = words("changed");
-    let mut text = if changed.is_empty() {
-        "[encryption] says what it said before".to_owned()
-    } else {
-        let peers = &value["peers_judged_again"];
-        format!("changed: {}\nconnected peers that are judged again: {peers}", changed.join(", "))
-    };
-    for key in words("without_effect") {
-        text.push_str(&format!("\nwithout effect: {key}"));
+    let word = |value: &Value| printable(value.as_str().unwrap_or_default(), 500);
+    let list = |key: &str| value[key].as_array().into_iter().flatten();
+    let file = word(&value["file"]);
+    let mut lines: Vec<String> = list("changed")
+        .map(|of| format!("{}: {} -> {}", word(&of["key"]), word(&of["from"]), word(&of["to"])))
+        .collect();
+    match lines.is_empty() {
+        true => lines.push(format!("[encryption] of {file} says what it said before")),
+        false => {
+            let peers = &value["peers_judged_again"];
+            lines.insert(0, format!("changed by [encryption] of {file}:"));
+            lines.push(format!("connected peers that are judged again: {peers}"));
+        }
     }
-    text
+    lines.extend(list("without_effect").map(|key| format!("without effect: {}", word(key))));
+    lines.join("\n")
 }
 
 /// Asks the running node to read its rules again.

@@ -209,9 +209,10 @@ fn verdict_told(events: &Emitter, mut event: TrustDecisionEvent, accepted: bool)
     LogEvent::TrustDecision(event)
 }
 
-/// Secures a connection as the configuration says.
+/// Secures a connection as these rules say; without any it is plain.
 pub async fn secure(
     network: &Network,
+    rules: Option<&Rules>,
     link: Link,
     addr: SocketAddr,
     direction: Direction,
@@ -219,7 +220,6 @@ pub async fn secure(
     let plain = |stream| {
         Ok(Secured { stream, certificate: None, chain: None, vouched: false, listed: None, pending: None })
     };
-    let rules = network.rules();
     let tcp = match (link, &rules) {
         (Link::Tcp(tcp), _) => tcp,
         (Link::Bytes(stream, _), None) => return plain(stream),
@@ -234,7 +234,7 @@ pub async fn secure(
     match rules {
         None => plain(Box::new(Socket::new(tcp))),
         // On the heap: who speaks plainly does not pay for it.
-        Some(rules) => Box::pin(tls_channel(network, &rules, Socket::new(tcp), addr, direction)).await,
+        Some(rules) => Box::pin(tls_channel(network, rules, Socket::new(tcp), addr, direction)).await,
     }
 }
 

@@ -3,9 +3,10 @@
 
 use super::channel::{secure, Bytes, Chain, ChannelError, Secured};
 use super::handshake::{hello, judge, Refusal};
-use super::ownership::{claim, learn, may_have, Claim, ID_OF_ANOTHER};
+use super::ownership::{claim, hold, learn, may_have, Claim, ID_OF_ANOTHER};
 use super::peers::{Direction, Place};
-use super::rejudge::{until_unwelcome, Trusted};
+use super::rejudge::until_unwelcome;
+use super::rules::{Now, Rules, Security};
 use super::session::{receive, run};
 use super::wire::{encode, LineDecoder, WireError, MAX_HELLO, MAX_LINE};
 use super::{Link, Network, HANDSHAKE_DEADLINE};
@@ -91,7 +92,7 @@ async fn carry_on<S>(
     stranger: S,
 ) -> Outcome {
     let greeting = timeout(HANDSHAKE_DEADLINE, greeting);
-    let Greeted { stream, decoder, place, certificate, chain, trusted } =
+    let Greeted { stream, decoder, place, certificate, chain, judged } =
         match greeting.await.unwrap_or(Err(GreetingError::Deadline)) {
             Ok(greeted) => greeted,
             Err(error) => {
@@ -117,7 +118,7 @@ async fn carry_on<S>(
     network.events.network(LogLevel::Info, "app_handshake_success", Some(addr.to_string()), connected);
     let shown = (certificate.as_ref(), chain.as_ref());
     let why = {
-        let unwelcome = std::pin::pin!(until_unwelcome(network, &peer, direction, shown, trusted));
+        let unwelcome = std::pin::pin!(until_unwelcome(network, &peer, direction, shown, judged));
         run(network, stream, decoder, place, unwelcome).await
     };
     let detail = format!("node_id={} reason={}", peer.node_id, printable(&why, 300));
@@ -132,8 +133,8 @@ struct Greeted {
     place: Place,
     certificate: Option<CertificateFacts>,
     chain: Option<Chain>,
-    /// Changes from before the verdict on.
-    trusted: watch::Receiver<Trusted>,
+    /// By which rules, and what changes from before the verdict on; nothing where nobody is judged.
+    judged: Option<(Arc<Rules>, watch::Receiver<Now>)>,
 }
 
 async fn greet(
@@ -145,9 +146,10 @@ async fn greet(
     let closed = |e: std::io::Error| GreetingError::Closed(e.to_string());
     let own = link.own_addr().map_err(closed)?;
     // Before the verdict: what changes meanwhile is a reason for another one.
-    let trusted = network.trusted.subscribe();
+    let now = network.security.as_ref().map(Security::subscribe);
+    let rules = network.rules();
     let Secured { mut stream, certificate, chain, vouched, listed, pending } =
-        secure(network, link, addr, direction).await?;
+        secure(network, rules.as_deref(), link, addr, direction).await?;
     // The acceptor speaks first.
     if direction == Direction::Inbound {
         stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;
@@ -169,7 +171,8 @@ async fn greet(
         return Err(Refusal::HeldOff(greeted.node_id).into());
     }
     let id = &greeted.node_id;
-    let asked = certificate.as_ref().map(|facts| claim(network, id, facts, vouched, listed.as_ref()));
+    let asked = certificate.as_ref().zip(rules.as_ref());
+    let asked = asked.map(|(facts, rules)| claim(&rules.encryption, id, facts, vouched, listed.as_ref()));
     let known = match (pending, asked) {
         (Some(pending), Some(Ok(claim))) => {
             let connected = network.peers.by_id(id).is_some();
@@ -203,8 +206,9 @@ async fn greet(
         .take(info, direction, clock())
         .map_err(|info| GreetingError::Hello(Refusal::Duplicate(info.node_id)))?;
     // Only who has the place has the id.
+    hold(network, rules.as_ref())?;
     if let (Some(claim), Some(facts)) = (known, &certificate) {
-        learn(network, &place.info.node_id, facts, listed.as_ref(), claim)?;
+        learn(network, rules.as_ref(), &place.info.node_id, facts, listed.as_ref(), claim)?;
     }
     drop(listed);
     decoder.set_max(MAX_LINE);
@@ -218,7 +222,7 @@ async fn greet(
             network.store.note_listener(&listens, id, capabilities);
         }
     }
-    Ok(Greeted { stream, decoder, place, certificate, chain, trusted })
+    Ok(Greeted { stream, decoder, place, certificate, chain, judged: rules.zip(now) })
 }
 
 #[cfg(test)]

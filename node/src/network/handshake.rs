@@ -62,6 +62,9 @@ pub enum Refusal {
         /// Why not.
         why: String,
     },
+    /// It was judged by rules that do not hold any more.
+    #[error("the rules of trust have changed while it was greeted; it may come again")]
+    RulesChanged,
     /// The operator disconnected it.
     #[error("node id {0} was disconnected by the operator; `thenodes peers connect` lets it in again")]
     HeldOff(String),
@@ -81,6 +84,7 @@ impl Refusal {
             Refusal::Myself | Refusal::SelfId => "peer_reject_self_id",
             Refusal::NodeType(_) => "peer_reject_node_type",
             Refusal::NotItsId { .. } => "peer_reject_foreign_id",
+            Refusal::RulesChanged => "trust_rules_changed_meanwhile",
             Refusal::HeldOff(_) => "peer_held_off",
             Refusal::Duplicate(_) => "peer_already_connected",
         }

@@ -40,7 +40,7 @@ use thenodes::network::message::Message;
 use thenodes::network::PeerStore;
 use thenodes::realms::RealmInfo;
 use tokio::net::TcpStream;
-use tokio::sync::{watch, Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// TCP, TLS and HELLO together must be done by then.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -143,8 +143,6 @@ pub struct Network {
     pub hall: OnceLock<Box<dyn Hall>>,
     /// Room on the way up, see [`INBOUND_WEIGHT`].
     pub room: Arc<Semaphore>,
-    /// The keys that are trusted, told anew when peers are to be judged again.
-    pub trusted: watch::Sender<rejudge::Trusted>,
     /// Which key each id came with first.
     pub owners: Mutex<Owners>,
     /// An id came with a key.
@@ -217,7 +215,6 @@ impl Network {
             command,
             hall: OnceLock::new(),
             room: Arc::new(Semaphore::new(INBOUND_WEIGHT)),
-            trusted: watch::Sender::default(),
             owners: Mutex::new(owners),
             met: Notify::new(),
         }

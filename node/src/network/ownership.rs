@@ -3,10 +3,12 @@
 //! what a certificate says of its own name: whoever has a trusted key can write another one.
 
 use super::handshake::Refusal;
+use super::rejudge::in_turn;
+use super::rules::Rules;
 use super::Network;
 use crate::config::{is_node_id, Encryption, TrustMode};
 use crate::events::Emitter;
-use crate::security::bindings::{BindingError, Bindings, MAX_BINDINGS};
+use crate::security::bindings::{Binding, BindingError, Bindings, Meeting, MAX_BINDINGS};
 use crate::security::directory::{Pair, Trusted};
 use crate::security::owners::{Adopted, Change, Done, Known, NotOwned, Owners};
 use crate::security::pki::CertificateFacts;
@@ -63,15 +65,14 @@ pub(super) enum Claim {
 
 /// Whether a key may come with this id as far as that is written somewhere.
 pub(super) fn claim(
-    network: &Network,
+    encryption: &Encryption,
     node_id: &str,
     facts: &CertificateFacts,
     vouched: bool,
     trusted: Option<&Trusted>,
 ) -> Result<Claim, Refusal> {
     names_it(node_id, facts, vouched)?;
-    let listed = network.rules().is_some_and(|rules| lists(&rules.encryption));
-    match trusted.filter(|_| listed).map(|trusted| trusted.pair(node_id, &facts.fingerprint)) {
+    match trusted.filter(|_| lists(encryption)).map(|trusted| trusted.pair(node_id, &facts.fingerprint)) {
         _ if vouched => Ok(Claim::Proved),
         Some(Pair::Listed) => Ok(Claim::Proved),
         Some(Pair::OfAnother) => {
@@ -137,16 +138,21 @@ pub(super) fn may_have(
     }
 }
 
-/// A key was let in with this id, and has its place. An error if the id was given to another one in between.
+/// A key was let in with this id by these rules, and has its place. An error if the id was given to another one in between, or there are other
+/// rules.
 pub(super) fn learn(
     network: &Network,
+    rules: Option<&Arc<Rules>>,
     node_id: &str,
     facts: &CertificateFacts,
     listed: Option<&Trusted>,
     claim: Claim,
 ) -> Result<(), Refusal> {
+    // One lock for all of it: rules change under it.
+    let mut owners = owners(network);
+    hold(network, rules)?;
     if claim == Claim::Open {
-        let key = owners(network).key_of(node_id).map(str::to_owned);
+        let key = owners.key_of(node_id).map(str::to_owned);
         let other = key.is_some_and(|key| {
             key != facts.fingerprint && listed.is_none_or(|listed| listed.keys.contains(&key))
         });
@@ -154,9 +160,18 @@ pub(super) fn learn(
             return Err(refusal(node_id, "it was given to another key just now".into()));
         }
     }
-    with_known(network, listed, |known| owners(network).learn(node_id, &facts.fingerprint, known));
+    with_known(network, listed, |known| owners.learn(node_id, &facts.fingerprint, known));
+    drop(owners);
     network.met.notify_one();
     Ok(())
+}
+
+/// An error if there are other rules than these by now: who was judged by them may come again.
+pub(super) fn hold(network: &Network, rules: Option<&Arc<Rules>>) -> Result<(), Refusal> {
+    match (network.rules(), rules) {
+        (Some(now), Some(rules)) if !Arc::ptr_eq(&now, rules) => Err(Refusal::RulesChanged),
+        _ => Ok(()),
+    }
 }
 
 /// The reason where a connected peer's id is another's now.
@@ -172,13 +187,13 @@ pub(super) async fn lost(
     vouched: bool,
     trusted: &Trusted,
 ) -> Option<&'static str> {
-    let (key, reason) = match claim(network, node_id, facts, vouched, Some(trusted)) {
+    let (key, reason) = match claim(encryption, node_id, facts, vouched, Some(trusted)) {
         Err(_) => return Some(ID_OF_ANOTHER),
         Ok(Claim::Proved) => return None,
         Ok(Claim::Open) if encryption.policy.mode == TrustMode::Tofu => {
             let (bindings, id) = (Bindings::below(&encryption.observed_dir), node_id.to_owned());
-            let holder = tokio::task::spawn_blocking(move || bindings.holder(&id)).await;
-            (holder.ok()?.ok()??, "tofu-mismatch")
+            let holder = in_turn(move || bindings.holder(&id)).await;
+            (holder?.ok()??, "tofu-mismatch")
         }
         Ok(Claim::Open) => {
             let owners = owners(network);
@@ -218,64 +233,79 @@ pub enum Read {
     Failed,
 }
 
-/// Reads what is remembered on disk, where something is, when the node starts; makes the place for it if there is none.
+/// What is remembered under these rules, read from where it is; the place for it is made if there is none.
+pub(super) async fn table_of(network: &Network, encryption: &Encryption) -> Result<Owners, BindingError> {
+    let mut owners = table(Some(encryption));
+    if !keeps(encryption) {
+        return Ok(owners);
+    }
+    let bindings = Bindings::below(&encryption.observed_dir);
+    let read = tokio::task::spawn_blocking(move || Ok((bindings.prepare()?, bindings.survey()?)));
+    let Ok(read) = read.await else { return Ok(owners) };
+    let (new, (list, unreadable)) = read?;
+    if new {
+        let text = "there was none: a trusted key whose certificate in the trusted directory names no id has the id that it comes with first";
+        network.events.system(LogLevel::Info, "id_memory_created", text.to_owned());
+    }
+    owners.adopt(&list, unreadable.keys().cloned().collect());
+    unreadable.values().for_each(|error| told(&network.events, "id_memory_unreadable", error));
+    Ok(owners)
+}
+
+/// Reads what is remembered on disk, where something is, when the node starts.
 pub async fn restore(network: &Arc<Network>) {
-    let _alone = alone(network).await;
-    restore_held(network).await;
+    let Some(rules) = network.rules() else { return };
+    match table_of(network, &rules.encryption).await {
+        Ok(table) => *owners(network) = table,
+        Err(error) => {
+            owners(network).lose();
+            told(&network.events, "id_memory_unreadable", &error);
+        }
+    }
 }
 
-/// The ids of those who are connected, with their keys, as far as they are remembered.
-pub(super) fn connected(network: &Network) -> Vec<(String, String)> {
-    let ids = network.peers.list().into_iter().map(|peer| peer.node_id);
-    let owners = owners(network);
-    ids.filter_map(|id| owners.key_of(&id).map(str::to_owned).map(|key| (id, key))).collect()
+/// Changes the rules, and with them what is remembered if it has another place: in one step for whoever [`learn`]s.
+pub(super) fn exchange(network: &Network, table: Option<Owners>, change: impl FnOnce()) {
+    let mut owners = owners(network);
+    if let Some(table) = table {
+        *owners = table;
+    }
+    change();
 }
 
-/// What is remembered has another place, or none: begins anew from what is there, and remembers those who are connected and have not lost
-/// their key or id by that. For who holds the memory.
-pub(super) async fn renew(
-    network: &Arc<Network>,
-    encryption: &Encryption,
-    connected: &[(String, String)],
+/// The rules have changed, and who is connected is welcome by the new ones too: its id is remembered as if it came now.
+pub(super) async fn remember(
+    network: &Network,
+    rules: &Arc<Rules>,
+    node_id: &str,
+    facts: &CertificateFacts,
+    vouched: bool,
     trusted: &Trusted,
 ) {
-    *owners(network) = table(Some(encryption));
-    restore_held(network).await;
-    let lists = lists(encryption);
-    for (node_id, key) in connected.iter().filter(|(_, key)| !lists || trusted.keys.contains(key)) {
-        with_known(network, Some(trusted), |known| {
-            let mut owners = owners(network);
-            if owners.key_of(node_id).is_none() {
-                owners.learn(node_id, key, known);
+    let encryption = &rules.encryption;
+    let Ok(claim) = claim(encryption, node_id, facts, vouched, Some(trusted)) else { return };
+    if encryption.policy.mode == TrustMode::Tofu {
+        let (bindings, id) = (Bindings::below(&encryption.observed_dir), node_id.to_owned());
+        let key = facts.fingerprint.clone();
+        let kept = in_turn(move || match bindings.meet(&id, &key, false)? {
+            // The memory learns what the operator says.
+            Meeting::Other { .. } if claim == Claim::Proved => {
+                bindings.give(&Binding { node_id: id, fingerprint: key })
             }
+            Meeting::First | Meeting::Again | Meeting::Connected | Meeting::Other { .. } => Ok(()),
         });
-    }
-    network.met.notify_one();
-}
-
-async fn restore_held(network: &Arc<Network>) {
-    let Some(bindings) = bindings(network) else { return };
-    match tokio::task::spawn_blocking(move || bindings.prepare()).await {
-        Ok(Ok(true)) => {
-            let text = "there was none: a trusted key whose certificate in the trusted directory names no id has the id that it comes with first";
-            network.events.system(LogLevel::Info, "id_memory_created", text.to_owned());
+        if let Some(Err(error)) = kept.await {
+            told(&network.events, "id_memory_unwritable", &error);
         }
-        Ok(Ok(false)) | Err(_) => {}
-        Ok(Err(error)) => {
-            owners(network).lose();
-            return told(&network.events, "id_memory_unreadable", &error);
-        }
+    } else if !vouched {
+        // An error: it is another's, or the rules have changed again; either way it is judged again.
+        let _ = learn(network, Some(rules), node_id, facts, Some(trusted), claim);
     }
-    read_held(network).await;
 }
 
 /// Reads what is remembered on disk. What is missing is not empty: then nobody new is let in on first use.
 pub(super) async fn read(network: &Arc<Network>) -> Read {
     let _alone = alone(network).await;
-    read_held(network).await
-}
-
-async fn read_held(network: &Arc<Network>) -> Read {
     let Some(bindings) = bindings(network) else { return Read::Same };
     let Ok(survey) = tokio::task::spawn_blocking(move || bindings.survey()).await else {
         return Read::Failed;

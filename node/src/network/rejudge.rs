@@ -5,20 +5,21 @@
 use super::channel::{self, tell, Chain};
 use super::ownership::{self, Read};
 use super::peers::Direction;
+use super::rules::{Now, Rules};
 use super::Network;
 use crate::config::{Encryption, TrustMode};
 use crate::security::bindings::Bindings;
 use crate::security::chain::Anchor;
 use crate::security::directory;
 use crate::security::pki::CertificateFacts;
-use crate::security::trust::{self, Decision};
+use crate::security::trust::{self, Decision, Verdict};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use thenodes::events::model::{LogEvent, LogLevel, PromotionEvent};
 use thenodes::host::PeerInfo;
-use tokio::sync::watch;
+use tokio::sync::{watch, Semaphore};
 
 /// How often the directory is looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -50,7 +51,7 @@ pub async fn look(network: Arc<Network>) {
     let mut owned_before: Option<Stamp> = None;
     let mut last: Option<(Stamp, Vec<Stamp>)> = None;
     let mut told = Instant::now();
-    let mut known: Option<Trusted> = None;
+    let mut known: Option<(PathBuf, Trusted)> = None;
     let mut news = false;
     loop {
         let rules = security.rules();
@@ -80,14 +81,14 @@ pub async fn look(network: Arc<Network>) {
             match set {
                 Ok(set) => {
                     let set: Trusted = Arc::new(set);
-                    if let Some(before) = &known {
+                    if let Some((_, before)) = &known {
                         set.keys.difference(&before.keys).for_each(|new| promoted(&network, encryption, new));
                     }
                     // The first look is no change.
                     if last.is_some() {
-                        network.trusted.send_replace(set.clone());
+                        security.looked(&rules, set.clone());
                     }
-                    known = Some(set);
+                    known = Some((encryption.trusted_dir.clone(), set));
                 }
                 Err(error) => {
                     tracing::error!("trusted certificates: {error}; connected peers stay as they are")
@@ -97,7 +98,15 @@ pub async fn look(network: Arc<Network>) {
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
-            () = security.changed.notified() => news = true,
+            () = security.changed.notified() => {
+                // Everybody was told; what is looked at may be elsewhere now.
+                (news, owned_before) = (true, None);
+                let Now { rules, trusted } = security.now();
+                let dir = &rules.encryption.trusted_dir;
+                if known.as_ref().is_none_or(|(of, _)| of != dir) {
+                    known = Some((dir.clone(), trusted));
+                }
+            }
         }
     }
 }
@@ -133,62 +142,95 @@ pub(super) async fn until_unwelcome(
     network: &Network,
     peer: &PeerInfo,
     direction: Direction,
-    (facts, chain): (Option<&CertificateFacts>, Option<&Chain>),
-    mut trusted: watch::Receiver<Trusted>,
+    shown: (Option<&CertificateFacts>, Option<&Chain>),
+    judged: Option<(Arc<Rules>, watch::Receiver<Now>)>,
 ) -> String {
+    let Some((mut by, mut now)) = judged else { return std::future::pending().await };
     loop {
-        if trusted.changed().await.is_err() {
+        if now.changed().await.is_err() {
             return std::future::pending().await; // the node ends, and so do sessions
         }
-        let set = trusted.borrow_and_update().clone();
+        let newest = now.borrow_and_update().clone();
+        let rules = newest.rules.clone();
         // On the heap: a connection waits here all its life, and is judged for a moment now and then.
-        let judged = Box::pin(judge_again(network, peer, direction, (facts, chain), set));
-        if let Some(reason) = judged.await {
-            return format!("certificate refused: {reason} (judged again)");
+        let judged = Box::pin(judge_again(network, newest, peer, direction, shown, &by));
+        match judged.await {
+            Again::Stays => by = rules,
+            Again::Unknown => {}
+            Again::Goes(reason) => return format!("certificate refused: {reason} (judged again)"),
         }
     }
 }
 
-/// Why this peer is not welcome any more, which is on record then. What cannot be known for the moment changes nothing for who is inside.
+/// What another judgement comes to.
+enum Again {
+    /// It is welcome, by the rules as they are now.
+    Stays,
+    /// It is not known for the moment: nothing changes for who is inside.
+    Unknown,
+    /// It has to go, for this reason, which is on record.
+    Goes(&'static str),
+}
+
+/// Judges a peer that is connected, and was judged by those rules before.
 async fn judge_again(
     network: &Network,
+    Now { rules, trusted }: Now,
     peer: &PeerInfo,
     direction: Direction,
     (facts, chain): (Option<&CertificateFacts>, Option<&Chain>),
-    set: Trusted,
-) -> Option<&'static str> {
-    let rules = network.rules()?;
+    by: &Arc<Rules>,
+) -> Again {
     let encryption = &rules.encryption;
-    let realm = &network.local.realm.name;
     // Of who came in when no path was asked for, no certificates are kept: it may come again, and show them.
     let path = match chain.filter(|_| encryption.policy.needs_chain()).cloned() {
         None => None,
         Some(chain) => {
             let authorities = encryption.authorities.clone();
-            let looked = tokio::task::spawn_blocking(move || chain.check(&authorities, channel::now())).await;
-            match looked {
-                Ok(Err("authorities-unreadable")) | Err(_) => return None,
-                Ok(path) => Some(path),
-            }
+            let looked = in_turn(move || chain.check(&authorities, channel::now())).await;
+            Some(looked.unwrap_or(Err("authorities-unreadable")))
         }
     };
+    let unknown = path == Some(Err("authorities-unreadable"));
     let vouched = path == Some(Ok(Anchor::Authority));
-    let path = path.map(|path| path.map(drop));
-    let mut verdict = trust::judge(&encryption.policy, facts, Some(&set.keys), path, realm, channel::now());
+    // Where authorities have no answer for the moment, it is asked for everything else.
+    let path = if unknown { Some(Ok(())) } else { path.map(|path| path.map(drop)) };
+    let (realm, keys) = (&network.local.realm.name, Some(&trusted.keys));
+    let mut verdict = trust::judge(&encryption.policy, facts, keys, path, realm, channel::now());
+    if encryption.mtls && facts.is_none() {
+        // The handshake asks for one now.
+        verdict = Verdict::refused("client-certificate-missing");
+    }
     // On first use it was let in already; whether the id is still its own is the next question.
     if let (Decision::Accept | Decision::AskMemory, Some(facts)) = (verdict.decision, facts) {
-        let lost = ownership::lost(network, encryption, &peer.node_id, facts, vouched, &set).await;
         verdict.decision = Decision::Accept;
-        if let Some(reason) = lost {
+        if unknown {
+            return Again::Unknown;
+        }
+        if let Some(reason) =
+            ownership::lost(network, encryption, &peer.node_id, facts, vouched, &trusted).await
+        {
             (verdict.decision, verdict.reason) = (Decision::Reject, reason);
         }
     }
     if verdict.decision != Decision::Reject {
-        return None;
+        if let (false, Some(facts)) = (Arc::ptr_eq(&rules, by), facts) {
+            ownership::remember(network, &rules, &peer.node_id, facts, vouched, &trusted).await;
+        }
+        return Again::Stays;
     }
     let event = channel::event(network, encryption, &verdict, facts, direction, peer.addr);
     tell(&network.events, event, false);
-    Some(verdict.reason)
+    Again::Goes(verdict.reason)
+}
+
+/// Looks that may be on the way at the same time: thousands of peers that are judged again must not make hundreds of threads.
+static LOOKING: Semaphore = Semaphore::const_new(4);
+
+/// Does what may block on a thread of its own, in turns.
+pub(super) async fn in_turn<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let _turn = LOOKING.acquire().await;
+    tokio::task::spawn_blocking(look).await.ok()
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
 //! What `[encryption]` says, as it holds now, and how it changes while the node runs. Who judges takes the rules once and keeps to them;
-//! whoever was judged by older ones is judged again as soon as there are new ones. Does not trust that files can be read: what cannot be
-//! loaded changes nothing.
+//! whoever was judged by older ones is judged again as soon as there are new ones. Does not trust that files can be read or make sense: what
+//! cannot be loaded as a whole changes nothing.
 
+use super::rejudge::Trusted;
 use super::{ownership, Network};
-use crate::config::{Encryption, TrustMode};
-use crate::security::bindings::{BindingError, Bindings, Meeting};
+use crate::config::{Encryption, TrustMode, TrustPolicy};
+use crate::security::bindings::{BindingError, Bindings};
 use crate::security::tls::Tls;
-use crate::security::{directory, pki};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::security::{chain, directory, pki};
+use rustls::pki_types::CertificateDer;
+use std::fmt::Debug;
+use std::sync::Arc;
 use thenodes::events::model::LogLevel;
-use tokio::sync::Notify;
+use tokio::sync::{watch, Notify};
 
 /// Why there are no rules.
 #[derive(Debug, thiserror::Error)]
@@ -20,12 +23,18 @@ pub enum RulesError {
     /// TLS does not take them.
     #[error("TLS with the own certificate: {0}")]
     Tls(#[from] rustls::Error),
-    /// The node ends.
-    #[error("the node ends: {0}")]
-    Ending(#[from] tokio::task::JoinError),
+    /// Authorities are asked, and there is no answer to be had from them.
+    #[error("authorities: {0}")]
+    Authorities(String),
+    /// Ids cannot be remembered.
+    #[error("what is remembered of ids: {0}")]
+    Memory(#[from] BindingError),
     /// The node runs without encryption.
     #[error("the node runs without encryption: a restart turns it on")]
     NotEncrypted,
+    /// Reading did not come to its end.
+    #[error("reading the rules: {0}")]
+    Unread(#[from] tokio::task::JoinError),
 }
 
 /// What `[encryption]` says, ready for use.
@@ -36,21 +45,39 @@ pub struct Rules {
     pub encryption: Encryption,
     /// Fingerprint of the own key.
     pub own: String,
-    /// The own certificate.
-    certificate: Vec<u8>,
+    /// The own certificate, and what it is shown with.
+    shown: Vec<CertificateDer<'static>>,
+}
+
+/// A key of the configuration that says something else than before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The key, below `encryption`.
+    pub key: &'static str,
+    /// What it said.
+    pub from: String,
+    /// What it says.
+    pub to: String,
 }
 
 impl Rules {
     /// Loads the own certificate and its key. Reads files: not for a worker.
     pub fn load(encryption: &Encryption) -> Result<Self, RulesError> {
         let own = pki::load(encryption)?;
-        let certificate = own.chain.first().map_or_else(Vec::new, |first| first.to_vec());
         let tls = Tls::new(&own, encryption.mtls)?;
-        Ok(Self { tls, encryption: encryption.clone(), own: own.fingerprint, certificate })
+        Ok(Self { tls, encryption: encryption.clone(), own: own.fingerprint, shown: own.chain })
     }
 
-    /// What these say otherwise than others, in the words of the configuration.
-    pub fn differences(&self, other: &Rules) -> Vec<&'static str> {
+    /// What these say otherwise than those before them.
+    pub fn differences(&self, before: &Rules) -> Vec<Difference> {
+        let mut all = Vec::new();
+        let mut one = |key: &'static str, from: &dyn Debug, to: &dyn Debug| {
+            let (from, to) = (format!("{from:?}"), format!("{to:?}"));
+            if from != to {
+                all.push(Difference { key, from, to });
+            }
+        };
+        let was = &before.encryption;
         // Taken apart, so that nothing is left out.
         let Encryption {
             mtls,
@@ -62,132 +89,169 @@ impl Rules {
             authorities,
             policy,
         } = &self.encryption;
-        let (
-            of,
-            crate::config::TrustPolicy {
-                mode,
-                reject_expired,
-                reject_before_valid,
-                realm_subject_binding,
-                pin_subjects,
-                pin_fingerprints,
-                store_observed,
-                enforce_chain,
-            },
-        ) = (&other.encryption, policy);
-        let is = &of.policy;
-        [
-            ("mtls", *mtls != of.mtls),
-            ("paths.own_certificate", *own_certificate != of.own_certificate),
-            ("paths.own_private_key", *own_private_key != of.own_private_key),
-            ("own certificate", self.certificate != other.certificate),
-            ("paths.trusted_cert_dir", *trusted_dir != of.trusted_dir),
-            ("trust_policy.paths.observed_dir", *observed_dir != of.observed_dir),
-            ("paths.rejected_dir", *rejected_dir != of.rejected_dir),
-            (
-                "paths of authorities and lists",
-                authorities.issuers != of.authorities.issuers || authorities.lists != of.authorities.lists,
-            ),
-            ("accept_self_signed", authorities.self_signed != of.authorities.self_signed),
-            ("trust_policy.mode", *mode != is.mode),
-            ("trust_policy.reject_expired", *reject_expired != is.reject_expired),
-            ("trust_policy.reject_before_valid", *reject_before_valid != is.reject_before_valid),
-            ("trust_policy.realm_subject_binding", *realm_subject_binding != is.realm_subject_binding),
-            ("trust_policy.pin_subjects", *pin_subjects != is.pin_subjects),
-            ("trust_policy.pin_fingerprints", *pin_fingerprints != is.pin_fingerprints),
-            ("trust_policy.store_new_certs", *store_observed != is.store_observed),
-            ("trust_policy.enforce_ca_chain", *enforce_chain != is.enforce_chain),
-        ]
-        .into_iter()
-        .filter_map(|(word, differs)| differs.then_some(word))
-        .collect()
+        let TrustPolicy {
+            mode,
+            reject_expired,
+            reject_before_valid,
+            realm_subject_binding,
+            pin_subjects,
+            pin_fingerprints,
+            store_observed,
+            enforce_chain,
+        } = policy;
+        one("mtls", &was.mtls, mtls);
+        one("paths.own_certificate", &was.own_certificate, own_certificate);
+        one("paths.own_private_key", &was.own_private_key, own_private_key);
+        one("paths.trusted_cert_dir", &was.trusted_dir, trusted_dir);
+        one("paths.rejected_dir", &was.rejected_dir, rejected_dir);
+        one("paths.issuer_cert_dir", &was.authorities.issuers, &authorities.issuers);
+        one("paths of revocation lists", &was.authorities.lists, &authorities.lists);
+        one("accept_self_signed", &was.authorities.self_signed, &authorities.self_signed);
+        let is = &was.policy;
+        one("trust_policy.mode", &format_args!("{}", is.mode.word()), &format_args!("{}", mode.word()));
+        one("trust_policy.paths.observed_dir", &was.observed_dir, observed_dir);
+        one("trust_policy.reject_expired", &is.reject_expired, reject_expired);
+        one("trust_policy.reject_before_valid", &is.reject_before_valid, reject_before_valid);
+        one("trust_policy.realm_subject_binding", &is.realm_subject_binding, realm_subject_binding);
+        one("trust_policy.pin_subjects", &is.pin_subjects, pin_subjects);
+        one("trust_policy.pin_fingerprints", &is.pin_fingerprints, pin_fingerprints);
+        one("trust_policy.store_new_certs", &is.store_observed, store_observed);
+        one("trust_policy.enforce_ca_chain", &is.enforce_chain, enforce_chain);
+        if self.shown != before.shown {
+            let (from, to) = (before.own.clone(), self.own.clone());
+            all.push(Difference { key: "own certificate", from, to });
+        }
+        all
+    }
+
+    /// Where ids are remembered on disk, if they are: by the table of owners (true) or at each first use.
+    fn memory(&self) -> Option<(bool, &std::path::Path)> {
+        let table = ownership::keeps(&self.encryption);
+        let remembers = table || self.encryption.policy.mode == TrustMode::Tofu;
+        remembers.then_some((table, &*self.encryption.observed_dir))
     }
 }
 
-/// The rules in force.
+/// The rules in force, and the keys that the operator trusted when somebody looked last.
+#[derive(Clone)]
+pub struct Now {
+    /// Rules.
+    pub rules: Arc<Rules>,
+    /// Keys.
+    pub trusted: Trusted,
+}
+
+/// The rules as they change.
 pub struct Security {
-    now: Mutex<Arc<Rules>>,
+    now: watch::Sender<Now>,
     /// There are others.
     pub(super) changed: Notify,
     /// Held by who reads, writes or exchanges what is remembered of ids.
     pub(super) memory: tokio::sync::Mutex<()>,
+    /// Held by who reads the configuration again.
+    adopting: tokio::sync::Mutex<()>,
 }
 
 impl Security {
     /// These rules.
     pub fn new(rules: Rules) -> Self {
-        Self {
-            now: Mutex::new(Arc::new(rules)),
-            changed: Notify::new(),
-            memory: tokio::sync::Mutex::default(),
-        }
+        let now = watch::Sender::new(Now { rules: Arc::new(rules), trusted: Trusted::default() });
+        Self { now, changed: Notify::new(), memory: Default::default(), adopting: Default::default() }
     }
 
     /// The rules as they are now.
     pub fn rules(&self) -> Arc<Rules> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now.borrow().rules.clone()
     }
 
-    fn replace(&self, rules: Arc<Rules>) {
-        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = rules;
+    /// The same, with whom the operator trusts.
+    pub(super) fn now(&self) -> Now {
+        self.now.borrow().clone()
+    }
+
+    /// What changes from now on; a new value, even an equal one, is a reason to judge again.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Now> {
+        self.now.subscribe()
+    }
+
+    /// Somebody has looked, under these rules. If there are others by now, they have been told with a look of their own.
+    pub(super) fn looked(&self, rules: &Arc<Rules>, trusted: Trusted) {
+        self.now.send_if_modified(|now| {
+            let same = Arc::ptr_eq(&now.rules, rules);
+            if same {
+                now.trusted = trusted;
+            }
+            same
+        });
     }
 }
 
-/// Reads what `encryption` names, and has it hold from now on: for whoever comes, and for who is connected. Says what is new, in the words of
-/// the configuration; an error leaves everything as it was. In the task of who asks.
-pub async fn adopt(network: &Arc<Network>, encryption: Encryption) -> Result<Vec<&'static str>, RulesError> {
-    let Some(security) = &network.security else { return Err(RulesError::NotEncrypted) };
+/// What came of reading the configuration again.
+#[derive(Debug)]
+pub struct Adopted {
+    /// What is new.
+    pub changed: Vec<Difference>,
+    /// Keys below `encryption` that were written and have no effect.
+    pub without_effect: Vec<String>,
+    /// Connected peers that are judged again for that.
+    pub peers: usize,
+}
+
+/// Has what `read` says hold from now on: for whoever comes, and for who is connected. An error leaves everything as it was. In the task of who
+/// asks; one at a time, from reading to the end.
+pub async fn adopt<E: From<RulesError> + Send + 'static>(
+    network: &Arc<Network>,
+    read: impl FnOnce() -> Result<(Encryption, Vec<String>), E> + Send + 'static,
+) -> Result<Adopted, E> {
+    let Some(security) = &network.security else { return Err(RulesError::NotEncrypted.into()) };
+    let _one = security.adopting.lock().await;
     let loaded = tokio::task::spawn_blocking(move || {
-        // Rules under which nobody could be judged are none.
-        let trusted = directory::trusted(&encryption.trusted_dir)?;
-        Ok::<_, RulesError>((Arc::new(Rules::load(&encryption)?), trusted))
+        let (encryption, without_effect) = read()?;
+        Ok::<_, E>((load_all(&encryption)?, without_effect))
     });
-    let (rules, trusted) = loaded.await??;
-    // One at a time, and nobody writes down ids for the old place any more.
-    let memory = security.memory.lock().await;
+    let ((rules, trusted), without_effect) = loaded.await.map_err(RulesError::from)??;
     let before = security.rules();
-    let new = rules.differences(&before);
-    if new.is_empty() {
-        return Ok(new);
+    let changed = rules.differences(&before);
+    if changed.is_empty() {
+        return Ok(Adopted { changed, without_effect, peers: 0 });
     }
-    ownership::write_held(network).await;
-    let connected = ownership::connected(network);
-    security.replace(rules.clone());
-    let place = |rules: &Rules| (ownership::keeps(&rules.encryption), rules.encryption.observed_dir.clone());
-    if place(&rules) != place(&before) {
-        ownership::renew(network, &rules.encryption, &connected, &trusted).await;
-    }
-    drop(memory);
-    prepare_first_use(network, connected).await;
+    // Nobody writes to the old place any more.
+    let _memory = security.memory.lock().await;
+    let table = if rules.memory() == before.memory() {
+        None
+    } else {
+        ownership::write_held(network).await;
+        prepare_first_use(network, &rules.encryption).await.map_err(RulesError::from)?;
+        Some(ownership::table_of(network, &rules.encryption).await.map_err(RulesError::from)?)
+    };
+    let peers = network.peers.count().0;
+    ownership::exchange(network, table, || {
+        security.now.send_replace(Now { rules, trusted });
+    });
     security.changed.notify_one();
-    Ok(new)
+    Ok(Adopted { changed, without_effect, peers })
 }
 
-/// In mode `tofu` makes the place for what is remembered, if there is none, and remembers who is connected. Without it nobody is let in on
-/// first use, and each refusal says so; a node of trusted keys goes on.
-pub async fn prepare_first_use(network: &Network, connected: Vec<(String, String)>) {
-    let Some(rules) = network.rules() else { return };
-    let encryption = &rules.encryption;
+/// Everything that judging will read. Not for a worker.
+fn load_all(encryption: &Encryption) -> Result<(Arc<Rules>, Trusted), RulesError> {
+    let rules = Rules::load(encryption)?;
+    // Rules under which nobody could be judged are none.
+    let trusted = directory::trusted(&encryption.trusted_dir)?;
+    if encryption.policy.needs_chain() {
+        chain::usable(&encryption.authorities).map_err(RulesError::Authorities)?;
+    }
+    Ok((Arc::new(rules), Arc::new(trusted)))
+}
+
+/// In mode `tofu` makes the place for what is remembered, if there is none.
+pub async fn prepare_first_use(network: &Network, encryption: &Encryption) -> Result<(), BindingError> {
     if encryption.policy.mode != TrustMode::Tofu {
-        return;
+        return Ok(());
     }
     let bindings = Bindings::below(&encryption.observed_dir);
-    let prepared = tokio::task::spawn_blocking(move || {
-        let new = bindings.prepare()?;
-        for (node_id, key) in &connected {
-            // Another's id: whoever has it is judged again, and finds out.
-            let _: Meeting = bindings.meet(node_id, key, false)?;
-        }
-        Ok::<bool, BindingError>(new)
-    });
-    let events = &network.events;
-    match prepared.await {
-        Ok(Ok(true)) => events.system(
-            LogLevel::Warn,
-            "tofu_memory_created",
-            "there was none: every node id goes to whoever comes with it first".to_owned(),
-        ),
-        Ok(Ok(false)) | Err(_) => {}
-        Ok(Err(error)) => events.system(LogLevel::Error, "tofu_memory_missing", error.to_string()),
+    if tokio::task::spawn_blocking(move || bindings.prepare()).await.unwrap_or(Ok(false))? {
+        let text = "there was none: every node id goes to whoever comes with it first".to_owned();
+        network.events.system(LogLevel::Warn, "tofu_memory_created", text);
     }
+    Ok(())
 }

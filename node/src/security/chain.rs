@@ -113,6 +113,19 @@ fn lists(dirs: &[PathBuf]) -> Result<Vec<CertRevocationList<'static>>, Broken> {
     Ok(all)
 }
 
+/// Whether these can say anything: an error says what is missing. Reads the directories: not for a worker.
+pub fn usable(of: &Authorities) -> Result<(), String> {
+    let unreadable =
+        |_| "they, or their revocation lists, cannot be read; the log says which file".to_owned();
+    lists(&of.lists).map_err(unreadable)?;
+    let issuers = issuers(&of.issuers).map_err(unreadable)?;
+    let anchors = issuers.iter().filter(|issuer| anchor_from_trusted_cert(issuer).is_ok()).count();
+    if anchors == 0 && !of.self_signed {
+        return Err(format!("{}: no certificate of an authority is there", of.issuers.display()));
+    }
+    Ok(())
+}
+
 /// Checks a peer's certificates, its own first, at this time (seconds since 1970). Reads the directories: not for a worker.
 pub fn check(
     authorities: &Authorities,

@@ -307,8 +307,12 @@ impl Authority {
     fn trusted_by(&self, dir: &TempDir) {
         let issuers = dir.path().join("pki/issuers/certs");
         fs::create_dir_all(&issuers).expect("a directory");
-        let pem = self.params.self_signed(&self.key).expect("signed").pem();
-        fs::write(issuers.join("authority.pem"), pem).expect("written");
+        fs::write(issuers.join("authority.pem"), self.pem()).expect("written");
+    }
+
+    /// Its own certificate.
+    fn pem(&self) -> String {
+        self.params.self_signed(&self.key).expect("signed").pem()
     }
 
     fn revokes(&self, dir: &TempDir, serial: u64) {

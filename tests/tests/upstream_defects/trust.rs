@@ -2,87 +2,17 @@
 
 use super::{does_not_start, ours, probe, text, theirs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 use thenodes_tests::peer::Peer;
+use thenodes_tests::tls::{self, handshake};
 use thenodes_tests::upstream::{free_port, lay_out, Upstream};
 use thenodes_tests::{bin_dir, Spec};
-
-/// A TLS client that believes every server, with this certificate or none.
-fn tls(
-    port: u16,
-    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
-) -> Option<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Credulous(provider)));
-    let config = match identity {
-        None => builder.with_no_client_auth(),
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key).expect("a certificate"),
-    };
-    handshake(port, config)
-}
-
-fn handshake(
-    port: u16,
-    config: rustls::ClientConfig,
-) -> Option<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
-    let name = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
-    let connection = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
-    let stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
-    let mut stream = rustls::StreamOwned::new(connection, stream);
-    // The acceptor speaks first: a line means that the channel stands.
-    let mut first = [0; 1];
-    matches!(stream.read(&mut first), Ok(1)).then_some(stream)
-}
-
-#[derive(Debug)]
-struct Credulous(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for Credulous {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
 
 /// A certificate with the subject that upstream's tool gives to all.
 fn identity() -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
@@ -124,7 +54,7 @@ fn d5_a_verdict_is_enforced_whatever_else_is_configured() {
     fs::write(&path, fs::read_to_string(&path).expect("read").replace("mtls = true", "mtls = false"))
         .expect("written");
     let mut upstream = Upstream::start(dir);
-    let mut stream = tls(port, None).expect("a channel");
+    let mut stream = tls::connect(port, None).expect("a channel");
     assert!(greets(&mut stream, "anonymous"));
     stream.write_all((text("anonymous", "no certificate") + "\n").as_bytes()).expect("sent");
     upstream.expect("no certificate");
@@ -147,8 +77,9 @@ fn d6_a_message_comes_from_whose_connection_it_comes() {
 #[test]
 fn d7_two_keys_with_one_subject_are_two_peers() {
     let tofu = "[encryption.trust_policy]\nmode = \"tofu\"\n[encryption.trust_policy.paths]\nobserved_dir = \"pki/observed\"\n";
-    let lets_in =
-        |port: u16, id: &str| tls(port, Some(identity())).is_some_and(|mut stream| greets(&mut stream, id));
+    let lets_in = |port: u16, id: &str| {
+        tls::connect(port, Some(identity())).is_some_and(|mut stream| greets(&mut stream, id))
+    };
     let node = Spec::encrypted("node").more(tofu).start();
     assert!(lets_in(node.port, "one") && lets_in(node.port, "two"));
     let port = free_port();
@@ -187,7 +118,7 @@ fn d8_a_copied_certificate_is_no_key() {
             .with_safe_default_protocol_versions()
             .expect("versions")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Credulous(provider.clone())))
+            .with_custom_certificate_verifier(Arc::new(tls::Credulous(provider.clone())))
             .with_client_cert_resolver(Arc::new(copied));
         handshake(node.port, config).is_some_and(|mut stream| greets(&mut stream, "peer"))
     };
@@ -207,7 +138,7 @@ fn d13_a_mistyped_trust_mode_opens_no_door() {
     fs::write(&path, fs::read_to_string(&path).expect("read").replace("\"allowlist\"", "\"alowlist\""))
         .expect("written");
     let _upstream = Upstream::start(dir);
-    let mut stranger = tls(port, Some(identity())).expect("a channel");
+    let mut stranger = tls::connect(port, Some(identity())).expect("a channel");
     assert!(greets(&mut stranger, "stranger"), "upstream takes the mistyped mode for open");
 }
 
@@ -251,7 +182,7 @@ fn d15_no_path_is_made_of_a_fingerprint() {
     }
     assert!(!node.dir.path().join("pki/trusted").exists(), "nothing is trusted, and nothing written");
     // The control: one that was kept.
-    drop(tls(node.port, Some(identity())));
+    drop(tls::connect(node.port, Some(identity())));
     node.seen("reason=observe-only");
     let kept = fs::read_dir(observed).expect("there").flatten().map(|file| file.path());
     let kept = kept.filter(|path| path.extension().is_some_and(|end| end == "pem")).collect::<Vec<_>>();
@@ -267,7 +198,9 @@ fn d16_what_is_configured_has_its_effect_or_is_reported() {
     let mut node = Spec::encrypted("node").more(&more).start();
     let reported = node.seen("config_key_without_effect");
     assert!(reported.contains("network.udp"), "{reported}");
-    assert!(tls(node.port, Some(identity())).is_none_or(|mut stream| !greets(&mut stream, "stranger")));
+    assert!(
+        tls::connect(node.port, Some(identity())).is_none_or(|mut stream| !greets(&mut stream, "stranger"))
+    );
     node.seen("reason=not-in-allowlist");
     assert_eq!(kept(node.dir.path()), 1);
     let port = free_port();
@@ -277,7 +210,7 @@ fn d16_what_is_configured_has_its_effect_or_is_reported() {
     let paths = format!("[encryption.paths]\nrejected_dir = \"{REJECTED}\"");
     fs::write(&path, text.replace("[encryption.paths]", &paths)).expect("written");
     let upstream = Upstream::start(dir);
-    assert!(tls(port, Some(identity())).is_none_or(|mut stream| !greets(&mut stream, "stranger")));
+    assert!(tls::connect(port, Some(identity())).is_none_or(|mut stream| !greets(&mut stream, "stranger")));
     upstream.logged("not-in-allowlist");
     assert_eq!(kept(upstream.dir.path()), 0, "upstream keeps nothing there");
 }
@@ -286,9 +219,9 @@ fn d16_what_is_configured_has_its_effect_or_is_reported() {
 fn d34_keys_are_not_read_again_for_each_connection() {
     // Whether somebody new is greeted when the files are away.
     fn greets_without_files(dir: &Path, port: u16) -> bool {
-        assert!(tls(port, Some(identity())).is_some_and(|mut stream| greets(&mut stream, "before")));
+        assert!(tls::connect(port, Some(identity())).is_some_and(|mut stream| greets(&mut stream, "before")));
         fs::remove_dir_all(dir.join("pki/own")).expect("removed");
-        let stream = std::panic::catch_unwind(|| tls(port, Some(identity())));
+        let stream = std::panic::catch_unwind(|| tls::connect(port, Some(identity())));
         stream.ok().flatten().is_some_and(|mut stream| greets(&mut stream, "after"))
     }
     let node = Spec::encrypted("node").more("[encryption.trust_policy]\nmode = \"open\"").start();
