@@ -51,6 +51,15 @@ struct State {
     given_up: bool,
 }
 
+impl State {
+    /// How many more may be with the plugin, of which this is the first.
+    fn room_for(&self, first: &Delivery) -> usize {
+        // One that is waited for does not stand behind many: whoever sent it gives it up in the end, and sends it again.
+        let window = if first.ack.is_some() { limits::MAX_MESSAGES_TO_PLUGIN } else { self.window };
+        window.saturating_sub(self.with_plugin)
+    }
+}
+
 /// The queue of one plugin.
 pub struct Queue {
     state: Mutex<State>,
@@ -96,7 +105,14 @@ impl Queue {
 
     /// Takes a message. Never waits.
     pub fn deliver(&self, delivery: Delivery) {
-        self.deliver_all([delivery].into());
+        let mut state = self.lock();
+        let left = match state.waiting.is_empty() {
+            true => self.hand_over_one(&mut state, delivery).err(),
+            false => Some(delivery),
+        };
+        if let Some(delivery) = left {
+            self.keep(&mut state, delivery);
+        }
     }
 
     /// Takes messages, in this order. Never waits.
@@ -142,18 +158,7 @@ impl Queue {
     fn hand_over(&self, state: &mut State, from: &mut VecDeque<Delivery>) -> usize {
         let mut handed = 0;
         while let (Some(first), Some((caller, _))) = (from.front(), &state.fed) {
-            // One that is waited for does not stand behind many: whoever sent it gives it up in the end, and sends it again.
-            let window = if first.ack.is_some() { limits::MAX_MESSAGES_TO_PLUGIN } else { state.window };
-            let most = window.saturating_sub(state.with_plugin);
-            if most == 0 {
-                break;
-            }
-            if first.given_up.as_ref().is_some_and(|given_up| given_up.load(Ordering::Acquire)) {
-                handed += first.body.len();
-                from.pop_front();
-                continue;
-            }
-            let together = if caller.takes_many() { run_of(from, most) } else { 1 };
+            let together = if caller.takes_many() { run_of(from, state.room_for(first)) } else { 1 };
             if together > 1 {
                 match caller.try_messages(&array_of(from.iter().take(together)), together) {
                     Tried::Sent => {
@@ -165,23 +170,40 @@ impl Queue {
                     Tried::Refused(..) => {} // none is too long, and each by itself says what is wrong
                 }
             }
-            let Some(Delivery { body, ack, hold, given_up }) = from.pop_front() else { break };
-            match caller.try_message(&body, ack) {
-                Tried::Sent => state.with_plugin += 1,
-                Tried::Full(ack) => {
-                    from.push_front(Delivery { body, ack, hold, given_up });
+            let Some(first) = from.pop_front() else { break };
+            match self.hand_over_one(state, first) {
+                Ok(bytes) => handed += bytes,
+                Err(first) => {
+                    from.push_front(first);
                     break;
                 }
-                Tried::Refused(ack, error) => {
-                    Counters::count(&self.counters.dropped);
-                    if let Some(ack) = ack {
-                        let _ = ack.send(Err(error));
-                    }
-                }
             }
-            handed += body.len();
         }
         handed
+    }
+
+    /// Gives one message to the plugin; returns its bytes, or gives it back if it is not taken now.
+    fn hand_over_one(&self, state: &mut State, delivery: Delivery) -> Result<usize, Delivery> {
+        let Some((caller, _)) = &state.fed else { return Err(delivery) };
+        if state.room_for(&delivery) == 0 {
+            return Err(delivery);
+        }
+        let bytes = delivery.body.len();
+        if delivery.given_up.as_ref().is_some_and(|given_up| given_up.load(Ordering::Acquire)) {
+            return Ok(bytes);
+        }
+        let Delivery { body, ack, hold, given_up } = delivery;
+        match caller.try_message(&body, ack) {
+            Tried::Sent => state.with_plugin += 1,
+            Tried::Full(ack) => return Err(Delivery { body, ack, hold, given_up }),
+            Tried::Refused(ack, error) => {
+                Counters::count(&self.counters.dropped);
+                if let Some(ack) = ack {
+                    let _ = ack.send(Err(error));
+                }
+            }
+        }
+        Ok(bytes)
     }
 
     fn dropped(&self, delivery: Delivery) {

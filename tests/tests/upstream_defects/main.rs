@@ -10,7 +10,8 @@
 //! | D15, D17, D26 | of its programs, or of calls that its own plugins cannot make; its library is what runs here |
 //! | D20, D22, D23 | its loader takes what it finds in an order that nobody chooses, and has no calls that could be refused |
 //! | D28, D30, D38 | found by reading |
-//! | D33 | its panic at the end comes now and then: not in a hundred ends that were tried for this |
+//!
+//! Of D33's five panics two are had at will; the one at the end comes now and then: not in a hundred ends that were tried for this.
 //!
 //! Without a test: D31 is about what each message costs, and costs are in `docs/benchmarks.md` (its rows "growth" hold the cost of a peer, a
 //! binding and a message against their number). Of D41, words without behaviour, one stays because the documents want it: the mode

@@ -3,8 +3,12 @@
 use super::{does_not_start, theirs};
 use nix::sys::signal::Signal;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 use thenodes_tests::peer::Peer;
 use thenodes_tests::upstream::{free_port, lay_out, Upstream};
 use thenodes_tests::{bin_dir, Spec, PATIENCE};
@@ -30,6 +34,10 @@ fn d33_a_wrong_value_is_an_error_that_says_where_and_no_panic() {
     let status = node.wait();
     let said = node.heard();
     assert!(status.code() == Some(78) && said.contains("cert.pem") && !said.contains("panicked"), "{said}");
+    // Upstream starts, and a part of it is dead: nothing is ever saved; each connection that comes ends in a panic.
+    let saving = "[network.persistence]\nenabled = true\npath = \"peers.json\"\nsave_interval_secs = 0\n";
+    panics(free_port(), false, saving, "peer_store.rs");
+    panics(free_port(), true, "", "invalid cert/key");
     // And none at the end, while events are written: peers come and go.
     for _ in 0..5 {
         let mut node = Spec::new("node").with("echo").start();
@@ -40,6 +48,42 @@ fn d33_a_wrong_value_is_an_error_that_says_where_and_no_panic() {
         let said = node.heard();
         assert!(status.success() && !said.contains("panicked"), "{status}: {said}");
     }
+}
+
+/// Upstream's own program panics with this text, and goes on. With TLS, its key is none, and somebody comes.
+fn panics(port: u16, tls: bool, more: &str, text: &str) {
+    let dir = lay_out("node", port, &[], tls, more);
+    if tls {
+        let junk = "-----BEGIN PRIVATE KEY-----\nanVuaw==\n-----END PRIVATE KEY-----\n";
+        fs::write(dir.path().join("pki/own/key.pem"), junk).expect("written");
+    }
+    let mut node = Command::new(bin_dir().join("upstream-stock"))
+        .args(["--config", "config.toml"])
+        .current_dir(dir.path())
+        .env("HOME", dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it is built by `cargo xtask test`");
+    let (tell, lines) = channel();
+    let stderr = BufReader::new(node.stderr.take().expect("piped"));
+    std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| tell.send(line).is_ok()));
+    let begun = Instant::now();
+    let mut said = String::new();
+    // Of one that listens only after some time somebody comes again.
+    while !(said.contains("panicked") && said.contains(text)) {
+        assert!(begun.elapsed() < PATIENCE, "it does not panic: {said}");
+        if tls {
+            let hello = TcpStream::connect(("127.0.0.1", port)).and_then(|mut tcp| tcp.write_all(b"hello"));
+            drop(hello);
+        }
+        while let Ok(line) = lines.recv_timeout(Duration::from_millis(100)) {
+            said += &(line + "\n");
+        }
+    }
+    assert!(node.try_wait().expect("ours").is_none(), "it goes on without that part");
+    node.kill().and_then(|()| node.wait()).expect("ours");
 }
 
 #[test]

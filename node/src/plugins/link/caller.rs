@@ -204,22 +204,7 @@ impl Caller {
         body: &Bytes,
         ack: Option<oneshot::Sender<Answer>>,
     ) -> Tried {
-        let shared = &self.shared;
-        let id = shared.pending.enter("message", Waiter::Message(ack), std::time::Instant::now());
-        let deadline_ms = limits::CALL_DEADLINE.as_millis() as u32;
-        let frame = Frame::Call { id, cause: None, method: "message", deadline_ms, body };
-        let put = shared.outbox.put(&shared.stream, &frame, body);
-        if put == Ok(Put::Taken) {
-            shared.busy();
-            return Tried::Sent;
-        }
-        // Nothing of it was written; so it may be taken back as if it had never been made. But if the link ended meanwhile, whoever
-        // asked has heard that it is lost, and then it is.
-        let Some(Waiter::Message(back)) = shared.leave(id) else { return Tried::Sent };
-        match put {
-            Ok(_) => Tried::Full(back),
-            Err(error) => Tried::Refused(back, unsendable(&error)),
-        }
+        self.try_numbered("message", Waiter::Message(ack), body, 1)
     }
 
     /// True if the plugin takes several messages in one call.
@@ -229,21 +214,29 @@ impl Caller {
 
     /// As [`Caller::try_message`] for so many messages at once, packed as an array, for which nobody waits.
     pub(in crate::plugins) fn try_messages(&self, body: &Bytes, count: usize) -> Tried {
+        self.try_numbered("messages", Waiter::Messages, body, u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    fn try_numbered(&self, method: &str, waiter: Waiter, body: &Bytes, numbers: u32) -> Tried {
         let shared = &self.shared;
-        let numbers = u32::try_from(count).unwrap_or(u32::MAX);
-        let now = std::time::Instant::now();
-        let id = shared.pending.enter_many("messages", Waiter::Messages, now, numbers);
+        let id = shared.pending.enter_many(method, waiter, std::time::Instant::now(), numbers);
         let deadline_ms = limits::CALL_DEADLINE.as_millis() as u32;
-        let frame = Frame::Call { id, cause: None, method: "messages", deadline_ms, body };
+        let frame = Frame::Call { id, cause: None, method, deadline_ms, body };
         let put = shared.outbox.put(&shared.stream, &frame, body);
         if put == Ok(Put::Taken) {
             shared.busy();
             return Tried::Sent;
         }
-        match (shared.leave(id), put) {
-            (None, _) => Tried::Sent, // as above
-            (Some(_), Ok(_)) => Tried::Full(None),
-            (Some(_), Err(error)) => Tried::Refused(None, unsendable(&error)),
+        // Nothing of it was written; so it may be taken back as if it had never been made. But if the link ended meanwhile, whoever
+        // asked has heard that it is lost, and then it is.
+        let Some(waiter) = shared.leave(id) else { return Tried::Sent };
+        let back = match waiter {
+            Waiter::Message(back) => back,
+            Waiter::Messages | Waiter::Call(_) | Waiter::Own(_) => None,
+        };
+        match put {
+            Ok(_) => Tried::Full(back),
+            Err(error) => Tried::Refused(back, unsendable(&error)),
         }
     }
 
