@@ -263,21 +263,31 @@ fn a_plugin_may_suggest_configuration_and_the_operator_sees_it() {
     assert!(text.contains("echo") && text.contains("Ready") && text.contains("level=full"), "{text}");
 }
 
+/// A process that does not outlive its test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Runs a node on this standard input, and sends it SIGHUP once it runs; its standard output until it has ended, if it does.
-fn hung_up(stdin: std::process::Stdio) -> (std::process::Child, std::sync::mpsc::Receiver<String>) {
+fn hung_up(stdin: std::process::Stdio) -> (Ended, std::sync::mpsc::Receiver<String>) {
     use std::io::BufRead;
     let spec = Spec::new("hung-up");
     let dir = spec.lay_out();
-    let mut child = Command::new(bin_dir().join("thenodes"))
+    let child = Command::new(bin_dir().join("thenodes"))
         .args(["--config", "config.toml"])
         .current_dir(dir.path())
         .stdin(stdin)
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::null())
-        .spawn()
-        .expect("the node starts");
+        .spawn();
+    let mut child = Ended(child.expect("the node starts"));
     let (tell, lines) = std::sync::mpsc::channel();
-    let stdout = std::io::BufReader::new(child.stdout.take().expect("piped"));
+    let stdout = std::io::BufReader::new(child.0.stdout.take().expect("piped"));
     std::thread::spawn(move || {
         let _dir = dir;
         stdout.lines().map_while(Result::ok).all(|line| tell.send(line).is_ok())
@@ -286,7 +296,7 @@ fn hung_up(stdin: std::process::Stdio) -> (std::process::Child, std::sync::mpsc:
         while !lines.recv_timeout(thenodes_tests::PATIENCE).expect("it says so").contains(text) {}
     };
     until("is running");
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.0.id()).expect("a pid"));
     nix::sys::signal::kill(pid, Signal::SIGHUP).expect("it lives");
     (child, lines)
 }
@@ -296,10 +306,17 @@ fn a_node_on_a_terminal_ends_with_it_and_a_daemon_goes_on() {
     let terminal = nix::pty::openpty(None, None).expect("a terminal");
     let (mut child, lines) = hung_up(terminal.slave.into());
     while lines.recv_timeout(thenodes_tests::PATIENCE).is_ok() {} // closed by its end, or not at all
-    assert!(child.try_wait().expect("ours").is_some_and(|status| status.success()), "it has ended in order");
+    let begun = std::time::Instant::now();
+    let status = loop {
+        match child.0.try_wait().expect("ours") {
+            Some(status) => break status,
+            None => assert!(begun.elapsed() < thenodes_tests::PATIENCE, "it goes on"),
+        }
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+    };
+    assert!(status.success(), "in order: {status}");
     // Without one: it looks at its rules, of which a node in plaintext has none.
     let (mut child, lines) = hung_up(std::process::Stdio::null());
     while !lines.recv_timeout(thenodes_tests::PATIENCE).expect("it says so").contains("trust_rules_kept") {}
-    assert_eq!(child.try_wait().expect("ours"), None);
-    child.kill().and_then(|()| child.wait()).expect("ours");
+    assert_eq!(child.0.try_wait().expect("ours"), None);
 }

@@ -3,7 +3,7 @@
 //! name: there HELLO is read, and nothing of it counts before the verdict ([`Pending`]).
 
 use super::peers::Direction;
-use super::rules::Rules;
+use super::rules::{Now, Rules};
 use super::socket::Socket;
 use super::{Link, Network};
 use crate::config::{Encryption, TrustMode};
@@ -16,9 +16,11 @@ use crate::security::{directory, pki, tls, trust};
 use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use thenodes::events::model::{LogEvent, LogLevel, TrustDecisionEvent};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{watch, RwLock};
 
 /// Whatever carries bytes.
 pub trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -84,6 +86,10 @@ pub struct Pending {
 }
 
 struct Question {
+    /// What it was judged by, and what holds when it is asked.
+    rules: Arc<Rules>,
+    now: watch::Receiver<Now>,
+    memory: Arc<RwLock<()>>,
     event: TrustDecisionEvent,
     fingerprint: String,
     bindings: Bindings,
@@ -106,12 +112,21 @@ impl Pending {
     /// In a task of its own: whatever becomes of this connection meanwhile, what was remembered is also told.
     pub async fn decide(mut self, node_id: &str, connected: bool, proved: bool) -> Result<(), ChannelError> {
         let refused = ChannelError::Untrusted { reason: UNDECIDED };
-        let Some(Question { mut event, fingerprint, bindings, trusted }) = self.question.take() else {
+        let Some(Question { rules, now, memory, mut event, fingerprint, bindings, trusted }) =
+            self.question.take()
+        else {
             return Err(refused);
         };
         let (events, id) = (self.events.clone(), node_id.to_owned());
         let forget = format!("if {id} has a new key: {} -- {id}", self.forget);
         let decided = tokio::spawn(async move {
+            let _held = memory.read_owned().await;
+            if !Arc::ptr_eq(&now.borrow().rules, &rules) {
+                // By other rules it might have been sent away, and its id is not to be remembered for what does not hold any more.
+                event.reason = RULES_CHANGED.into();
+                tell(&events, event, false);
+                return Err(ChannelError::Untrusted { reason: RULES_CHANGED });
+            }
             let asked = tokio::task::spawn_blocking(move || {
                 match bindings.meet(&id, &fingerprint, connected && !proved) {
                     // The memory learns what the operator says.
@@ -145,6 +160,8 @@ impl Pending {
 
 /// The reason of a verdict that was not asked for: no HELLO came, or one that is refused whoever sent it.
 const UNDECIDED: &str = "no-valid-hello";
+/// The reason where there are other rules by the time of HELLO.
+const RULES_CHANGED: &str = "trust-rules-changed";
 
 impl Drop for Pending {
     fn drop(&mut self) {
@@ -212,7 +229,7 @@ fn verdict_told(events: &Emitter, mut event: TrustDecisionEvent, accepted: bool)
 /// Secures a connection as these rules say; without any it is plain.
 pub async fn secure(
     network: &Network,
-    rules: Option<&Rules>,
+    rules: Option<&Arc<Rules>>,
     link: Link,
     addr: SocketAddr,
     direction: Direction,
@@ -240,11 +257,12 @@ pub async fn secure(
 
 async fn tls_channel(
     network: &Network,
-    Rules { tls, encryption, .. }: &Rules,
+    rules: &Arc<Rules>,
     tcp: Socket,
     addr: SocketAddr,
     direction: Direction,
 ) -> Result<Secured, ChannelError> {
+    let Rules { tls, encryption, .. } = &**rules;
     let shaken = match direction {
         Direction::Inbound => tls.accept(tcp).await,
         Direction::Outbound => tls.connect(tcp, addr).await,
@@ -315,11 +333,9 @@ async fn tls_channel(
     let remembers = policy.mode == TrustMode::Tofu;
     let listed = trusted.ok();
     let pending = match (verdict.decision, &facts) {
-        (Decision::AskMemory, Some(of)) => Some(ask(network, encryption, event, &of.fingerprint, false)),
+        (Decision::AskMemory, Some(of)) => Some(ask(network, rules, event, &of.fingerprint, false)),
         // Its id is remembered too, so that no stranger has it after a restart.
-        (Decision::Accept, Some(of)) if remembers => {
-            Some(ask(network, encryption, event, &of.fingerprint, true))
-        }
+        (Decision::Accept, Some(of)) if remembers => Some(ask(network, rules, event, &of.fingerprint, true)),
         (Decision::Accept, _) => {
             tell(&network.events, event, true);
             None
@@ -336,12 +352,19 @@ async fn tls_channel(
 
 fn ask(
     network: &Network,
-    encryption: &Encryption,
+    rules: &Arc<Rules>,
     event: TrustDecisionEvent,
     fingerprint: &str,
     trusted: bool,
 ) -> Pending {
-    let bindings = Bindings::below(&encryption.observed_dir);
-    let question = Some(Question { event, fingerprint: fingerprint.to_owned(), bindings, trusted });
+    let question = network.security.as_ref().map(|security| Question {
+        rules: rules.clone(),
+        now: security.subscribe(),
+        memory: security.memory.clone(),
+        event,
+        fingerprint: fingerprint.to_owned(),
+        bindings: Bindings::below(&rules.encryption.observed_dir),
+        trusted,
+    });
     Pending { events: network.events.clone(), forget: format!("{}trust forget", network.command), question }
 }

@@ -149,7 +149,7 @@ async fn greet(
     let now = network.security.as_ref().map(Security::subscribe);
     let rules = network.rules();
     let Secured { mut stream, certificate, chain, vouched, listed, pending } =
-        secure(network, rules.as_deref(), link, addr, direction).await?;
+        secure(network, rules.as_ref(), link, addr, direction).await?;
     // The acceptor speaks first.
     if direction == Direction::Inbound {
         stream.write_all(&encode(&hello(&network.local, own, &addr.to_string()))).await.map_err(closed)?;

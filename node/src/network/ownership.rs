@@ -3,7 +3,7 @@
 //! what a certificate says of its own name: whoever has a trusted key can write another one.
 
 use super::handshake::Refusal;
-use super::rejudge::in_turn;
+use super::rejudge::{in_turn, turn};
 use super::rules::Rules;
 use super::Network;
 use crate::config::{is_node_id, Encryption, TrustMode};
@@ -26,7 +26,7 @@ pub(super) fn keeps(encryption: &Encryption) -> bool {
 }
 
 /// True where the operator's directory says who is let in, and so whose certificates name ids for him.
-fn lists(encryption: &Encryption) -> bool {
+pub(super) fn lists(encryption: &Encryption) -> bool {
     match encryption.policy.mode {
         TrustMode::Allowlist | TrustMode::Observe | TrustMode::Tofu => true,
         TrustMode::Open | TrustMode::Hybrid | TrustMode::Ca => false,
@@ -197,7 +197,9 @@ pub(super) async fn lost(
         }
         Ok(Claim::Open) => {
             let owners = owners(network);
-            (owners.key_of(node_id).filter(|_| owners.keeps())?.to_owned(), ID_OF_ANOTHER)
+            // That of a key which is not trusted any more is free.
+            let holds = |key: &&str| owners.keeps() && trusted.keys.contains(*key);
+            (owners.key_of(node_id).filter(holds)?.to_owned(), ID_OF_ANOTHER)
         }
     };
     (key != facts.fingerprint).then_some(reason)
@@ -208,9 +210,9 @@ fn bindings(network: &Network) -> Option<Bindings> {
     keeps(&rules.encryption).then(|| Bindings::below(&rules.encryption.observed_dir))
 }
 
-/// Nobody else reads, writes or exchanges what is remembered while this is held.
-async fn alone(network: &Network) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-    Some(network.security.as_ref()?.memory.lock().await)
+/// Nobody exchanges what is remembered, or changes the rules, while this is held.
+async fn held(network: &Network) -> Option<tokio::sync::RwLockReadGuard<'_, ()>> {
+    Some(network.security.as_ref()?.memory.read().await)
 }
 
 /// The directory whose changes are a reason to [`read`] again.
@@ -273,7 +275,8 @@ pub(super) fn exchange(network: &Network, table: Option<Owners>, change: impl Fn
     change();
 }
 
-/// The rules have changed, and who is connected is welcome by the new ones too: its id is remembered as if it came now.
+/// The rules have changed, and who is connected is welcome by the new ones too: its id is remembered as if it came now. False if that
+/// cannot be done now.
 pub(super) async fn remember(
     network: &Network,
     rules: &Arc<Rules>,
@@ -281,31 +284,36 @@ pub(super) async fn remember(
     facts: &CertificateFacts,
     vouched: bool,
     trusted: &Trusted,
-) {
+) -> bool {
     let encryption = &rules.encryption;
-    let Ok(claim) = claim(encryption, node_id, facts, vouched, Some(trusted)) else { return };
-    if encryption.policy.mode == TrustMode::Tofu {
-        let (bindings, id) = (Bindings::below(&encryption.observed_dir), node_id.to_owned());
-        let key = facts.fingerprint.clone();
-        let kept = in_turn(move || match bindings.meet(&id, &key, false)? {
-            // The memory learns what the operator says.
-            Meeting::Other { .. } if claim == Claim::Proved => {
-                bindings.give(&Binding { node_id: id, fingerprint: key })
-            }
-            Meeting::First | Meeting::Again | Meeting::Connected | Meeting::Other { .. } => Ok(()),
-        });
-        if let Some(Err(error)) = kept.await {
-            told(&network.events, "id_memory_unwritable", &error);
-        }
-    } else if !vouched {
-        // An error: it is another's, or the rules have changed again; either way it is judged again.
-        let _ = learn(network, Some(rules), node_id, facts, Some(trusted), claim);
+    let Ok(claim) = claim(encryption, node_id, facts, vouched, Some(trusted)) else { return false };
+    if encryption.policy.mode != TrustMode::Tofu {
+        return vouched || learn(network, Some(rules), node_id, facts, Some(trusted), claim).is_ok();
     }
+    let _turn = turn().await;
+    let _held = held(network).await;
+    if hold(network, Some(rules)).is_err() {
+        return false; // it is judged by the others
+    }
+    let bindings = Bindings::below(&encryption.observed_dir);
+    let (id, key) = (node_id.to_owned(), facts.fingerprint.clone());
+    let kept = tokio::task::spawn_blocking(move || match bindings.meet(&id, &key, false)? {
+        // The memory learns what the operator says.
+        Meeting::Other { .. } if claim == Claim::Proved => {
+            bindings.give(&Binding { node_id: id, fingerprint: key })
+        }
+        Meeting::First | Meeting::Again | Meeting::Connected | Meeting::Other { .. } => Ok(()),
+    });
+    let kept = kept.await;
+    if let Ok(Err(error)) = &kept {
+        told(&network.events, "id_memory_unwritable", error);
+    }
+    matches!(kept, Ok(Ok(())))
 }
 
 /// Reads what is remembered on disk. What is missing is not empty: then nobody new is let in on first use.
 pub(super) async fn read(network: &Arc<Network>) -> Read {
-    let _alone = alone(network).await;
+    let _held = held(network).await;
     let Some(bindings) = bindings(network) else { return Read::Same };
     let Ok(survey) = tokio::task::spawn_blocking(move || bindings.survey()).await else {
         return Read::Failed;
@@ -336,7 +344,7 @@ pub(super) async fn read(network: &Arc<Network>) -> Read {
 
 /// Writes down what is new. Once more at the end of the node.
 pub async fn write(network: &Arc<Network>) {
-    let _alone = alone(network).await;
+    let _held = held(network).await;
     write_held(network).await;
 }
 

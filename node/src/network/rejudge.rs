@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use thenodes::events::model::{LogEvent, LogLevel, PromotionEvent};
 use thenodes::host::PeerInfo;
-use tokio::sync::{watch, Semaphore};
+use tokio::sync::{watch, Semaphore, SemaphorePermit};
 
 /// How often the directory is looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -81,7 +81,8 @@ pub async fn look(network: Arc<Network>) {
             match set {
                 Ok(set) => {
                     let set: Trusted = Arc::new(set);
-                    if let Some((_, before)) = &known {
+                    // Those of another directory are not new ones.
+                    if let Some((_, before)) = known.filter(|(of, _)| *of == encryption.trusted_dir) {
                         set.keys.difference(&before.keys).for_each(|new| promoted(&network, encryption, new));
                     }
                     // The first look is no change.
@@ -166,7 +167,7 @@ pub(super) async fn until_unwelcome(
 enum Again {
     /// It is welcome, by the rules as they are now.
     Stays,
-    /// It is not known for the moment: nothing changes for who is inside.
+    /// It is welcome, or that is not known for the moment; nothing changes for it until it is judged next.
     Unknown,
     /// It has to go, for this reason, which is on record.
     Goes(&'static str),
@@ -214,10 +215,11 @@ async fn judge_again(
         }
     }
     if verdict.decision != Decision::Reject {
-        if let (false, Some(facts)) = (Arc::ptr_eq(&rules, by), facts) {
-            ownership::remember(network, &rules, &peer.node_id, facts, vouched, &trusted).await;
-        }
-        return Again::Stays;
+        let anew = !Arc::ptr_eq(&rules, by) && rules.remember_anew(by);
+        let Some(facts) = facts.filter(|_| anew) else { return Again::Stays };
+        // What cannot be done now is tried again when it is judged next.
+        let done = ownership::remember(network, &rules, &peer.node_id, facts, vouched, &trusted).await;
+        return if done { Again::Stays } else { Again::Unknown };
     }
     let event = channel::event(network, encryption, &verdict, facts, direction, peer.addr);
     tell(&network.events, event, false);
@@ -227,9 +229,14 @@ async fn judge_again(
 /// Looks that may be on the way at the same time: thousands of peers that are judged again must not make hundreds of threads.
 static LOOKING: Semaphore = Semaphore::const_new(4);
 
+/// One of those.
+pub(super) async fn turn() -> Option<SemaphorePermit<'static>> {
+    LOOKING.acquire().await.ok()
+}
+
 /// Does what may block on a thread of its own, in turns.
 pub(super) async fn in_turn<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let _turn = LOOKING.acquire().await;
+    let _turn = turn().await;
     tokio::task::spawn_blocking(look).await.ok()
 }
 

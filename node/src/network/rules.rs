@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use std::fmt::Debug;
 use std::sync::Arc;
 use thenodes::events::model::LogLevel;
-use tokio::sync::{watch, Notify};
+use tokio::sync::{watch, Notify, RwLock};
 
 /// Why there are no rules.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +124,13 @@ impl Rules {
         all
     }
 
+    /// True if those whom these rules let in as well as others have to be remembered anew: in another place, or because no authority says
+    /// any more whose an id is.
+    pub(super) fn remember_anew(&self, before: &Rules) -> bool {
+        let asks = |rules: &Rules| rules.encryption.policy.needs_chain();
+        self.memory() != before.memory() || (asks(before) && !asks(self))
+    }
+
     /// Where ids are remembered on disk, if they are: by the table of owners (true) or at each first use.
     fn memory(&self) -> Option<(bool, &std::path::Path)> {
         let table = ownership::keeps(&self.encryption);
@@ -146,8 +153,8 @@ pub struct Security {
     now: watch::Sender<Now>,
     /// There are others.
     pub(super) changed: Notify,
-    /// Held by who reads, writes or exchanges what is remembered of ids.
-    pub(super) memory: tokio::sync::Mutex<()>,
+    /// Held by who reads or writes what is remembered of ids, and alone by who exchanges it: under it rules do not change.
+    pub(super) memory: Arc<RwLock<()>>,
     /// Held by who reads the configuration again.
     adopting: tokio::sync::Mutex<()>,
 }
@@ -216,7 +223,7 @@ pub async fn adopt<E: From<RulesError> + Send + 'static>(
         return Ok(Adopted { changed, without_effect, peers: 0 });
     }
     // Nobody writes to the old place any more.
-    let _memory = security.memory.lock().await;
+    let _memory = security.memory.write().await;
     let table = if rules.memory() == before.memory() {
         None
     } else {
@@ -224,6 +231,10 @@ pub async fn adopt<E: From<RulesError> + Send + 'static>(
         prepare_first_use(network, &rules.encryption).await.map_err(RulesError::from)?;
         Some(ownership::table_of(network, &rules.encryption).await.map_err(RulesError::from)?)
     };
+    // Whoever was trusted meanwhile is.
+    let dir = rules.encryption.trusted_dir.clone();
+    let newest = tokio::task::spawn_blocking(move || directory::trusted(&dir)).await;
+    let trusted = newest.map_err(RulesError::from)?.map_or(trusted, Arc::new);
     let peers = network.peers.count().0;
     ownership::exchange(network, table, || {
         security.now.send_replace(Now { rules, trusted });
@@ -236,7 +247,10 @@ pub async fn adopt<E: From<RulesError> + Send + 'static>(
 fn load_all(encryption: &Encryption) -> Result<(Arc<Rules>, Trusted), RulesError> {
     let rules = Rules::load(encryption)?;
     // Rules under which nobody could be judged are none.
-    let trusted = directory::trusted(&encryption.trusted_dir)?;
+    let trusted = match directory::trusted(&encryption.trusted_dir) {
+        Err(_) if !ownership::lists(encryption) => directory::Trusted::default(),
+        trusted => trusted?,
+    };
     if encryption.policy.needs_chain() {
         chain::usable(&encryption.authorities).map_err(RulesError::Authorities)?;
     }

@@ -6,7 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{json, Value};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::Instant;
 use tempfile::TempDir;
 use thenodes_tests::{tls, Spec, TestNode, PATIENCE};
@@ -179,8 +179,19 @@ fn who_was_judged_by_the_old_rules_is_not_let_in_by_them() {
     let mut stream = greet(&mut node, &|node| mode(node, OPEN, TOFU));
     let refused = node.expect("action=trust_rules_changed_meanwhile");
     assert!(refused.contains("it may come again"), "{refused}");
-    assert!(matches!(stream.read_to_end(&mut Vec::new()), Ok(_) | Err(_)), "it is closed");
+    let end = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
+    assert!(!matches!(end, Err(ErrorKind::WouldBlock | ErrorKind::TimedOut)), "it is closed: {end:?}");
     remembered(&node, &[]);
+    // Nor has it an id by them, where ids are remembered at once.
+    let pin = format!("pin_fingerprints = [\"{}\"]", "0".repeat(64));
+    let _stream = greet(&mut node, &|node| {
+        rewrite(node, TOFU, &format!("{TOFU}\n{pin}"));
+        assert_eq!(changed(node), ["trust_policy.pin_fingerprints"]);
+    });
+    node.expect("reason=trust-rules-changed");
+    remembered(&node, &[]);
+    rewrite(&node, &format!("{TOFU}\n{pin}"), TOFU);
+    assert_eq!(changed(&node), ["trust_policy.pin_fingerprints"]);
     let _stream = greet(&mut node, &|_| {});
     node.expect("reason=new-tofu");
     node.expect("node_id=slow direction=inbound");
@@ -189,7 +200,8 @@ fn who_was_judged_by_the_old_rules_is_not_let_in_by_them() {
 #[test]
 fn pins_and_authorities_are_read_again() {
     let mut node = judge("changing", "open").start();
-    let b = dialer("node-b", &node).start();
+    let of_b = dialer("node-b", &node);
+    let b = of_b.start_in(of_b.lay_out());
     node.seen("node_id=node-b direction=");
     let authority = Authority::new();
     authority.trusted_by(&node.dir);
@@ -208,16 +220,20 @@ fn pins_and_authorities_are_read_again() {
         assert_eq!(changed(&node), [key]);
         node.expect("node_id=node-b direction=");
     }
-    // The controls: a pin that it has, and a path that it has. What sends it away is only what comes behind them.
-    rewrite(&node, OPEN, &format!("{OPEN}\npin_fingerprints = [\"{}\"]", fingerprint(&b)));
+    // The controls: a pin that it has, and a path that it has.
+    let pin = format!("pin_fingerprints = [\"{}\"]", fingerprint(&b));
+    rewrite(&node, OPEN, &format!("{OPEN}\n{pin}"));
     assert_eq!(changed(&node), ["trust_policy.pin_fingerprints"]);
+    let dir = end(b);
+    node.expect("action=peer_disconnected");
+    let b = of_b.start_in(dir);
+    node.expect("node_id=node-b direction=");
     mode(&node, OPEN, ALLOWLIST);
     let ended = node.expect("action=peer_disconnected");
     assert!(ended.contains("not-in-allowlist (judged again)"), "{ended}");
-    rewrite(&node, &format!("{ALLOWLIST}\npin_fingerprints = [\"{}\"]", fingerprint(&b)), "mode = \"ca\"");
+    rewrite(&node, &format!("{ALLOWLIST}\n{pin}"), "mode = \"ca\"");
     assert_eq!(changed(&node), ["trust_policy.mode", "trust_policy.pin_fingerprints"]);
     drop(b);
-    let of_b = dialer("node-b", &node);
     let dir = of_b.lay_out();
     authority.vouch(&dir, "node-b", 1);
     let _b = of_b.start_in(dir);
@@ -331,6 +347,36 @@ fn what_is_wrong_changes_nothing_and_says_where() {
     assert_eq!(peers(&node), 1);
     let _late = dialer("late", &node).start();
     node.seen("node_id=late direction=");
+    assert!(!node.heard().contains("(judged again)"), "{}", node.heard());
+}
+
+#[test]
+fn what_was_forgotten_stays_so_when_other_rules_come() {
+    let mut node = judge("changing", "tofu").start();
+    let (_, b, key) = connected("node-b", &mut node);
+    let (_, _c, other) = connected("node-c", &mut node);
+    remembered(&node, &[("node-b", &key), ("node-c", &other)]);
+    assert_eq!(node.json(&["trust", "forget", "node-b"])["forgotten"], "node-b");
+    rewrite(&node, TOFU, &format!("{TOFU}\npin_fingerprints = [\"{key}\"]"));
+    assert_eq!(changed(&node), ["trust_policy.pin_fingerprints"]);
+    node.expect("fp-pin-mismatch (judged again)");
+    end(b);
+    node.expect("node_id=node-b reason=");
+    remembered(&node, &[("node-c", &other)]);
+}
+
+#[test]
+fn the_id_of_a_key_that_is_not_trusted_sends_nobody_away() {
+    let mut node = judge("changing", "tofu").start();
+    let (_, old, old_key) = connected("node-b", &mut node);
+    drop(old);
+    node.expect("action=peer_disconnected");
+    mode(&node, TOFU, OPEN);
+    let (_, _new, key) = connected("node-b", &mut node);
+    assert!(node.command(&["trust", "add", &key]).status.success());
+    remembered(&node, &[("node-b", &old_key)]);
+    mode(&node, OPEN, ALLOWLIST);
+    remembered(&node, &[("node-b", &key)]);
     assert!(!node.heard().contains("(judged again)"), "{}", node.heard());
 }
 
