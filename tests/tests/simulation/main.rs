@@ -540,7 +540,10 @@ fn a_story() {
             .start_paused(true)
             .build()
             .expect("a runtime");
-        runtime.block_on(story(seed));
+        runtime.block_on(async {
+            steady::calendar();
+            story(seed).await
+        });
     });
     teller.join().expect("the story ended well");
     assert!(steady::asked() > 0, "the system's randomness was not ours");

@@ -1,11 +1,16 @@
-//! Randomness that a seed decides. Whatever in this program asks the system for random bytes (the keys of hash maps, the runtime's choice
+//! Randomness that a seed decides, and a calendar that goes by the story's own time. Whatever in this program asks the system for random bytes (the keys of hash maps, the runtime's choice
 //! among what is ready, identifiers) gets those of a generator of its own thread, so that a story can be told again step by step.
 //!
-//! By being the `getrandom` of this test program: the linker takes it before the C library's. Trusts its callers as C functions do.
+//! Nodes also write down seconds of the calendar: which two of them fall into one may not depend on how busy the machine is.
+//!
+//! By being the `getrandom` and `clock_gettime` of this test program: the linker takes them before the C library's. Trusts its callers as C
+//! functions do.
 
 use std::cell::Cell;
-use std::ffi::{c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
 
 static SEED: AtomicU64 = AtomicU64::new(0);
 /// Bytes that were asked of it; a program in which nobody asks has another way to them.
@@ -13,6 +18,35 @@ static ASKED: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     static STATE: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// When the calendar begins: in 2026.
+const BEGINNING: Duration = Duration::from_secs(1_780_000_000);
+
+thread_local! {
+    /// The story's time at the beginning, for the thread that tells it.
+    static SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// From now on the calendar of this thread goes by the time of its runtime, which has to be paused.
+pub fn calendar() {
+    SINCE.set(Some(Instant::now()));
+}
+
+#[no_mangle]
+#[allow(unsafe_code)] // one name of the C ABI, the one write that it promises, and the system call behind it
+extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> c_int {
+    // Outside of a story, and for every other clock, the system's.
+    let since = SINCE.try_with(Cell::get).ok().flatten().filter(|_| clock == libc::CLOCK_REALTIME);
+    let Some(since) = since else {
+        // SAFETY: the same call, with the arguments that the caller vouches for.
+        return unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) } as c_int;
+    };
+    let now = BEGINNING + (Instant::now() - since);
+    let now = libc::timespec { tv_sec: now.as_secs().cast_signed(), tv_nsec: now.subsec_nanos().into() };
+    // SAFETY: as the C function's contract says, `time` is a place for one `timespec` that is the caller's.
+    unsafe { time.write(now) };
+    0
 }
 
 /// Has threads that have not asked yet begin with this seed.
