@@ -89,8 +89,8 @@ impl Bindings {
         self.0.join(Self::file_of(node_id))
     }
 
-    /// Makes the directory; true if there was none. Once, when a node starts: from then on one that is missing is a memory that is
-    /// missing, and not an empty one.
+    /// Makes the directory; true if there was none. Once, when a node starts or its rules name another place or begin to remember: from then
+    /// on one that is missing is a memory that is missing, and not an empty one.
     pub fn prepare(&self) -> Result<bool, BindingError> {
         if self.0.is_dir() {
             return Ok(false);
