@@ -1,9 +1,9 @@
 //! A peer made by hand, in plaintext: says exactly what a test wants it to say, and shows every line that it hears.
 
 use crate::{TestNode, PATIENCE};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::time::Instant;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 /// The connection.
 pub struct Peer {
@@ -22,6 +22,27 @@ pub fn frame(from: &str, to: &str, sequence: u64, base64: &str) -> String {
     )
 }
 
+/// The next one who dials this listener. Neither that nor what is read and written then is waited for without an end.
+#[track_caller]
+pub fn accept(listener: &TcpListener) -> TcpStream {
+    listener.set_nonblocking(true).expect("set");
+    let begun = Instant::now();
+    let stream = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                assert!(begun.elapsed() < PATIENCE, "nobody dials");
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            Err(error) => panic!("accepting: {error}"),
+        }
+    };
+    stream.set_nonblocking(false).expect("set");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    stream.set_write_timeout(Some(PATIENCE)).expect("set");
+    stream
+}
+
 impl Peer {
     /// Connects and hears the node's HELLO; says nothing yet.
     #[track_caller]
@@ -29,6 +50,7 @@ impl Peer {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("the node listens");
         stream.set_nodelay(true).expect("set");
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream.set_write_timeout(Some(PATIENCE)).expect("set");
         let mut peer = Self { stream: BufReader::new(stream), id: String::new(), ahead: None };
         assert!(peer.line().contains("HELLO"), "the acceptor speaks first");
         peer

@@ -3,9 +3,11 @@
 
 use crate::{bin_dir, PATIENCE};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{channel, Receiver};
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::time::Duration;
 
 /// A running node of upstream's.
 pub struct Upstream {
@@ -21,6 +23,59 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Reads lines in a thread of its own, so that who waits for one can stop waiting.
+fn pass_on(pipe: impl Read + Send + 'static, to: Sender<String>) {
+    std::thread::spawn(move || {
+        BufReader::new(pipe).lines().map_while(Result::ok).try_for_each(|line| to.send(line))
+    });
+}
+
+/// Upstream's own program, 0.4.0, as it is installed.
+pub struct Stock {
+    child: Child,
+    lines: Receiver<String>,
+    said: String,
+}
+
+impl Drop for Stock {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Stock {
+    /// Starts it in this directory with this configuration, which may be missing.
+    pub fn start(dir: &Path, config: &str) -> Self {
+        let mut command = Command::new(bin_dir().join("upstream-stock"));
+        command.args(["--config", config]).current_dir(dir).env("HOME", dir);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it is built by `cargo xtask test`");
+        let (sender, lines) = channel();
+        pass_on(child.stdout.take().expect("piped"), sender.clone());
+        pass_on(child.stderr.take().expect("piped"), sender);
+        Self { child, lines, said: String::new() }
+    }
+
+    /// Waits until it has said all of this, and has `poke` done about every 100 ms until then.
+    #[track_caller]
+    pub fn expect(&mut self, texts: &[&str], mut poke: impl FnMut()) {
+        let begun = std::time::Instant::now();
+        while !texts.iter().all(|text| self.said.contains(text)) {
+            assert!(begun.elapsed() < PATIENCE, "upstream did not say {texts:?}; it said:\n{}", self.said);
+            poke();
+            while let Ok(line) = self.lines.recv_timeout(Duration::from_millis(100)) {
+                self.said += &(line + "\n");
+            }
+        }
+    }
+
+    /// True if it has not ended.
+    pub fn lives(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|ended| ended.is_none())
     }
 }
 
@@ -68,29 +123,30 @@ pub fn lay_out(id: &str, port: u16, bootstrap: &[u16], tls: bool, more: &str) ->
 impl Upstream {
     /// Starts one of 0.4.0.
     pub fn start(dir: tempfile::TempDir) -> Self {
-        Self::start_release("upstream-peer", dir)
+        Self::start_release("upstream-peer", dir, None)
+    }
+
+    /// Starts one of 0.4.0 whose runtime has so many threads, and not as many as there are processors.
+    pub fn start_with_threads(dir: tempfile::TempDir, threads: usize) -> Self {
+        Self::start_release("upstream-peer", dir, Some(threads))
     }
 
     /// Starts one of 0.2.0.
     pub fn start_02(dir: tempfile::TempDir) -> Self {
-        Self::start_release("upstream-peer-02", dir)
+        Self::start_release("upstream-peer-02", dir, None)
     }
 
-    fn start_release(program: &str, dir: tempfile::TempDir) -> Self {
-        let mut child = Command::new(bin_dir().join(program))
-            .args(["--config", "config.toml"])
-            .current_dir(dir.path())
-            .env("HOME", dir.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the upstream peer starts; it is built by `cargo xtask test`");
+    fn start_release(program: &str, dir: tempfile::TempDir, threads: Option<usize>) -> Self {
+        let mut command = Command::new(bin_dir().join(program));
+        command.args(["--config", "config.toml"]).current_dir(dir.path()).env("HOME", dir.path());
+        if let Some(threads) = threads {
+            command.env("TOKIO_WORKER_THREADS", threads.to_string());
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the upstream peer starts; it is built by `cargo xtask test`");
         let stdout = child.stdout.take().expect("piped");
         let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
+        pass_on(stdout, sender);
         let mut upstream = Self { child, lines, early: Default::default(), dir };
         let begun = std::time::Instant::now();
         let mut early = std::collections::VecDeque::new();

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use thenodes_tests::peer::Peer;
+use thenodes_tests::peer::{accept, Peer};
 use thenodes_tests::upstream::{free_port, lay_out, Upstream};
 use thenodes_tests::{bin_dir, Spec, PATIENCE};
 
@@ -143,9 +143,7 @@ fn d26_connecting_says_so_when_there_is_a_connection_and_not_when_it_ends() {
 
 /// An acceptor that is asked for peers, and tells of one; the connection with it.
 fn tells_of(listener: &TcpListener, addr: &str) -> BufReader<TcpStream> {
-    let (stream, _) = listener.accept().expect("it dials");
-    stream.set_read_timeout(Some(PATIENCE)).expect("set");
-    let mut stream = BufReader::new(stream);
+    let mut stream = BufReader::new(accept(listener));
     let mut say = |line: String| stream.get_mut().write_all((line + "\n").as_bytes()).expect("sent");
     say(r#"{"from":"TheNodes","to":"x","msg_type":{"HELLO":{"node_id":"teller"}},"payload":null,"realm":{"name":"Test","version":"1.0"}}"#.into());
     let mut line = String::new();

@@ -3,14 +3,12 @@
 use super::{does_not_start, theirs};
 use nix::sys::signal::Signal;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::process::Command;
 use thenodes_tests::peer::Peer;
-use thenodes_tests::upstream::{free_port, lay_out, Upstream};
+use thenodes_tests::upstream::{free_port, lay_out, Stock, Upstream};
 use thenodes_tests::{bin_dir, Spec, PATIENCE};
 
 #[test]
@@ -57,33 +55,15 @@ fn panics(port: u16, tls: bool, more: &str, text: &str) {
         let junk = "-----BEGIN PRIVATE KEY-----\nanVuaw==\n-----END PRIVATE KEY-----\n";
         fs::write(dir.path().join("pki/own/key.pem"), junk).expect("written");
     }
-    let mut node = Command::new(bin_dir().join("upstream-stock"))
-        .args(["--config", "config.toml"])
-        .current_dir(dir.path())
-        .env("HOME", dir.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it is built by `cargo xtask test`");
-    let (tell, lines) = channel();
-    let stderr = BufReader::new(node.stderr.take().expect("piped"));
-    std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| tell.send(line).is_ok()));
-    let begun = Instant::now();
-    let mut said = String::new();
-    // Of one that listens only after some time somebody comes again.
-    while !(said.contains("panicked") && said.contains(text)) {
-        assert!(begun.elapsed() < PATIENCE, "it does not panic: {said}");
+    let mut node = Stock::start(dir.path(), "config.toml");
+    // To one that listens only after some time somebody comes again.
+    node.expect(&["panicked", text], || {
         if tls {
             let hello = TcpStream::connect(("127.0.0.1", port)).and_then(|mut tcp| tcp.write_all(b"hello"));
             drop(hello);
         }
-        while let Ok(line) = lines.recv_timeout(Duration::from_millis(100)) {
-            said += &(line + "\n");
-        }
-    }
-    assert!(node.try_wait().expect("ours").is_none(), "it goes on without that part");
-    node.kill().and_then(|()| node.wait()).expect("ours");
+    });
+    assert!(node.lives(), "it goes on without that part");
 }
 
 #[test]

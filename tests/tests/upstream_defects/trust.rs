@@ -7,12 +7,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use thenodes_tests::peer::Peer;
 use thenodes_tests::tls::{self, handshake};
-use thenodes_tests::upstream::{free_port, lay_out, Upstream};
-use thenodes_tests::{bin_dir, Spec};
+use thenodes_tests::upstream::{free_port, lay_out, Stock, Upstream};
+use thenodes_tests::{bin_dir, Spec, PATIENCE};
 
 /// A certificate with the subject that upstream's tool gives to all.
 fn identity() -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
@@ -151,22 +151,13 @@ fn d13_a_configuration_that_is_missing_opens_no_door() {
     assert_eq!(output.status.code(), Some(78), "{error}");
     assert!(error.contains("missing.toml"), "{error}");
     // Upstream's own program listens for everybody, in plaintext, at its default port.
-    let upstream = Command::new(bin_dir().join("upstream-stock"))
-        .args(["--config", "missing.toml"])
-        .current_dir(dir.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut upstream = upstream.expect("it is built by `cargo xtask test`");
-    let mut lines = BufReader::new(upstream.stdout.take().expect("piped")).lines().map_while(Result::ok);
-    assert!(lines.any(|line| line.contains("listener_bind")), "it starts");
+    let mut upstream = Stock::start(dir.path(), "missing.toml");
+    upstream.expect(&["listener_bind"], || ());
     let mut hello = String::new();
     let stream = TcpStream::connect(("127.0.0.1", 50000)).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
     BufReader::new(stream).read_line(&mut hello).expect("it greets");
     assert!(hello.contains(r#""realm":{"name":"default""#), "{hello}");
-    let _ = upstream.kill();
-    let _ = upstream.wait();
 }
 
 #[test]

@@ -22,7 +22,7 @@
 //! | `quit`, or the end of stdin | none; exit code 0                                                      |
 //! | anything else               | `@@ {"error":"..."}`, also for a broadcast that is no message          |
 //!
-//! A TEXT `block` makes the plugin hold its thread for 8 s.
+//! A TEXT `block` makes the plugin hold its thread for two minutes.
 //!
 //! Unasked: `@@ {"node_id":"...","ready":true}` once the listener is bound, and `@@ {"got":"MESSAGE"}` for each message
 //! dispatched. `done` means queued, not arrived, and a broadcast to nobody is done too: wait for `peers` on both sides
@@ -45,7 +45,7 @@ use tokio::sync::{mpsc, Mutex};
 /// How long the listener may take to bind before the program gives up.
 const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the plugin holds its thread when it is told to.
-const BLOCK: Duration = Duration::from_secs(8);
+const BLOCK: Duration = Duration::from_secs(120);
 /// Upstream's own console output stays on, as in the stock binary without `--prompt`.
 const CONSOLE: bool = true;
 
