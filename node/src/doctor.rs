@@ -33,7 +33,8 @@ async fn measure(config: &Config) -> Result<(Value, bool), String> {
     };
     // What this process could do; the service may have been given more, which `plugin status` says.
     let cgroups = Cgroups::here();
-    let leaf = cgroups.leaf(&order.plugin, &order.limits, config.plugins.budget.cpu_percent, 0);
+    let mut leaf = cgroups.leaf(order.plugin.as_str());
+    leaf.limit(&order.limits, config.plugins.budget.cpu_percent, 0);
     let (started, leaf) =
         process::start(&order, leaf).await.map_err(|e| format!("starting {}: {e}", runner.display()))?;
     let report = Greeting::new(started.stream, None).confined().await.map_err(|ended| match ended {

@@ -14,6 +14,7 @@ use crate::plugins::grants::{Granted, Subject};
 use crate::plugins::process::find_runner;
 use crate::plugins::registry::Hosts;
 use crate::plugins::shelf::Shelf;
+use crate::plugins::spare::Spare;
 use crate::plugins::supervisor::{Change, Observer, Policy, Surroundings};
 use crate::plugins::terms::Terms;
 use crate::plugins::uids::{Claims, Uids, CLAIMS};
@@ -114,13 +115,16 @@ impl Node {
 
         // 2. Plugins come first: they may suggest configuration that the network needs.
         let runner = find_runner(early.plugins.runner.as_deref()).map_err(StartError::Plugins)?;
+        let watchdog = Watchdog::start(early.plugins.budget.sample);
+        let spare = early.plugins.spare.then(|| Spare::keep(runner.clone(), watchdog.cgroups().clone()));
         let policy = Arc::new(Policy {
             runner,
             limits: early.plugins.limits,
-            watchdog: Watchdog::start(early.plugins.budget.sample),
+            watchdog,
             required: early.plugins.required,
             uid_base: early.plugins.uid_base,
             transport: early.plugins.transport,
+            spare,
         });
         let network_later: Arc<OnceLock<Arc<Network>>> = Arc::default();
         let (info_out, info) = watch::channel(None);
@@ -319,6 +323,9 @@ impl Node {
         }
         // Plugins first: what they still want to say needs the peers.
         self.plugins.stop(STOP_PATIENCE).await;
+        if let Some(spare) = &self.policy.spare {
+            spare.end().await;
+        }
         // Every peer hears DISCONNECT; sessions end by themselves.
         self.network.end(Duration::from_secs(2)).await;
         self.network_tasks.shutdown().await;

@@ -2,9 +2,11 @@
 //! be older, newer, or gone.
 
 use crate::sys;
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixAddr};
 use std::io::{self, IoSlice, IoSliceMut, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -95,8 +97,22 @@ impl Link {
         Ok((Reader { stream: self.stream, ring: down, bell, spin, decoder: self.decoder }, writer))
     }
 
-    /// Reads `hello` and its descriptors. Fails after five seconds without them.
+    /// Until there are bytes, or the end.
+    fn wait_until_something_comes(&self) -> Result<(), String> {
+        let mut waiting = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        loop {
+            match poll(&mut waiting, PollTimeout::NONE) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(format!("waiting for hello: {error}")),
+            }
+        }
+    }
+
+    /// Reads `hello` and its descriptors. Whether and when it begins is the node's affair (a spare waits for a plugin that may never
+    /// come); the node's end is the end of that wait. Once begun it must be whole within five seconds.
     pub(crate) fn receive_hello(&mut self) -> Result<Received, String> {
+        self.wait_until_something_comes()?;
         self.stream.set_read_timeout(Some(limits::CONFINE_DEADLINE)).map_err(|e| e.to_string())?;
         let mut files = Vec::new();
         let mut buffer = vec![0; 16 * 1024];

@@ -55,6 +55,8 @@ fn begin() -> ExitCode {
         None => {}
     }
     let Ok(mut link) = Link::from_stdin() else { return usage() };
+    // A signal for the node's terminal or process group is the node's to pass on, also while this one waits for a plugin.
+    let _ = nix::unistd::setsid();
     let code = match run(&mut link) {
         Ok(Done::Code(code)) => code,
         Ok(Done::Serve(plugin, generation)) => serve::until_the_end(link, plugin, generation),

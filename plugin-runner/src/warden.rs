@@ -85,8 +85,6 @@ pub(crate) fn detach(received: Received, walls: &mut Walls) -> Result<(NodeHello
     let (confidence, theirs) = pair.map_err(|e| format!("socketpair: {e}"))?;
     // Where memory ends for all, plugins go first. Raising the score needs no right; without it only the order differs.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-    // A signal for the node's terminal or process group is the node's to pass on.
-    let _ = nix::unistd::setsid();
     if let Some(uid) = hello.run_as {
         namespaces::become_uid(uid).map_err(|e| format!("becoming uid {uid}: {e}"))?;
     }

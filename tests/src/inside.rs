@@ -18,6 +18,7 @@ use thenodes_node::plugins::handle::{Handle, Status};
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
 use thenodes_node::plugins::queue::Delivery;
+use thenodes_node::plugins::spare::Spare;
 use thenodes_node::plugins::supervisor::{supervise, Change, Keeping, Observer, Policy, Surroundings};
 use thenodes_node::plugins::terms::Terms;
 use thenodes_node::plugins::watchdog::Watchdog;
@@ -89,14 +90,17 @@ impl Inside {
         static WORLDS: AtomicU32 = AtomicU32::new(0);
         let plugins = Raw::default().validate().expect("an empty configuration is valid").plugins;
         let world = WORLDS.fetch_add(1, Ordering::Relaxed) % 100;
+        let watchdog = Watchdog::start(plugins.budget.sample);
+        let spare = Some(Spare::keep(runner.clone(), watchdog.cgroups().clone()));
         let policy = Arc::new(Policy {
             runner,
             limits: plugins.limits,
-            watchdog: Watchdog::start(plugins.budget.sample),
+            watchdog,
             required: Required::default(),
             // Other tests run at the same time, and the kernel counts by uid.
             uid_base: 50_000_000 + ((std::process::id() % 5000) * 100 + world) * 64,
             transport,
+            spare,
         });
         Inside { policy, effects: Arc::default(), slots: AtomicU32::new(0) }
     }

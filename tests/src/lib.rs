@@ -415,6 +415,17 @@ impl TestNode {
         descendants(self.pid())
     }
 
+    /// Runners of the node that wait for a plugin: no child of theirs exists yet, and no plugin's name is theirs.
+    pub fn spares(&self) -> Vec<u32> {
+        let waits = |pid: &u32| {
+            let of = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            of("cmdline") == "thenodes-runner\0"
+                && of("comm") == "thenodes-runner\n"
+                && descendants(*pid).is_empty()
+        };
+        self.descendants().into_iter().filter(waits).collect()
+    }
+
     /// Writes a line to the node's standard input.
     pub fn type_line(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("piped");

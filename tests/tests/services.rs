@@ -99,6 +99,7 @@ async fn fetch(scopes: Scopes, watcher: &Arc<Watcher>) -> Handle {
         required: Required::Full,
         uid_base: plugins.uid_base,
         transport: Default::default(),
+        spare: None,
     });
     let name = PluginName::new("fetch").expect("a name");
     let terms = Terms::agree(name, None, &plugins.giving, plugins.limits, plugins.budget);

@@ -62,8 +62,8 @@ fn settles<T: PartialEq + std::fmt::Debug>(what: &str, wanted: T, number: impl F
 
 /// Processes of plugins.
 fn tree(node: &TestNode) -> usize {
-    let janitors = janitors(node);
-    node.descendants().iter().filter(|pid| !janitors.contains(pid)).count()
+    let others = [janitors(node), node.spares()].concat();
+    node.descendants().iter().filter(|pid| !others.contains(pid)).count()
 }
 
 /// Children of the node that wait to clean up after it; none where there are no control groups.

@@ -14,6 +14,7 @@ use thenodes_node::config::{Budget, Raw};
 use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
+use thenodes_node::plugins::spare::Spare;
 use thenodes_node::plugins::supervisor::{
     supervise, Change, HostMaker, Keeping, Observer, Policy, Surroundings,
 };
@@ -61,13 +62,16 @@ fn nobody() -> HostMaker {
 
 async fn world(name: &str) -> World {
     let plugins = Raw::default().validate().expect("an empty configuration is valid").plugins;
+    let (runner, watchdog) = (bin_dir().join("thenodes-runner"), Watchdog::start(plugins.budget.sample));
+    let spare = Some(Spare::keep(runner.clone(), watchdog.cgroups().clone()));
     let policy = Arc::new(Policy {
-        runner: bin_dir().join("thenodes-runner"),
+        runner,
         limits: plugins.limits,
-        watchdog: Watchdog::start(plugins.budget.sample),
+        watchdog,
         required: plugins.required,
         uid_base: plugins.uid_base,
         transport: Default::default(),
+        spare,
     });
     let provided = libraries_of_program(&policy.runner).expect("a runner");
     let name = PluginName::new(name).expect("a name");

@@ -255,6 +255,8 @@ pub struct Plugins {
     pub runner: Option<PathBuf>,
     /// How frames travel between node and runners.
     pub transport: Transport,
+    /// Whether a runner is kept ready for the next start.
+    pub spare: bool,
     /// What they are given.
     pub giving: Giving,
     /// Limits of each process; a manifest or `[plugins.for.NAME]` only makes them tighter.

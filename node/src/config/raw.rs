@@ -151,6 +151,7 @@ pub(super) struct RawPlugins {
     dir: Option<PathBuf>,
     runner: Option<PathBuf>,
     transport: Option<Spanned<String>>,
+    spare_runner: Option<bool>,
     pub(super) defaults: Option<RawPluginDefaults>,
     pub(super) policy: Option<RawPluginPolicy>,
     #[serde(default, rename = "for")]
@@ -437,6 +438,7 @@ impl Raw {
             dir: plugins.dir.clone().unwrap_or_else(|| "plugins".into()),
             runner: plugins.runner.clone(),
             transport,
+            spare: plugins.spare_runner.unwrap_or(true),
             limits: ProcessLimits {
                 memory: maxima.memory_mb.unwrap_or(128) * 1024 * 1024,
                 threads: maxima.threads.unwrap_or(16),

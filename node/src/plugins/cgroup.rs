@@ -33,7 +33,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thenodes_ipc::janitor::Cleanup;
 use thenodes_ipc::launch::ProcessLimits;
-use thenodes_ipc::PluginName;
 
 /// Room in the leaf beside what the plugin may use: warden, stub, page tables, buffers of link and pipes.
 const ROOM: u64 = 16 * 1024 * 1024;
@@ -163,6 +162,11 @@ impl Cgroups {
         trees.into_iter().flatten().map(|tree| &tree.dir).chain(&self.kill).collect()
     }
 
+    /// True if no group can be made here.
+    pub fn is_nothing(&self) -> bool {
+        self.dirs().is_empty()
+    }
+
     /// Sees to it that leaves are removed even if this process is killed: to be called before a leaf is made. `runner` is the
     /// runner program. An error is for people; without a janitor leaves stay until the next node. Blocks for some milliseconds
     /// the first time.
@@ -206,10 +210,10 @@ impl Cgroups {
         }
     }
 
-    /// Makes the leaf for one process tree. `files`: bytes of the libraries it will hold in its root.
-    pub fn leaf(&self, plugin: &PluginName, limits: &ProcessLimits, cpu_percent: u64, files: u64) -> Leaf {
+    /// Makes the leaf for one process tree; nothing is limited in it yet. `whose`: what people find in its name.
+    pub fn leaf(&self, whose: &str) -> Leaf {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}{number}.{plugin}", self.prefix);
+        let name = format!("{}{number}.{whose}", self.prefix);
         let mut leaf = Leaf::default();
         for dir in self.dirs() {
             let path = dir.join(&name);
@@ -218,27 +222,14 @@ impl Cgroups {
                 Err(error) => leaf.problems.push(format!("{}: {error}", path.display())),
             }
         }
-        // More than RLIMIT_DATA on purpose: a plugin that asks for too much is told so, and may live. The group is for what
-        // rlimits do not count: files, page tables, buffers of the kernel, and all processes of the tree together.
-        let memory =
-            limits.data().saturating_add(files).saturating_add(limits.file_size).saturating_add(ROOM);
-        let mut hold =
-            |tree: &Option<Tree>, writes: fn(Version, u64) -> Vec<(&'static str, String)>, value| {
-                let tree = tree.as_ref()?;
-                let path = tree.dir.join(&name);
-                for (file, text) in writes(tree.version, value) {
-                    if let Err(error) = set(&path, file, &text) {
-                        leaf.problems.push(format!("{}/{file}: {error}", path.display()));
-                        return None;
-                    }
-                }
-                Some(Tree { dir: path, version: tree.version })
-            };
-        let memory = hold(&self.memory, memory_writes, memory);
-        let threads = hold(&self.threads, |_, max| vec![("pids.max", max.to_string())], limits.tasks());
-        let cpu = hold(&self.cpu, cpu_writes, cpu_percent);
-        leaf.kill = self.kill.as_ref().map(|dir| dir.join(&name)).filter(|path| leaf.dirs.contains(path));
-        (leaf.memory, leaf.threads, leaf.cpu) = (memory, threads, cpu);
+        let made = |dir: &Path| Some(dir.join(&name)).filter(|path| leaf.dirs.contains(path));
+        let tree = |tree: &Option<Tree>| {
+            let Tree { dir, version } = tree.as_ref()?;
+            Some(Tree { dir: made(dir)?, version: *version })
+        };
+        let trees = (tree(&self.memory), tree(&self.threads), tree(&self.cpu));
+        leaf.kill = self.kill.as_deref().and_then(made);
+        (leaf.memory, leaf.threads, leaf.cpu) = trees;
         leaf
     }
 }
@@ -259,6 +250,30 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// Writes the limits of the tree; what cannot be written is not held. To be called before anything of a plugin is in it.
+    /// `files`: bytes of the libraries it will hold.
+    pub fn limit(&mut self, limits: &ProcessLimits, cpu_percent: u64, files: u64) {
+        // More than RLIMIT_DATA on purpose: a plugin that asks for too much is told so, and may live. The group is for what
+        // rlimits do not count: files, page tables, buffers of the kernel, and all processes of the tree together.
+        let memory =
+            limits.data().saturating_add(files).saturating_add(limits.file_size).saturating_add(ROOM);
+        let problems = &mut self.problems;
+        let mut hold =
+            |tree: &mut Option<Tree>, writes: fn(Version, u64) -> Vec<(&'static str, String)>, value| {
+                let Some(Tree { dir, version }) = tree.as_ref() else { return };
+                for (file, text) in writes(*version, value) {
+                    if let Err(error) = set(dir, file, &text) {
+                        problems.push(format!("{}/{file}: {error}", dir.display()));
+                        *tree = None;
+                        return;
+                    }
+                }
+            };
+        hold(&mut self.memory, memory_writes, memory);
+        hold(&mut self.threads, |_, max| vec![("pids.max", max.to_string())], limits.tasks());
+        hold(&mut self.cpu, cpu_writes, cpu_percent);
+    }
+
     /// Moves the calling thread into the groups that take threads, until [`Leaf::leave`]: what it starts meanwhile is born there.
     pub fn enter(&mut self) {
         let trees = [&self.memory, &self.threads, &self.cpu].into_iter().flatten();
@@ -420,7 +435,8 @@ mod tests {
         let here = Cgroups::here();
         let limits =
             ProcessLimits { memory: 32 << 20, threads: 4, descriptors: 16, cpu_seconds: None, file_size: 0 };
-        let mut leaf = here.leaf(&PluginName::new("unit-test").expect("a name"), &limits, 50, 0);
+        let mut leaf = here.leaf("unit-test");
+        leaf.limit(&limits, 50, 0);
         assert!(leaf.problems().is_empty(), "{:?}", leaf.problems());
         assert_eq!(leaf.enforcement(), here.enforcement(), "what the trial could, a leaf can");
         let mut child = tokio::process::Command::new("sleep").arg("1000").spawn().expect("a process");
@@ -447,7 +463,8 @@ mod tests {
         let here = Cgroups::here();
         let limits =
             ProcessLimits { memory: 32 << 20, threads: 4, descriptors: 16, cpu_seconds: None, file_size: 0 };
-        let mut leaf = here.leaf(&PluginName::new("unit-test").expect("a name"), &limits, 50, 0);
+        let mut leaf = here.leaf("unit-test");
+        leaf.limit(&limits, 50, 0);
         let inside = |dir: &Path| -> BTreeSet<u32> {
             let text = read(&dir.join("cgroup.procs")).expect("readable");
             text.lines().filter_map(|line| line.parse().ok()).collect()

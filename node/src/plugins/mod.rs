@@ -20,6 +20,7 @@ pub mod rate;
 pub mod registry;
 mod scan;
 pub mod shelf;
+pub mod spare;
 pub mod supervisor;
 pub mod terms;
 pub mod uids;

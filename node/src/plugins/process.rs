@@ -143,11 +143,47 @@ static GREETING: Semaphore = Semaphore::const_new(8);
 static MAKING: Semaphore = Semaphore::const_new(4);
 static FILLING: Semaphore = Semaphore::const_new(1);
 
+/// A runner in its control group that waits for its `hello`, and does nothing until then. Killed when dropped.
+#[derive(Debug)]
+pub struct Waiting {
+    child: Child,
+    link: UnixStream,
+    stdout: ChildStdout,
+    stderr: ChildStderr,
+    /// Its control group.
+    pub leaf: Leaf,
+}
+
+impl Waiting {
+    /// False if it has ended; it is reaped then.
+    pub fn lives(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Kills it and removes its group. At most a second after the kill.
+    pub async fn end(mut self) {
+        let _ = self.child.kill().await; // who has ended already needs no kill
+        self.leaf.end().await;
+    }
+}
+
 /// Starts a runner inside its control group, or moves it there, and only then sends it `hello`: until then it does nothing.
 pub async fn start(order: &Order<'_>, leaf: Leaf) -> io::Result<(Started, Leaf)> {
     let _turn = GREETING.acquire().await;
-    let (ours, theirs) = UnixStream::pair()?;
-    let mut command = Command::new(order.runner);
+    let waiting = execute(order.runner, leaf).await?;
+    tell(waiting, order).await
+}
+
+/// Has a runner that waits already do this.
+pub async fn greet(waiting: Waiting, order: &Order<'_>) -> io::Result<(Started, Leaf)> {
+    let _turn = GREETING.acquire().await;
+    tell(waiting, order).await
+}
+
+/// The first half of a start, which is the same for all plugins.
+pub(super) async fn execute(runner: &Path, leaf: Leaf) -> io::Result<Waiting> {
+    let (link, theirs) = UnixStream::pair()?;
+    let mut command = Command::new(runner);
     command
         .arg0("thenodes-runner") // not the path, which is the host's business
         .env_clear()
@@ -159,6 +195,12 @@ pub async fn start(order: &Order<'_>, leaf: Leaf) -> io::Result<(Started, Leaf)>
     let (mut child, leaf) = spawn(command, leaf).await?;
     let pipes = child.stdout.take().zip(child.stderr.take());
     let (stdout, stderr) = pipes.ok_or_else(|| io::Error::other("the runner has no log pipes"))?;
+    Ok(Waiting { child, link, stdout, stderr, leaf })
+}
+
+/// The second half: `hello`, and an answer.
+async fn tell(waiting: Waiting, order: &Order<'_>) -> io::Result<(Started, Leaf)> {
+    let Waiting { child, link, stdout, stderr, leaf } = waiting;
     let (told, tells) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // Without shared memory the socket does all the work.
     let ring = match order.transport {
@@ -166,13 +208,13 @@ pub async fn start(order: &Order<'_>, leaf: Leaf) -> io::Result<(Started, Leaf)>
         Transport::Socket => None,
     };
     let (ring, shared) = ring.unzip();
-    send_hello(&ours, tells, shared, order)?;
+    send_hello(&link, tells, shared, order)?;
     let report = Receiver::from_owned_fd(told)?;
-    ours.set_nonblocking(true)?;
-    let ours = tokio::net::UnixStream::from_std(ours)?;
+    link.set_nonblocking(true)?;
+    let link = tokio::net::UnixStream::from_std(link)?;
     // It answers as soon as it has `hello`, or it ends; which of them is for whoever reads.
-    let _ = tokio::time::timeout(limits::CONFINE_DEADLINE, ours.readable()).await;
-    let stream = Stream::try_from(OwnedFd::from(ours.into_std()?))?;
+    let _ = tokio::time::timeout(limits::CONFINE_DEADLINE, link.readable()).await;
+    let stream = Stream::try_from(OwnedFd::from(link.into_std()?))?;
     Ok((Started { child, stream, ring, stdout, stderr, report }, leaf))
 }
 

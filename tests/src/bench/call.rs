@@ -107,6 +107,7 @@ impl Node {
             required: Required::Full,
             uid_base: 2_000_000,
             transport,
+            spare: None,
         };
         let config = Raw::default().validate().expect("an empty configuration is valid");
         let name = PluginName::new("echo").expect("a name");

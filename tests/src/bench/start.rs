@@ -19,6 +19,7 @@ use thenodes_node::config::{Budget, Raw, Required, Transport};
 use thenodes_node::plugins::handle::Handle;
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
+use thenodes_node::plugins::spare::Spare;
 use thenodes_node::plugins::supervisor::{supervise, Change, Keeping, Observer, Policy, Surroundings};
 use thenodes_node::plugins::terms::Terms;
 use thenodes_node::plugins::watchdog::Watchdog;
@@ -70,7 +71,8 @@ struct Node {
 }
 
 impl Node {
-    fn new(runner: PathBuf, library: &Path) -> Node {
+    /// `spare`: as nodes are by default, with a runner that waits for the next start.
+    fn new(runner: PathBuf, library: &Path, spare: bool) -> Node {
         let provided = libraries_of_program(&runner).expect("the runner");
         let image = Arc::new(Image::read(library, &provided).expect("the plugin"));
         let limits = ProcessLimits {
@@ -81,6 +83,7 @@ impl Node {
             file_size: 0,
         };
         let watchdog = Watchdog::start(Budget::default().sample);
+        let spare = spare.then(|| Spare::keep(runner.clone(), watchdog.cgroups().clone()));
         let policy = Policy {
             runner,
             limits,
@@ -88,6 +91,7 @@ impl Node {
             required: Required::Full,
             uid_base: 2_000_000,
             transport: Transport::Ring,
+            spare,
         };
         let (identity, info) = watch::channel(Some(Arc::new(NodeInfo {
             plugin: String::new(),
@@ -127,6 +131,7 @@ impl Node {
     async fn starts(&self, count: usize) -> Vec<u64> {
         let mut times = Vec::with_capacity(count);
         for _ in 0..count {
+            self.rest().await;
             let begun = Instant::now();
             let plugin = self.start(0).await;
             times.push(nanos(begun));
@@ -145,6 +150,7 @@ impl Node {
             let runner = descendants(warden).pop().expect("a runner");
             // For some milliseconds the kernel is still moving it into the group by which it could be killed.
             tokio::time::sleep(Duration::from_millis(60)).await;
+            self.rest().await;
             let begun = Instant::now();
             kill(Pid::from_raw(runner as i32), Signal::SIGKILL).expect("it lives");
             ready(&plugin, 2).await;
@@ -152,6 +158,15 @@ impl Node {
             stop(plugin).await;
         }
         times
+    }
+
+    /// Waits for the spare, if this node has started something before: whoever starts a plugin does not do it at once again.
+    async fn rest(&self) {
+        let Some(spare) = &self.policy.spare else { return };
+        let until = Instant::now() + SETTLE;
+        while !spare.is_there() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// So many at once, all Ready.
@@ -227,10 +242,11 @@ fn nanos(since: Instant) -> u64 {
 pub fn run(runtime: &tokio::runtime::Runtime, rounds: usize) {
     let _inside = runtime.enter(); // the watchdog is a task
     thenodes_node::plugins::process::make_room().expect("room for descriptors");
-    let node = Node::new(bin_dir().join("thenodes-runner"), &bin_dir().join("libecho.so"));
+    let node = |spare| Node::new(bin_dir().join("thenodes-runner"), &bin_dir().join("libecho.so"), spare);
+    let (node, cold) = (node(true), node(false));
     // Memory first: what later rows leave behind in this process is not a plugin's.
     let idle = idle(runtime, &node);
-    let times = times(runtime, &node, rounds);
+    let times = times(runtime, &node, &cold, rounds);
     let many = many(runtime, &node);
     for row in idle.into_iter().chain(times).chain(many) {
         println!("{}", row.json());
@@ -299,11 +315,18 @@ fn idle(runtime: &tokio::runtime::Runtime, node: &Node) -> Vec<Row> {
 }
 
 /// How long starts take.
-fn times(runtime: &tokio::runtime::Runtime, node: &Node, rounds: usize) -> Vec<Row> {
+fn times(runtime: &tokio::runtime::Runtime, node: &Node, cold: &Node, rounds: usize) -> Vec<Row> {
     let mut spawn = Row::new("spawn_to_ready", "ratio", "spawn and wait of /bin/true");
     let mut walls = Row::new("spawn_to_ready_against_bwrap", "ratio", "bwrap /bin/true, usual flags");
+    let mut alone = Row::new("spawn_to_ready_without_a_spare", "ratio", "spawn and wait of /bin/true");
+    let mut alone_walls =
+        Row::new("spawn_to_ready_without_a_spare_against_bwrap", "ratio", "bwrap /bin/true, usual flags");
     let mut large = Row::new("spawn_from_a_node_of_1_GiB", "ratio", "the same from a small node");
     let mut crash = Row::new("crash_to_ready", "ratio", "spawn to Ready");
+    let mut crash_alone =
+        Row::new("crash_to_ready_against_no_spare", "ratio", "spawn to Ready without a spare");
+    let mut cold_crash =
+        Row::new("crash_to_ready_without_a_spare", "ratio", "spawn to Ready without a spare");
     let other = bubblewrap().is_some();
     for round in 0..=rounds {
         let starts = median(runtime.block_on(node.starts(STARTS)));
@@ -311,6 +334,8 @@ fn times(runtime: &tokio::runtime::Runtime, node: &Node, rounds: usize) -> Vec<R
         let wrapped = bubblewrap().map(|command| median(runs(command, STARTS)));
         let restarts = median(runtime.block_on(node.restarts(STARTS)));
         let again = median(runtime.block_on(node.starts(STARTS)));
+        let cold_starts = median(runtime.block_on(cold.starts(STARTS)));
+        let cold_restarts = median(runtime.block_on(cold.restarts(STARTS)));
         let memory = black_box(vec![1_u8; LARGE]);
         let of_large = median(runtime.block_on(node.starts(STARTS)));
         drop(memory);
@@ -321,13 +346,17 @@ fn times(runtime: &tokio::runtime::Runtime, node: &Node, rounds: usize) -> Vec<R
         spawn.value(starts / 1e6);
         if let Some(wrapped) = wrapped {
             walls.add(starts / wrapped);
+            alone_walls.add(cold_starts / wrapped);
         }
+        alone.add(cold_starts / trues);
         crash.add(restarts / starts.midpoint(again));
+        crash_alone.add(restarts / cold_starts);
+        cold_crash.add(cold_restarts / cold_starts);
         large.add(of_large / again);
     }
-    let mut rows = vec![spawn, large, crash];
+    let mut rows = vec![spawn, alone, large, crash, crash_alone, cold_crash];
     if other {
-        rows.push(walls);
+        rows.extend([walls, alone_walls]);
     } else {
         eprintln!("bwrap is not installed, or cannot run here: no row against it");
     }

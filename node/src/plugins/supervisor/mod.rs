@@ -26,6 +26,7 @@ use super::link::Counters;
 use super::logs::LogBook;
 use super::queue::Queue;
 use super::shelf::Shelf;
+use super::spare::Spare;
 use super::terms::Terms;
 use super::version::Version;
 use super::watchdog::Watchdog;
@@ -57,6 +58,8 @@ pub struct Policy {
     pub uid_base: u32,
     /// How frames travel.
     pub transport: Transport,
+    /// Keeps a runner ready for the next start.
+    pub spare: Option<Arc<Spare>>,
 }
 
 /// A change in a plugin's life, for the event log.

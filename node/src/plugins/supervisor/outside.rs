@@ -1,12 +1,13 @@
-//! What stands around one process while it lives, beside its link: its control group, the watchdog's look at it, and the records of what
+//! What stands around one process while it lives, beside its link: how it is started in its control group, the watchdog's look at it, and the records of what
 //! its walls refused.
 
 use super::process::ProcessLife;
 use crate::plugins::cgroup::Leaf;
 use crate::plugins::denials;
-use crate::plugins::process;
+use crate::plugins::process::{self, Order, Started};
 use crate::plugins::watchdog::{Limits, Subject, Ticket};
 use std::future::Future;
+use std::io;
 use std::process::ExitStatus;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -63,20 +64,43 @@ impl ProcessLife {
         }
     }
 
-    /// A control group for the process, as far as there are any.
-    pub(super) async fn leaf(&self) -> Leaf {
+    /// Starts the process: the spare, if there is one, or else a new one; in a control group, as far as there are any.
+    pub(super) async fn start(&self, order: &Order<'_>) -> io::Result<(Started, Leaf)> {
+        let policy = &self.shared.policy;
+        let image = &self.version.image;
+        let files = image.library.size + image.needed.iter().map(|(_, file)| file.size).sum::<u64>();
+        let terms = &self.version.terms;
+        let limit = |leaf: &mut Leaf| leaf.limit(&terms.process, terms.budget.cpu_percent, files);
+        self.see_to_the_janitor().await;
+        let spare = match &policy.spare {
+            Some(spare) => spare.take().await,
+            None => None,
+        };
+        if let Some(mut spare) = spare {
+            limit(&mut spare.leaf);
+            match process::greet(spare, order).await {
+                Ok(started) => return Ok(started),
+                // It ended just now, perhaps; a new one shows whether anything else is wrong.
+                Err(error) => tracing::debug!("the spare runner took no hello: {error}"),
+            }
+        }
+        let mut leaf = policy.watchdog.cgroups().leaf(self.shared.name.as_str());
+        limit(&mut leaf);
+        process::start(order, leaf).await
+    }
+
+    /// There has to be one before there is a group.
+    async fn see_to_the_janitor(&self) {
         let policy = &self.shared.policy;
         let (cgroups, runner) = (policy.watchdog.cgroups().clone(), policy.runner.clone());
+        if cgroups.is_nothing() {
+            return;
+        }
         let kept = process::aside(move || cgroups.keep_clean(&runner)).await;
         if let Ok(Err(why)) = kept {
             let detail = format!("{why}; control groups of a killed node stay until the next node starts");
             self.shared.change("no_janitor", detail, true);
         }
-        let image = &self.version.image;
-        let needed = image.needed.iter().map(|(_, file)| file.size).sum::<u64>();
-        let files = image.library.size + needed;
-        let terms = &self.version.terms;
-        policy.watchdog.cgroups().leaf(&self.shared.name, &terms.process, terms.budget.cpu_percent, files)
     }
 
     /// Has the process looked at until the ticket is dropped.

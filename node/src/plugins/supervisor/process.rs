@@ -16,9 +16,10 @@ use crate::plugins::handle::Command;
 use crate::plugins::lifecycle::Cause;
 use crate::plugins::link::{Counters, Ended, Failed, Greeting, Link};
 use crate::plugins::logs::{follow, LogBook};
-use crate::plugins::process::{self, Order as Spawn, Started};
+use crate::plugins::process::{Order as Spawn, Started};
 use crate::plugins::queue::Queue;
 use crate::plugins::rate::LinkRates;
+use crate::plugins::spare::{Spare, Turn};
 use crate::plugins::version::Version;
 use crate::plugins::watchdog::Record;
 use crate::plugins::way::Way;
@@ -144,6 +145,7 @@ pub(super) fn begin(
         news,
         orders: heard,
         desk,
+        turn: None,
         loading: Arc::default(),
     };
     tokio::spawn(life.run());
@@ -191,6 +193,8 @@ pub(super) struct ProcessLife {
     news: mpsc::Sender<(Generation, News)>,
     orders: mpsc::Receiver<Order>,
     desk: Arc<StateDesk>,
+    /// Its start is under way.
+    turn: Option<Turn>,
     /// `on_load` runs, for records of what was refused.
     pub(super) loading: Arc<AtomicBool>,
 }
@@ -198,6 +202,7 @@ pub(super) struct ProcessLife {
 impl ProcessLife {
     async fn run(mut self) {
         let (cause, grave) = self.live().await;
+        self.turn = None;
         if let Some(grave) = grave {
             // The cause is known before the rest is gone. The next process waits for that: two that are taken apart and put up
             // at the same time hold each other up in the kernel.
@@ -228,9 +233,9 @@ impl ProcessLife {
             sandbox: version.terms.sandbox.clone(),
             transport: shared.policy.transport,
         };
-        let leaf = self.leaf().await;
+        self.turn = shared.policy.spare.as_ref().map(Spare::turn);
         let (Started { mut child, stream, ring, stdout, stderr, report }, leaf) =
-            match process::start(&order, leaf).await {
+            match self.start(&order).await {
                 Ok(started) => started,
                 Err(error) => return (Cause::Spawn(error.to_string()), None),
             };
@@ -303,6 +308,7 @@ impl ProcessLife {
         self.desk.enter(Phase::Serving);
         let way = Way::new(link.caller().clone(), self.version.terms.budget.call_timeout);
         self.tell(News::Loaded(way.clone())).await;
+        self.turn = None;
         let (shared, generation) = (self.shared.clone(), self.generation);
         let (leave, leaving) = watch::channel(false);
         let farewell = {

@@ -1,0 +1,150 @@
+//! A spare: one runner that was executed before anybody needs it, in a control group of its own, and waits for its `hello`. A start
+//! that takes it saves the exec, and where version 2 holds limits the 10 to 30 ms that the kernel takes to move a process. Such a
+//! runner is what each one is before its `hello`: it has a socket and two pipes, knows nothing of any plugin, and ends when the
+//! node does. It is not forked from another (all plugins would share one layout of addresses): each has been executed by itself.
+//!
+//! There is at most one, made after the last start under way is over, so that it takes time from none; a node without plugins has
+//! none. One that has ended, or whose program is no longer the one in its place (an upgrade of the package), is never used.
+
+use super::cgroup::Cgroups;
+use super::process::{self, Waiting};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{watch, Mutex};
+
+/// How long a spare waits to be made while starts are under way: one of them may take long.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Which file a program is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Identity {
+    fn of(program: &Path) -> Option<Identity> {
+        let file = std::fs::metadata(program).ok()?;
+        let changed = (file.ctime(), file.ctime_nsec());
+        Some(Identity { device: file.dev(), inode: file.ino(), size: file.size(), changed })
+    }
+}
+
+#[derive(Debug)]
+struct Held {
+    waiting: Waiting,
+    program: Identity,
+}
+
+#[derive(Debug, Default)]
+struct Starts {
+    under_way: usize,
+    /// So many are over: each of them may have taken the spare.
+    over: u64,
+    /// The node is ending, and makes no more.
+    ending: bool,
+}
+
+/// Keeps the spare of one node. Dropping it ends it; [`Spare::end`] waits for that.
+#[derive(Debug)]
+pub struct Spare {
+    runner: PathBuf,
+    held: Arc<Mutex<Option<Held>>>,
+    starts: watch::Sender<Starts>,
+}
+
+/// A start under way: no spare is made while there is one.
+#[derive(Debug)]
+pub struct Turn(Arc<Spare>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.starts.send_modify(|starts| {
+            starts.under_way -= 1;
+            starts.over += 1;
+        });
+    }
+}
+
+impl Spare {
+    /// Starts the task that makes them. None is made before the first start is over.
+    pub fn keep(runner: PathBuf, cgroups: Arc<Cgroups>) -> Arc<Spare> {
+        let (starts, seen) = watch::channel(Starts::default());
+        let held = Arc::default();
+        tokio::spawn(keep(runner.clone(), cgroups, seen, Arc::clone(&held)));
+        Arc::new(Spare { runner, held, starts })
+    }
+
+    /// Says that a start is under way, until the turn is dropped.
+    pub fn turn(self: &Arc<Self>) -> Turn {
+        self.starts.send_modify(|starts| starts.under_way += 1);
+        Turn(self.clone())
+    }
+
+    /// The spare, if there is one that is as good as new. It waits for one that is being made, which takes no longer than to make
+    /// another.
+    pub async fn take(&self) -> Option<Waiting> {
+        let Held { mut waiting, program } = self.held.lock().await.take()?;
+        if Identity::of(&self.runner) == Some(program) && waiting.lives() {
+            return Some(waiting);
+        }
+        tracing::debug!("the spare runner has ended, or its program is not the one that is there now");
+        tokio::spawn(waiting.end());
+        None
+    }
+
+    /// True if there is one now.
+    pub fn is_there(&self) -> bool {
+        self.held.try_lock().is_ok_and(|held| held.is_some())
+    }
+
+    /// Ends it, and makes no other.
+    pub async fn end(&self) {
+        self.starts.send_modify(|starts| starts.ending = true);
+        let held = self.held.lock().await.take();
+        if let Some(held) = held {
+            held.waiting.end().await;
+        }
+    }
+}
+
+/// Makes one whenever a start was over, until the node ends.
+async fn keep(
+    runner: PathBuf,
+    cgroups: Arc<Cgroups>,
+    mut starts: watch::Receiver<Starts>,
+    held: Arc<Mutex<Option<Held>>>,
+) {
+    let mut seen = 0;
+    while starts.wait_for(|starts| starts.over != seen || starts.ending).await.is_ok() {
+        let quiet = starts.wait_for(|starts| starts.under_way == 0 || starts.ending);
+        let _ = tokio::time::timeout(PATIENCE, quiet).await;
+        let mut held = held.lock().await;
+        // Asked behind the lock: whoever ends it says so first, and then takes what is there.
+        let (over, ending) = (starts.borrow().over, starts.borrow().ending);
+        if ending {
+            return;
+        }
+        seen = over;
+        if held.is_none() {
+            *held = make(&runner, &cgroups).await;
+        }
+    }
+}
+
+/// Without one everything works, only slower: an error is for whoever looks for it. The start before has seen to the janitor of its
+/// control group.
+async fn make(runner: &Path, cgroups: &Cgroups) -> Option<Held> {
+    let program = Identity::of(runner)?;
+    match process::execute(runner, cgroups.leaf("spare")).await {
+        Ok(waiting) => Some(Held { waiting, program }),
+        Err(error) => {
+            tracing::debug!("making a spare runner, {}: {error}", runner.display());
+            None
+        }
+    }
+}
