@@ -17,6 +17,9 @@ use tokio::sync::{watch, Mutex};
 /// How long a spare waits to be made while starts are under way: one of them may take long.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long nothing starts before one is made: whoever was just started, and waits for that, goes first.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Which file a program is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
@@ -121,8 +124,7 @@ async fn keep(
 ) {
     let mut seen = 0;
     while starts.wait_for(|starts| starts.over != seen || starts.ending).await.is_ok() {
-        let quiet = starts.wait_for(|starts| starts.under_way == 0 || starts.ending);
-        let _ = tokio::time::timeout(PATIENCE, quiet).await;
+        let _ = tokio::time::timeout(PATIENCE, quiet(&mut starts)).await;
         let mut held = held.lock().await;
         // Asked behind the lock: whoever ends it says so first, and then takes what is there.
         let (over, ending) = (starts.borrow().over, starts.borrow().ending);
@@ -132,6 +134,18 @@ async fn keep(
         seen = over;
         if held.is_none() {
             *held = make(&runner, &cgroups).await;
+        }
+    }
+}
+
+/// Until nothing has been starting for a while.
+async fn quiet(starts: &mut watch::Receiver<Starts>) {
+    loop {
+        let _ = starts.wait_for(|starts| starts.under_way == 0 || starts.ending).await;
+        let busy = starts.wait_for(|starts| starts.under_way > 0 || starts.ending);
+        match tokio::time::timeout(PAUSE, busy).await {
+            Ok(Ok(starts)) if !starts.ending => {}
+            _ => return,
         }
     }
 }

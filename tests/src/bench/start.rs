@@ -36,6 +36,9 @@ const QUIET: usize = 100;
 const QUIET_FOR: Duration = Duration::from_secs(5);
 /// How long allocators, runtimes and the kernel may take to come to rest before memory is read.
 const SETTLE: Duration = Duration::from_millis(1500);
+/// How long the kernel may take to bury the last one, and how long a processor is kept awake before something is measured on it.
+const BURIED: Duration = Duration::from_millis(5);
+const BUSY: Duration = Duration::from_millis(2);
 /// Memory of a large node, bytes.
 const LARGE: usize = 1 << 30;
 /// How long anything may take before something is broken.
@@ -140,6 +143,17 @@ impl Node {
         times
     }
 
+    /// The same of two nodes in turn, so that neither has the better half of a round.
+    async fn starts_in_turn(nodes: [&Node; 2], count: usize) -> [Vec<u64>; 2] {
+        let mut times = [Vec::with_capacity(count), Vec::with_capacity(count)];
+        for _ in 0..count {
+            for (node, times) in nodes.iter().zip(&mut times) {
+                times.extend(node.starts(1).await);
+            }
+        }
+        times
+    }
+
     /// The same from the death of a process to the next one's Ready, each time the first death of its plugin.
     async fn restarts(&self, count: usize) -> Vec<u64> {
         let mut times = Vec::with_capacity(count);
@@ -160,12 +174,18 @@ impl Node {
         times
     }
 
-    /// Waits for the spare, if this node has started something before: whoever starts a plugin does not do it at once again.
+    /// Until the dead are buried, and the spare is there if this node keeps one: whoever starts a plugin does not do it at once again. Busy at
+    /// the end, so that every subject begins on a processor that is awake.
     async fn rest(&self) {
-        let Some(spare) = &self.policy.spare else { return };
         let until = Instant::now() + SETTLE;
-        while !spare.is_there() && Instant::now() < until {
+        let missing = || self.policy.spare.as_ref().is_some_and(|spare| !spare.is_there());
+        tokio::time::sleep(BURIED).await;
+        while missing() && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let busy = Instant::now();
+        while busy.elapsed() < BUSY {
+            std::hint::spin_loop();
         }
     }
 
@@ -329,12 +349,11 @@ fn times(runtime: &tokio::runtime::Runtime, node: &Node, cold: &Node, rounds: us
         Row::new("crash_to_ready_without_a_spare", "ratio", "spawn to Ready without a spare");
     let other = bubblewrap().is_some();
     for round in 0..=rounds {
-        let starts = median(runtime.block_on(node.starts(STARTS)));
+        let [starts, cold_starts] = runtime.block_on(Node::starts_in_turn([node, cold], STARTS)).map(median);
         let trues = median(runs(Command::new("/bin/true"), STARTS * 3));
         let wrapped = bubblewrap().map(|command| median(runs(command, STARTS)));
         let restarts = median(runtime.block_on(node.restarts(STARTS)));
         let again = median(runtime.block_on(node.starts(STARTS)));
-        let cold_starts = median(runtime.block_on(cold.starts(STARTS)));
         let cold_restarts = median(runtime.block_on(cold.restarts(STARTS)));
         let memory = black_box(vec![1_u8; LARGE]);
         let of_large = median(runtime.block_on(node.starts(STARTS)));
@@ -349,6 +368,7 @@ fn times(runtime: &tokio::runtime::Runtime, node: &Node, cold: &Node, rounds: us
             alone_walls.add(cold_starts / wrapped);
         }
         alone.add(cold_starts / trues);
+        alone.value(cold_starts / 1e6);
         crash.add(restarts / starts.midpoint(again));
         crash_alone.add(restarts / cold_starts);
         cold_crash.add(cold_restarts / cold_starts);
