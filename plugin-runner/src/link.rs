@@ -110,7 +110,7 @@ impl Link {
     }
 
     /// Reads `hello` and its descriptors. Whether and when it begins is the node's affair (a spare waits for a plugin that may never
-    /// come); the node's end is the end of that wait. Once begun it must be whole within five seconds.
+    /// come); the node's end is the end of that wait. Once begun, no five seconds may pass without a byte of it.
     pub(crate) fn receive_hello(&mut self) -> Result<Received, String> {
         self.wait_until_something_comes()?;
         self.stream.set_read_timeout(Some(limits::CONFINE_DEADLINE)).map_err(|e| e.to_string())?;

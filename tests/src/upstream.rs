@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{channel, Receiver, Sender};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 /// A running node of upstream's.
@@ -60,15 +60,18 @@ impl Stock {
         Self { child, lines, said: String::new() }
     }
 
-    /// Waits until it has said all of this, and has `poke` done about every 100 ms until then.
+    /// Waits until it has said all of this, and has `poke` done whenever it says nothing for 100 ms.
     #[track_caller]
     pub fn expect(&mut self, texts: &[&str], mut poke: impl FnMut()) {
         let begun = std::time::Instant::now();
         while !texts.iter().all(|text| self.said.contains(text)) {
             assert!(begun.elapsed() < PATIENCE, "upstream did not say {texts:?}; it said:\n{}", self.said);
-            poke();
-            while let Ok(line) = self.lines.recv_timeout(Duration::from_millis(100)) {
-                self.said += &(line + "\n");
+            match self.lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) => self.said += &(line + "\n"),
+                Err(RecvTimeoutError::Timeout) => poke(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("upstream ended without {texts:?}; it said:\n{}", self.said)
+                }
             }
         }
     }

@@ -1,12 +1,14 @@
 //! The spare: a runner that was executed before anybody needs it. Whoever starts from it stands behind the same walls and limits as
 //! whoever does not, and one that is not as good as new is used by nobody.
 
-use nix::sys::signal::{kill, Signal};
+use nix::sys::signal::{kill, killpg, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use thenodes_tests::{all_gone, bin_dir, descendants, leaves, skip, Spec, TestNode, PATIENCE};
 
@@ -21,6 +23,18 @@ fn wait_for<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
         assert!(begun.elapsed() < PATIENCE, "{what} never came");
         std::thread::park_timeout(Duration::from_millis(5)); // processes of others cannot be waited for
     }
+}
+
+/// True if a node has no spare for a second, which is many times as long as one takes to be made.
+fn has_none(node: &TestNode) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        if !node.spares().is_empty() {
+            return false;
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    true
 }
 
 /// The spare of a node at rest.
@@ -61,9 +75,10 @@ fn a_restart_takes_the_spare_and_there_is_another_then() {
     }
     // The control: without spares the same comes back from a process of its own, and none is waiting.
     let node = Spec::new("node").top("plugins.spare_runner = false").with("echo").start();
+    assert!(has_none(&node));
     crash(&node, "echo");
     assert_eq!(node.prompt("echo", "as before").as_deref(), Ok("as before"));
-    assert_eq!(node.spares(), Vec::<u32>::new());
+    assert!(has_none(&node));
 }
 
 #[test]
@@ -71,6 +86,7 @@ fn a_node_without_plugins_has_no_spare_and_several_plugins_have_one() {
     let node = Spec::new("node").with("echo").with("courier").with_hostile("hostile", "none:none").start();
     spare(&node);
     let bare = Spec::new("bare").start();
+    assert!(has_none(&bare));
     assert_eq!(bare.descendants(), Vec::<u32>::new());
 }
 
@@ -97,11 +113,16 @@ fn what_starts_from_a_spare_stands_behind_the_same_walls_and_limits() {
         let limits = fs::read_to_string(format!("/proc/{runner}/limits")).expect("a process has limits");
         let status_of = fs::read_to_string(format!("/proc/{runner}/status")).expect("a process has a status");
         let kept = |line: &&str| {
-            ["Uid", "Gid", "Cap", "NoNewPrivs", "Seccomp", "NSpid"].iter().any(|key| line.starts_with(key))
+            ["Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp"].iter().any(|key| line.starts_with(key))
         };
-        let kernel: Vec<&str> =
-            status_of.lines().filter(kept).filter(|line| !line.starts_with("NSpid")).collect();
-        let walls = serde_json::json!({ "level": status["level"], "layers": status["layers"], "enforcement": status["enforcement"], "limits": limits, "kernel": kernel });
+        let kernel: Vec<&str> = status_of.lines().filter(kept).collect();
+        let score = fs::read_to_string(format!("/proc/{runner}/oom_score_adj")).expect("a process has one");
+        // Leader of a session of its own, in a group of its own.
+        let stat = fs::read_to_string(format!("/proc/{runner}/stat")).expect("a process has one");
+        let ids =
+            stat.rsplit_once(')').expect("a name").1.split_whitespace().filter_map(|word| word.parse().ok());
+        let leads = ids.skip(1).take(2).all(|id: u32| id == runner);
+        let walls = serde_json::json!({ "level": status["level"], "layers": status["layers"], "enforcement": status["enforcement"], "limits": limits, "kernel": kernel, "score": score, "leads": leads });
         (walls, numbers.collect())
     }
     const FILES: [&str; 6] = [
@@ -115,6 +136,8 @@ fn what_starts_from_a_spare_stands_behind_the_same_walls_and_limits() {
     let node = Spec::new("node").with("echo").start();
     let (walls, numbers) = held(&node, &FILES);
     assert!(walls["layers"].as_array().is_some_and(|layers| layers.len() > 5), "{walls}");
+    let by_groups = walls["enforcement"].to_string().contains("cgroup");
+    assert_eq!(numbers.is_empty(), !by_groups, "a number for what is held: {walls}");
     let waiting = spare(&node);
     assert_eq!(crash(&node, "echo"), waiting, "it starts from the spare");
     assert_eq!(held(&node, &FILES), (walls, numbers.clone()));
@@ -189,14 +212,31 @@ fn a_spare_ends_with_its_node_however_that_ends() {
 
 #[test]
 fn a_signal_to_the_nodes_process_group_does_not_reach_the_spare() {
-    let node = Spec::new("node").with("echo").start();
+    let spec = Spec::new("node").with("echo");
+    let dir = spec.lay_out();
+    let mut command = Command::new(bin_dir().join("thenodes"));
+    command.args(["--config", "config.toml"]).current_dir(dir.path()).process_group(0);
+    let mut node = spec.spawn_as(command, dir);
+    node.expect("is running.");
     let waiting = spare(&node);
-    let stat = |pid: u32| {
+    let session = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
         let after = stat.rsplit_once(')').expect("a name").1.to_owned();
         let numbers: Vec<u32> = after.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         (numbers[1], numbers[2])
     };
-    assert_eq!(stat(waiting), (waiting, waiting), "a process group and a session of its own");
-    assert_ne!(stat(node.pid()), stat(waiting));
+    // Its first step, before which it is no spare yet.
+    wait_for("a session of its own", || (session(waiting) == (waiting, waiting)).then_some(()));
+    // A control in the same group hears what the spare does not.
+    let mut other =
+        Command::new("sleep").arg("60").process_group(node.pid() as i32).spawn().expect("a process");
+    killpg(Pid::from_raw(node.pid() as i32), Signal::SIGHUP).expect("sent");
+    let ended = other.wait().expect("ours");
+    assert_eq!(ended.signal(), Some(Signal::SIGHUP as i32));
+    assert_eq!(
+        node.prompt("echo", "as before").as_deref(),
+        Ok("as before"),
+        "for a node it is the word to read its rules again"
+    );
+    assert_eq!(crash(&node, "echo"), waiting);
 }

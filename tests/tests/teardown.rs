@@ -97,12 +97,14 @@ fn a_thousand_lives_leave_the_node_as_it_was() {
     live(LIVES / 10);
     // Three processes per plugin: warden, stub, runner.
     settles("processes", 3 * PLUGINS, || tree(&node));
+    settles("a spare", 1, || node.spares().len());
     let (fds, memory, groups) = (descriptors(node.pid()), node.memory(), leaves(node.pid()).len());
     let begun = Instant::now();
     let lives = live(LIVES);
     eprintln!("{lives} lives in {:?}", begun.elapsed());
     assert!(lives >= (PLUGINS * LIVES) as u64, "{lives}");
     settles("processes", 3 * PLUGINS, || tree(&node));
+    settles("a spare", 1, || node.spares().len());
     settles("control groups", groups, || leaves(node.pid()).len());
     // Connections of this test may have been counted before; a thousand lives may not.
     settles("no more descriptors", true, || descriptors(node.pid()) <= fds);
@@ -339,6 +341,7 @@ fn no_leaves(pid: u32, patience: Duration) -> bool {
 #[test]
 fn a_killed_node_leaves_no_process_and_no_control_group_for_longer_than_a_second() {
     let bystander = Spec::new("bystander").with("echo").start();
+    settles("a spare", 1, || bystander.spares().len());
     let others = leaves(bystander.pid());
     let (mut node, pids) = started(&stubborn());
     let (pid, before, janitors) = (node.pid(), leaves(node.pid()), janitors(&node));

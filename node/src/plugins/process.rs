@@ -160,7 +160,7 @@ impl Waiting {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Kills it and removes its group. At most a second after the kill.
+    /// Kills it and removes its group: a second after its end at most.
     pub async fn end(mut self) {
         let _ = self.child.kill().await; // who has ended already needs no kill
         self.leaf.end().await;
@@ -198,9 +198,20 @@ pub(super) async fn execute(runner: &Path, leaf: Leaf) -> io::Result<Waiting> {
     Ok(Waiting { child, link, stdout, stderr, leaf })
 }
 
-/// The second half: `hello`, and an answer.
+/// The second half: `hello`, and an answer. What cannot be told is ended.
 async fn tell(waiting: Waiting, order: &Order<'_>) -> io::Result<(Started, Leaf)> {
-    let Waiting { child, link, stdout, stderr, leaf } = waiting;
+    let Waiting { mut child, link, stdout, stderr, leaf } = waiting;
+    match hand_over(link, order).await {
+        Ok((stream, ring, report)) => Ok((Started { child, stream, ring, stdout, stderr, report }, leaf)),
+        Err(error) => {
+            let _ = child.kill().await;
+            leaf.end().await;
+            Err(error)
+        }
+    }
+}
+
+async fn hand_over(link: UnixStream, order: &Order<'_>) -> io::Result<(Stream, Option<Region>, Receiver)> {
     let (told, tells) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // Without shared memory the socket does all the work.
     let ring = match order.transport {
@@ -215,7 +226,7 @@ async fn tell(waiting: Waiting, order: &Order<'_>) -> io::Result<(Started, Leaf)
     // It answers as soon as it has `hello`, or it ends; which of them is for whoever reads.
     let _ = tokio::time::timeout(limits::CONFINE_DEADLINE, link.readable()).await;
     let stream = Stream::try_from(OwnedFd::from(link.into_std()?))?;
-    Ok((Started { child, stream, ring, stdout, stderr, report }, leaf))
+    Ok((stream, ring, report))
 }
 
 /// Does what may block on a thread of its own, in turns: five hundred starts at once must not make five hundred threads.

@@ -3,8 +3,9 @@
 //! runner is what each one is before its `hello`: it has a socket and two pipes, knows nothing of any plugin, and ends when the
 //! node does. It is not forked from another (all plugins would share one layout of addresses): each has been executed by itself.
 //!
-//! There is at most one, made after the last start under way is over, so that it takes time from none; a node without plugins has
-//! none. One that has ended, or whose program is no longer the one in its place (an upgrade of the package), is never used.
+//! There is at most one, made when nothing has been starting for a moment (or for two seconds something always was); a node that
+//! has started no plugin has none. One that has ended, or whose program is no longer the one in its place (an upgrade of the
+//! package), is never used; the next start finds that out.
 
 use super::cgroup::Cgroups;
 use super::process::{self, Waiting};
@@ -16,6 +17,8 @@ use tokio::sync::{watch, Mutex};
 
 /// How long a spare waits to be made while starts are under way: one of them may take long.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the end of a node waits for the end of its spare, which dies with the node at the latest.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long nothing starts before one is made: whoever was just started, and waits for that, goes first.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -60,7 +63,7 @@ pub struct Spare {
     starts: watch::Sender<Starts>,
 }
 
-/// A start under way: no spare is made while there is one.
+/// A start under way: a spare waits with being made.
 #[derive(Debug)]
 pub struct Turn(Arc<Spare>);
 
@@ -88,10 +91,9 @@ impl Spare {
         Turn(self.clone())
     }
 
-    /// The spare, if there is one that is as good as new. It waits for one that is being made, which takes no longer than to make
-    /// another.
-    pub async fn take(&self) -> Option<Waiting> {
-        let Held { mut waiting, program } = self.held.lock().await.take()?;
+    /// The spare, if there is one that is as good as new. Waits for nothing: whoever comes while one is being made has none.
+    pub fn take(&self) -> Option<Waiting> {
+        let Held { mut waiting, program } = self.held.try_lock().ok()?.take()?;
         if Identity::of(&self.runner) == Some(program) && waiting.lives() {
             return Some(waiting);
         }
@@ -105,12 +107,17 @@ impl Spare {
         self.held.try_lock().is_ok_and(|held| held.is_some())
     }
 
-    /// Ends it, and makes no other.
+    /// Ends it, and makes no other. At most two seconds.
     pub async fn end(&self) {
         self.starts.send_modify(|starts| starts.ending = true);
-        let held = self.held.lock().await.take();
-        if let Some(held) = held {
-            held.waiting.end().await;
+        let ended = async {
+            let held = self.held.lock().await.take();
+            if let Some(held) = held {
+                held.waiting.end().await;
+            }
+        };
+        if tokio::time::timeout(END_PATIENCE, ended).await.is_err() {
+            tracing::warn!("the spare runner does not end; it does when this process has ended");
         }
     }
 }
@@ -127,7 +134,11 @@ async fn keep(
         let _ = tokio::time::timeout(PATIENCE, quiet(&mut starts)).await;
         let mut held = held.lock().await;
         // Asked behind the lock: whoever ends it says so first, and then takes what is there.
-        let (over, ending) = (starts.borrow().over, starts.borrow().ending);
+        // One look: two in a statement would wait for each other if somebody wrote between them.
+        let (over, ending) = {
+            let now = starts.borrow();
+            (now.over, now.ending)
+        };
         if ending {
             return;
         }

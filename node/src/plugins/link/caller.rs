@@ -34,6 +34,13 @@ pub enum Failed {
 }
 
 impl Failed {
+    fn code(&self) -> &Code {
+        match self {
+            Failed::Answered(error) | Failed::Gone(error) | Failed::Unsendable(error) => &error.code,
+            Failed::Late => &Code::Timeout,
+        }
+    }
+
     /// The same for callers who only pass it on.
     pub fn into_error(self, method: &str) -> CallError {
         match self {
@@ -60,8 +67,10 @@ pub struct Sent {
     /// The answer, if it came while we looked.
     early: Option<Outcome>,
     kind: Method,
-    /// What it counts as if no answer comes; `None` until it is on its way.
+    /// What it counts as if no answer comes.
     without: Option<Code>,
+    /// It is on its way: the plugin is told if nobody waits any more.
+    out: bool,
 }
 
 impl Caller {
@@ -85,26 +94,13 @@ impl Caller {
     ) -> Result<Bytes, Failed> {
         let until = now + deadline.min(limits::MAX_DEADLINE);
         let (sent, begun) = match self.send_now(method, &body, deadline, now) {
-            Some(sent) => (Ok(sent), now),
+            Some(sent) => (sent, now),
             // Whoever had to wait begins to look when he is through.
-            None => (timeout_at(until, self.send(method, body, deadline)).await, Instant::now()),
+            None => (self.send_until(method, body, deadline, until).await, Instant::now()),
         };
-        match sent {
-            Ok(sent) => {
-                let mut sent = sent.inspect_err(|failed| {
-                    if let Failed::Gone(error) | Failed::Unsendable(error) = failed {
-                        self.shared.counters.calls.unanswered(Method::of(method), &error.code);
-                    }
-                })?;
-                sent.look(begun).await;
-                sent.answer(until).await
-            }
-            Err(_) => {
-                Counters::count(&self.shared.counters.timeouts);
-                self.shared.counters.calls.unanswered(Method::of(method), &Code::Timeout);
-                Err(Failed::Late)
-            }
-        }
+        let mut sent = sent?;
+        sent.look(begun).await;
+        sent.answer(until).await
     }
 
     /// Sends a call if nothing has to be waited for, which is how most go out.
@@ -117,67 +113,97 @@ impl Caller {
     ) -> Option<Result<Sent, Failed>> {
         let shared = &self.shared;
         shared.open.try_acquire().ok()?.forget(); // given back when the call leaves `pending`
-        let mut sent = match self.enter(method, Waiter::Call, now) {
-            Ok(sent) => sent,
-            Err(failed) => return Some(Err(failed)),
-        };
+        let mut sent = self.enter(method, Waiter::Call, now);
+        if self.has_ended() {
+            return Some(Err(sent.fails(self.gone())));
+        }
         shared.busy();
         let frame = Frame::Call { id: sent.id, cause: None, method, deadline_ms: millis(deadline), body };
         match shared.outbox.put(&shared.stream, &frame, body) {
             Ok(Put::Taken) => {
-                sent.without = Some(Code::Cancelled);
+                sent.went_out();
                 Some(Ok(sent))
             }
             Ok(Put::Full) => {
-                // Nothing of it was written: as if it had never been made. If the link has ended, it is told so the next time.
-                shared.leave(sent.id);
-                None
+                // Nothing of it was written: as if it had never been made, unless the link ended meanwhile and counted it.
+                match shared.leave(sent.id) {
+                    Some(_) => None,
+                    None => Some(Err(self.gone())),
+                }
             }
-            Ok(Put::Closed) => Some(Err(self.gone())),
-            Err(error) => Some(Err(Failed::Unsendable(unsendable(&error)))),
+            Ok(Put::Closed) => Some(Err(sent.fails(self.gone()))),
+            Err(error) => Some(Err(sent.fails(Failed::Unsendable(unsendable(&error))))),
         }
     }
 
-    /// Sends a call; calls arrive in the order in which this is awaited. Waits while too many calls are open.
+    /// Sends a call; calls arrive in the order in which this is awaited. Waits while too many calls are open, at most until its deadline.
     pub async fn send(
         &self,
         method: &str,
         body: impl Into<Bytes>,
         deadline: Duration,
     ) -> Result<Sent, Failed> {
+        self.send_until(method, body.into(), deadline, Instant::now() + deadline.min(limits::MAX_DEADLINE))
+            .await
+    }
+
+    async fn send_until(
+        &self,
+        method: &str,
+        body: Bytes,
+        deadline: Duration,
+        until: Instant,
+    ) -> Result<Sent, Failed> {
         let shared = &self.shared;
-        let body = body.into();
-        let permit = shared.open.acquire().await.map_err(|_| self.gone())?;
-        permit.forget(); // given back when the call leaves `pending`
-        let mut sent = self.enter(method, Waiter::Call, Instant::now())?;
+        let failed = match timeout_at(until, shared.open.acquire()).await {
+            Ok(Ok(permit)) => {
+                permit.forget(); // given back when the call leaves `pending`
+                None
+            }
+            Ok(Err(_)) => Some(self.gone()),
+            Err(_) => Some(self.late()),
+        };
+        if let Some(failed) = failed {
+            shared.counters.calls.unanswered(Method::of(method), failed.code());
+            return Err(failed);
+        }
+        let mut sent = self.enter(method, Waiter::Call, Instant::now());
+        if self.has_ended() {
+            return Err(sent.fails(self.gone()));
+        }
+        sent.without = Some(Code::Cancelled); // should nobody wait any more for room
         shared.busy();
         let deadline_ms = millis(deadline);
         let frame = Frame::Call { id: sent.id, cause: None, method, deadline_ms, body: &body };
-        match shared.outbox.put_when_there_is_room(&shared.stream, &frame, &body).await {
-            Ok(Put::Taken) => {
-                sent.without = Some(Code::Cancelled);
+        let put =
+            timeout_at(until, shared.outbox.put_when_there_is_room(&shared.stream, &frame, &body)).await;
+        match put {
+            Ok(Ok(Put::Taken)) => {
+                sent.went_out();
                 Ok(sent)
             }
-            Ok(Put::Full | Put::Closed) => Err(self.gone()),
-            Err(error) => Err(Failed::Unsendable(unsendable(&error))),
+            Ok(Ok(Put::Full | Put::Closed)) => Err(sent.fails(self.gone())),
+            Ok(Err(error)) => Err(sent.fails(Failed::Unsendable(unsendable(&error)))),
+            Err(_) => Err(sent.fails(self.late())),
         }
     }
 
+    /// Enters a call among those that wait for an answer. The link may have ended before; then nobody will answer, and the caller asks
+    /// [`Caller::has_ended`].
     fn enter(
         &self,
         method: &str,
         waiter: impl FnOnce(oneshot::Sender<Outcome>) -> Waiter,
         now: Instant,
-    ) -> Result<Sent, Failed> {
+    ) -> Sent {
         let (tell, answer) = oneshot::channel();
         let id = self.shared.pending.enter(method, waiter(tell), now.into_std());
         let kind = Method::of(method);
-        let sent = Sent { caller: self.clone(), id, answer, early: None, kind, without: None };
-        // The link may have ended before the entry; then nobody would answer.
-        if self.shared.ended.get().is_some() {
-            return Err(self.gone());
-        }
-        Ok(sent)
+        Sent { caller: self.clone(), id, answer, early: None, kind, without: None, out: false }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.shared.ended.get().is_some()
     }
 
     /// True if the runner reads its link: it answered, or anything else came from it. Waits neither for a place among the open calls
@@ -185,13 +211,17 @@ impl Caller {
     pub async fn reads(&self, patience: Duration) -> bool {
         let pieces = || self.shared.intake().pieces();
         let before = pieces();
-        let Ok(sent) = self.enter("link.ping", Waiter::Own, Instant::now()) else { return true };
+        let mut sent = self.enter("link.ping", Waiter::Own, Instant::now());
+        if self.has_ended() {
+            return true;
+        }
         let deadline_ms = millis(patience);
         let frame = Frame::Call { id: sent.id, cause: None, method: "link.ping", deadline_ms, body: &[] };
         let put = self.shared.outbox.put_beyond(&self.shared.stream, &frame, &Bytes::new());
         if put != Ok(Put::Taken) {
             return true; // the end of the link is told by the link
         }
+        sent.out = true;
         // What answers late because it is read late, having sent too much, reads all the same.
         !matches!(sent.answer(Instant::now() + patience).await, Err(Failed::Late)) || pieces() != before
     }
@@ -273,6 +303,11 @@ impl Caller {
     /// Which process it calls.
     pub fn generation(&self) -> Generation {
         self.shared.generation
+    }
+
+    fn late(&self) -> Failed {
+        Counters::count(&self.shared.counters.timeouts);
+        Failed::Late
     }
 
     fn gone(&self) -> Failed {
@@ -371,16 +406,31 @@ impl Sent {
     }
 }
 
+impl Sent {
+    /// Nobody waits for its answer any more if it is dropped now.
+    fn went_out(&mut self) {
+        (self.out, self.without) = (true, Some(Code::Cancelled));
+    }
+
+    /// It did not go out, for this reason.
+    fn fails(mut self, failed: Failed) -> Failed {
+        self.without = Some(failed.code().clone());
+        failed
+    }
+}
+
 impl Drop for Sent {
     /// A call that nobody waits for any more is cancelled.
     fn drop(&mut self) {
         let shared = &self.caller.shared;
-        if shared.leave(self.id).is_some() {
-            if let Some(code) = &self.without {
+        // Whoever takes it out of the table counts it: this, or the end of the link.
+        if let Some(waiter) = shared.leave(self.id) {
+            let counts = !matches!(waiter, Waiter::Own(_));
+            if let (Some(code), true) = (&self.without, counts) {
                 shared.counters.calls.unanswered(self.kind, code);
             }
-            if self.without.is_none() {
-                return; // it never went out
+            if !self.out {
+                return;
             }
             // If even this does not fit, the runner has not read for a long time, and its deadline will find it.
             let _ = shared.outbox.put(&shared.stream, &Frame::Cancel { id: self.id }, &Bytes::new());
@@ -412,4 +462,65 @@ pub(super) fn end_all(shared: &Shared, end: &Ended) {
         }
     }
     shared.intake.lock().unwrap_or_else(std::sync::PoisonError::into_inner).close();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Budget;
+    use crate::plugins::link::Greeting;
+    use crate::plugins::metrics::MethodFigures;
+    use crate::plugins::rate::LinkRates;
+    use interprocess::os::unix::uds_local_socket::tokio::Stream;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use thenodes::host::{Host, Notice, Request, Response};
+    use tokio::task::JoinSet;
+
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl Host for Nobody {
+        async fn call(&self, _: Request) -> Result<Response, HostError> {
+            Err(HostError::new(Code::Unavailable, "a test"))
+        }
+        fn notify(&self, _: Notice) {}
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_call_that_meets_the_end_of_the_link_is_counted_once() {
+        const CALLS: usize = 8;
+        let mut before = 0;
+        for round in 0..300 {
+            let (ours, theirs) = UnixStream::pair().expect("a pair");
+            ours.set_nonblocking(true).expect("set");
+            let stream = Stream::try_from(OwnedFd::from(ours)).expect("a stream");
+            let (counters, rates) = (Arc::<Counters>::default(), LinkRates::from(&Budget::default()));
+            let mut link =
+                Greeting::new(stream, None).run(Generation(1), Arc::new(Nobody), counters.clone(), rates);
+            let mut calls = JoinSet::new();
+            for _ in 0..CALLS {
+                let caller = link.caller().clone();
+                calls.spawn(async move {
+                    caller.call("request.x", vec![b'x'; 100], Duration::from_secs(60)).await
+                });
+            }
+            for _ in 0..round % 5 {
+                tokio::task::yield_now().await;
+            }
+            drop(theirs);
+            let results = calls.join_all().await;
+            assert!(results.iter().all(|result| matches!(result, Err(Failed::Gone(_)))), "{results:?}");
+            before += results
+                .iter()
+                .filter(
+                    |result| matches!(result, Err(Failed::Gone(error)) if error.code == Code::Unavailable),
+                )
+                .count();
+            link.ended().await;
+            let counted: u64 = counters.calls.figures().iter().map(MethodFigures::calls).sum();
+            assert_eq!(counted, CALLS as u64, "round {round}: {results:?}");
+        }
+        eprintln!("{before} of {} found the link ended already", 300 * CALLS);
+    }
 }

@@ -72,11 +72,7 @@ impl ProcessLife {
         let terms = &self.version.terms;
         let limit = |leaf: &mut Leaf| leaf.limit(&terms.process, terms.budget.cpu_percent, files);
         self.see_to_the_janitor().await;
-        let spare = match &policy.spare {
-            Some(spare) => spare.take().await,
-            None => None,
-        };
-        if let Some(mut spare) = spare {
+        if let Some(mut spare) = policy.spare.as_ref().and_then(|spare| spare.take()) {
             limit(&mut spare.leaf);
             match process::greet(spare, order).await {
                 Ok(started) => return Ok(started),

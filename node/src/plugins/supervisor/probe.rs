@@ -30,7 +30,7 @@ enum Asked {
 async fn ask(caller: &Caller, method: &str, patience: Duration) -> Asked {
     let until = Instant::now() + patience;
     match timeout(patience, caller.send(method, Vec::new(), patience)).await {
-        Err(_) => Asked::Unsent,
+        Err(_) | Ok(Err(Failed::Late)) => Asked::Unsent,
         Ok(Err(_)) => Asked::Gone,
         Ok(Ok(sent)) => match sent.answer(until).await {
             Ok(body) => Asked::Answered(Ok(body)),
