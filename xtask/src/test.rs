@@ -72,8 +72,8 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     }
 }
 
-/// Programs that are upstream nodes, and below `target` where they are built.
-const UPSTREAM: [(&str, &str); 2] = [("upstream-peer", "upstream"), ("upstream-peer-02", "upstream-02")];
+/// Programs that are upstream nodes. Each is a world of its own; what they have in common is built once.
+const UPSTREAM: [&str; 2] = ["upstream-peer", "upstream-peer-02"];
 
 /// Upstream's own program, 0.4.0.
 const STOCK: &str = "upstream-stock";
@@ -95,35 +95,28 @@ pub(crate) fn build() -> Result<()> {
     compile.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC"]);
     compile.arg("-I").arg(root().join("plugin-sdk/include")).arg(root().join("plugins/hello-c/hello.c"));
     execute(compile.arg("-o").arg(debug.join("libhello.so")))?;
-    // Real upstream nodes, from crates.io, each in a world of its own.
-    for (peer, to) in UPSTREAM {
+    // Real upstream nodes, from crates.io. Nobody debugs them here.
+    let upstream = target().join("upstream");
+    let without_debug = |command: &mut Command| {
+        execute(command.arg("--target-dir").arg(&upstream).env("CARGO_PROFILE_DEV_DEBUG", "false"))
+    };
+    for peer in UPSTREAM {
         let manifest = format!("tests/{peer}/Cargo.toml");
-        execute(
-            cargo()
-                .args([
-                    "build",
-                    "--locked",
-                    "--bins",
-                    "--examples",
-                    "--manifest-path",
-                    &manifest,
-                    "--target-dir",
-                ])
-                .arg(target().join(to)),
-        )?;
-        fs::copy(target().join(to).join("debug").join(peer), debug.join(peer))
+        let args = ["build", "--locked", "--bins", "--examples", "--manifest-path", &manifest];
+        without_debug(cargo().args(args))?;
+        fs::copy(upstream.join("debug").join(peer), debug.join(peer))
             .with_context(|| format!("the upstream peer {peer}"))?;
     }
     // The first of them as it is installed, for what its own program does.
-    let stock = target().join("upstream/stock");
+    let stock = upstream.join("stock");
     if !stock.join("bin/thenodes").is_file() {
         let install = ["install", "thenodes@0.4.0", "--locked", "--debug", "--bin", "thenodes", "--root"];
-        execute(cargo().args(install).arg(&stock).arg("--target-dir").arg(target().join("upstream")))?;
+        without_debug(cargo().args(install).arg(&stock))?;
     }
     fs::copy(stock.join("bin/thenodes"), debug.join(STOCK)).context("upstream's own program")?;
     // And a plugin for the first of them, as its loader opens them.
     let plugin = "libupstream_plugin.so";
-    fs::copy(target().join("upstream/debug/examples").join(plugin), debug.join(plugin))
+    fs::copy(upstream.join("debug/examples").join(plugin), debug.join(plugin))
         .context("the plugin for upstream's loader")?;
     if nix::unistd::getuid().is_root() {
         let script = root().join("tests/systemd/rootfs.sh");
@@ -201,7 +194,7 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
             publish(&entry.path(), dir.path())?;
         }
     }
-    for peer in UPSTREAM.map(|(peer, _)| peer).into_iter().chain([STOCK]) {
+    for peer in UPSTREAM.into_iter().chain([STOCK]) {
         publish(&debug.join(peer), dir.path())?;
     }
     let own_network = own_network();
