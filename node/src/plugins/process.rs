@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::LazyLock;
+use std::time::Duration;
 use thenodes_ipc::launch::{Needed, NodeHello, PathGrant, ProcessLimits, SeccompMode, Versions, Without};
 use thenodes_ipc::ring::Region;
 use thenodes_ipc::{limits, pack, Frame, Generation, PluginName};
@@ -160,11 +161,19 @@ impl Waiting {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Kills it and removes its group: a second after its end at most.
-    pub async fn end(mut self) {
-        let _ = self.child.kill().await; // who has ended already needs no kill
-        self.leaf.end().await;
+    /// Kills it and removes its group; two seconds at most.
+    pub async fn end(self) {
+        end(self.child, self.leaf).await;
     }
+}
+
+/// How long one that was killed is waited for; what the kernel does not end then it reaps later.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
+async fn end(mut child: Child, leaf: Leaf) {
+    // Who has ended already needs no kill.
+    let _ = tokio::time::timeout(END_PATIENCE, child.kill()).await;
+    leaf.end().await;
 }
 
 /// Starts a runner inside its control group, or moves it there, and only then sends it `hello`: until then it does nothing.
@@ -200,12 +209,11 @@ pub(super) async fn execute(runner: &Path, leaf: Leaf) -> io::Result<Waiting> {
 
 /// The second half: `hello`, and an answer. What cannot be told is ended.
 async fn tell(waiting: Waiting, order: &Order<'_>) -> io::Result<(Started, Leaf)> {
-    let Waiting { mut child, link, stdout, stderr, leaf } = waiting;
+    let Waiting { child, link, stdout, stderr, leaf } = waiting;
     match hand_over(link, order).await {
         Ok((stream, ring, report)) => Ok((Started { child, stream, ring, stdout, stderr, report }, leaf)),
         Err(error) => {
-            let _ = child.kill().await;
-            leaf.end().await;
+            end(child, leaf).await;
             Err(error)
         }
     }

@@ -18,7 +18,7 @@ use tokio::sync::{watch, Mutex};
 /// How long a spare waits to be made while starts are under way: one of them may take long.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the end of a node waits for the end of its spare, which dies with the node at the latest.
-const END_PATIENCE: Duration = Duration::from_secs(2);
+const END_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long nothing starts before one is made: whoever was just started, and waits for that, goes first.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -107,7 +107,7 @@ impl Spare {
         self.held.try_lock().is_ok_and(|held| held.is_some())
     }
 
-    /// Ends it, and makes no other. At most two seconds.
+    /// Ends it, and makes no other. At most three seconds.
     pub async fn end(&self) {
         self.starts.send_modify(|starts| starts.ending = true);
         let ended = async {
@@ -139,7 +139,7 @@ async fn keep(
             let now = starts.borrow();
             (now.over, now.ending)
         };
-        if ending {
+        if ending || starts.has_changed().is_err() {
             return;
         }
         seen = over;

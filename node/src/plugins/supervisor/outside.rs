@@ -1,5 +1,5 @@
-//! What stands around one process while it lives, beside its link: how it is started in its control group, the watchdog's look at it, and the records of what
-//! its walls refused.
+//! What stands around one process while it lives, beside its link: how it is started in its control group, the watchdog's look at it,
+//! and the records of what its walls refused.
 
 use super::process::ProcessLife;
 use crate::plugins::cgroup::Leaf;
