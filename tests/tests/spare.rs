@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use thenodes_tests::{all_gone, bin_dir, descendants, leaves, skip, Spec, TestNode, PATIENCE};
@@ -214,7 +214,13 @@ fn a_spare_ends_with_its_node_however_that_ends() {
 fn a_signal_to_the_nodes_process_group_does_not_reach_the_spare() {
     let spec = Spec::new("node").with("echo");
     let dir = spec.lay_out();
-    let mut command = Command::new(bin_dir().join("thenodes"));
+    // Whatever starts the tests may ignore the signal, and who is started inherits that.
+    let hears = |program: &Path| {
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP").arg(program);
+        command
+    };
+    let mut command = hears(&bin_dir().join("thenodes"));
     command.args(["--config", "config.toml"]).current_dir(dir.path()).process_group(0);
     let mut node = spec.spawn_as(command, dir);
     node.expect("is running.");
@@ -229,7 +235,9 @@ fn a_signal_to_the_nodes_process_group_does_not_reach_the_spare() {
     wait_for("a session of its own", || (session(waiting) == (waiting, waiting)).then_some(()));
     // A control in the same group hears what the spare does not.
     let mut other =
-        Command::new("sleep").arg("60").process_group(node.pid() as i32).spawn().expect("a process");
+        hears(Path::new("sleep")).arg("60").process_group(node.pid() as i32).spawn().expect("a process");
+    let comm = format!("/proc/{}/comm", other.id());
+    wait_for("who sleeps", || fs::read_to_string(&comm).is_ok_and(|comm| comm == "sleep\n").then_some(()));
     killpg(Pid::from_raw(node.pid() as i32), Signal::SIGHUP).expect("sent");
     let ended = other.wait().expect("ours");
     assert_eq!(ended.signal(), Some(Signal::SIGHUP as i32));
