@@ -10,6 +10,10 @@ use std::process::{Command, Stdio};
 
 /// The ordinary user: nobody, who owns nothing.
 pub(crate) const NOBODY: &str = "65534";
+/// How many tests of a program run at once, unless the environment says so: most of them wait most of the time, for deadlines and for
+/// other processes, so that one for each processor leaves the processors idle.
+const THREADS: &str = "RUST_TEST_THREADS";
+const AT_ONCE: &str = "4";
 /// What tests need beside their own program.
 const NEEDED: [&str; 6] = [
     "thenodes",
@@ -34,6 +38,9 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let mut broken = Vec::new();
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
+    if std::env::var_os(THREADS).is_none() {
+        command.env(THREADS, AT_ONCE);
+    }
     if let Some(filter) = filter {
         command.args(["--test", filter]);
     }
@@ -81,7 +88,9 @@ const STOCK: &str = "upstream-stock";
 pub(crate) fn build() -> Result<()> {
     let debug = target().join("debug");
     // A runner that can leave walls out, for tests of the others; then the real one takes its place again.
-    execute(cargo().args(["build", "-p", "thenodes-plugin-runner", "--features", "without"]))?;
+    // Of the whole workspace, so that what it depends on is built only once.
+    let without = ["--features", "thenodes-plugin-runner/without", "--bin", "thenodes-runner"];
+    execute(cargo().args(["build", "--workspace"]).args(without))?;
     fs::copy(debug.join("thenodes-runner"), debug.join("thenodes-runner-without"))
         .context("the runner for tests")?;
     execute(cargo().args(["build", "--workspace", "--all-targets"]))?;
@@ -224,8 +233,8 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
             .env("THENODES_BIN_DIR", dir.path())
             .env("HOME", "/nonexistent")
             .current_dir("/");
-        if name == "upstream_defects" {
-            command.env("RUST_TEST_THREADS", "8"); // they wait most of the time
+        if std::env::var_os(THREADS).is_none() {
+            command.env(THREADS, if name == "upstream_defects" { "8" } else { AT_ONCE });
         }
         all_good &= counted(&mut command, counts)?;
     }
