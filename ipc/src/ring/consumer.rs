@@ -16,11 +16,13 @@ pub struct Consumer {
     tail: u64,
     /// The producer's index when it was last looked at; we look again only when all below it is read.
     head: u64,
+    /// The index that lies first in the data, as of that look.
+    start: u64,
 }
 
 impl Consumer {
     pub(crate) fn new(ring: Handle) -> Self {
-        Self { ring, tail: 0, head: 0 }
+        Self { ring, tail: 0, head: 0, start: 0 }
     }
 
     /// Appends at most `most` bytes and returns how many; 0 only if there are none (or `most` is 0). May be less than what is
@@ -33,7 +35,10 @@ impl Consumer {
         let count = most.min(self.head.wrapping_sub(self.tail) as usize);
         let start = into.len();
         into.reserve(count);
-        self.ring.ring().data.read(self.tail, &mut into.spare_capacity_mut()[..count]);
+        self.ring
+            .ring()
+            .data
+            .read(self.tail.wrapping_sub(self.start), &mut into.spare_capacity_mut()[..count]);
         // SAFETY: there was room for so many bytes, and every one of them has been written.
         #[allow(unsafe_code)]
         unsafe {
@@ -50,8 +55,12 @@ impl Consumer {
     pub fn is_empty(&mut self) -> Result<bool, RingError> {
         if self.head == self.tail {
             // Acquire: with the index come the bytes below it.
-            let seen = self.ring.ring().head.0.load(Ordering::Acquire);
-            self.head = checked("producer", seen, self.head, self.tail.wrapping_add(CAPACITY as u64))?;
+            let published = &self.ring.ring().head.0;
+            let seen = published.index.load(Ordering::Acquire);
+            if seen != self.head {
+                self.head = checked("producer", seen, self.head, self.tail.wrapping_add(CAPACITY as u64))?;
+                self.start = published.start.load(Ordering::Relaxed);
+            }
         }
         Ok(self.head == self.tail)
     }

@@ -5,6 +5,10 @@
 //! Data are words of 8 bytes: relaxed loads and stores of whole words are as cheap as plain ones, only the two edges of a
 //! run of bytes need care, and long runs go by [`super::bulk`]. Order comes from the indices alone: `head` is published (release) after the bytes it covers, and
 //! `tail` after the bytes below it were copied out; who reads an index (acquire) then sees or may overwrite those bytes.
+//!
+//! Index `start` and those behind it lie at the beginning of the data. The producer moves `start` only while it knows that all is read,
+//! and before it publishes a `head` behind it. The consumer reads `start` only when it has just seen a new `head`: that one came after
+//! its `start`, and while bytes are unread there is no other. Whatever a hostile one says is a place within the data.
 
 use super::bell::Bell;
 #[cfg(loom)]
@@ -23,6 +27,14 @@ pub const CAPACITY: usize = if cfg!(loom) {
     256 * 1024
 };
 
+/// Most bytes that are published at once: whoever reads on another processor begins with them while the next are written.
+pub const PIECE: usize = if cfg!(any(loom, miri)) { CAPACITY } else { 16 * 1024 };
+
+/// After so many bytes the producer looks whether all of them were read, and begins at the first byte again if so: links are
+/// mostly empty, and a ring that always goes on writes each time where no cache has been for a whole turn. A page holds a dozen
+/// usual calls, so the look, which fetches the consumer's index from another processor, is rare.
+pub(crate) const RESTART: u64 = if cfg!(any(loom, miri)) { 3 } else { 4096 };
+
 const WORD: usize = size_of::<u64>();
 const WORDS: usize = CAPACITY / WORD;
 const _: () = assert!(CAPACITY.is_power_of_two() && CAPACITY >= WORD);
@@ -31,11 +43,20 @@ const _: () = assert!(CAPACITY.is_power_of_two() && CAPACITY >= WORD);
 #[repr(C, align(128))]
 pub(crate) struct Line<T>(pub(crate) T);
 
+/// What the producer publishes: together, because who reads one reads the other.
+#[repr(C)]
+pub(crate) struct Head {
+    /// Bytes ever published.
+    pub(crate) index: AtomicU64,
+    /// Index of the byte that lies first in the data.
+    pub(crate) start: AtomicU64,
+}
+
 /// One direction.
 #[repr(C)]
 pub(crate) struct Ring {
-    /// Bytes ever published. Written by the producer.
-    pub(crate) head: Line<AtomicU64>,
+    /// Written by the producer.
+    pub(crate) head: Line<Head>,
     /// Bytes ever taken out. Written by the consumer.
     pub(crate) tail: Line<AtomicU64>,
     /// The consumer waits for bytes.
@@ -59,7 +80,7 @@ pub(crate) struct Shared {
 pub(crate) struct Data(pub(crate) [AtomicU64; WORDS]);
 
 impl Data {
-    /// Copies `bytes` in at the place of index `at`, around the end if need be. At most [`CAPACITY`] bytes.
+    /// Copies `bytes` in at the place of index `at` (counted from the start), around the end if need be. At most [`CAPACITY`] bytes.
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
         let (first, offset) = place(at);
         let (edge, rest) = bytes.split_at(edge(offset, bytes.len()));
@@ -156,7 +177,7 @@ fn edge(offset: usize, len: usize) -> usize {
 impl Shared {
     pub(crate) fn new() -> Self {
         let ring = || Ring {
-            head: Line(AtomicU64::new(0)),
+            head: Line(Head { index: AtomicU64::new(0), start: AtomicU64::new(0) }),
             tail: Line(AtomicU64::new(0)),
             consumer: Bell::new(),
             producer: Bell::new(),

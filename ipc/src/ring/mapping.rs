@@ -119,6 +119,12 @@ impl Region {
         (side(shared.clone()), side(shared))
     }
 
+    /// Another look at the same memory, for tests that keep one.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn clone_of(region: &Region) -> Region {
+        Region(region.0.clone())
+    }
+
     /// The region as it lies there, for tests that play the other process.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn raw(&self) -> &Shared {

@@ -9,7 +9,7 @@
 //!    returns [`RingError::Index`],
 //! 3. copies bytes out before anybody looks at them; what the other side changes later changes nothing that was read.
 //!
-//! No call does more work than [`CAPACITY`] bytes of copying and one system call. Only the `wait` calls block, and only the
+//! No call does more work than [`PIECE`] bytes of copying when it writes, [`CAPACITY`] when it reads, and one system call. Only the `wait` calls block, and only the
 //! runner calls them. Whoever is told "there is something" makes progress by it or gets an error, so that a word which the
 //! other side flips back and forth cannot keep this side in a loop.
 //!
@@ -34,7 +34,7 @@ mod model;
 mod tests;
 
 pub use consumer::Consumer;
-pub use layout::CAPACITY;
+pub use layout::{CAPACITY, PIECE};
 pub use mapping::Region;
 pub use producer::Producer;
 

@@ -1,5 +1,6 @@
 //! The writing end of a ring. Does not trust the consumer's index; its own it keeps for itself and only publishes.
 
+use super::layout::{PIECE, RESTART};
 use super::mapping::Handle;
 use super::{checked, RingError, CAPACITY};
 #[cfg(loom)]
@@ -15,16 +16,24 @@ pub struct Producer {
     head: u64,
     /// The consumer's index when it was last looked at. Looking costs a cache line's way between processors.
     tail: u64,
+    /// The index that lies first in the data; see `layout.rs`.
+    start: u64,
+    /// Where to look next whether there is nothing unread.
+    look_at: u64,
 }
 
 impl Producer {
     pub(crate) fn new(ring: Handle) -> Self {
-        Self { ring, head: 0, tail: 0 }
+        Self { ring, head: 0, tail: 0, start: 0, look_at: RESTART }
     }
 
-    /// Copies in what fits: a prefix of all parts after each other, published at once. Returns its length, 0 if the ring is full.
+    /// Copies in what fits, and no more than [`PIECE`](super::PIECE): a prefix of all parts after each other, published at once. Returns its
+    /// length, 0 only if there is none or the ring is full. Whoever has more sees to a sleeping consumer and calls again.
     pub fn write(&mut self, parts: &[&[u8]]) -> Result<usize, RingError> {
-        let wanted = parts.iter().fold(0_usize, |sum, part| sum.saturating_add(part.len()));
+        if self.head.wrapping_sub(self.look_at) < CAPACITY as u64 {
+            self.restart_if_empty()?;
+        }
+        let wanted = parts.iter().fold(0_usize, |sum, part| sum.saturating_add(part.len())).min(PIECE);
         let free = match self.known_free() {
             known if known >= wanted => known,
             _ => self.free()?,
@@ -33,15 +42,27 @@ impl Producer {
         let mut left = count;
         for part in parts {
             let part = &part[..part.len().min(left)];
-            self.ring.ring().data.write(self.head, part);
+            self.ring.ring().data.write(self.head.wrapping_sub(self.start), part);
             self.head = self.head.wrapping_add(part.len() as u64);
             left -= part.len();
         }
         if count > 0 {
             // Release: whoever sees this index sees the bytes below it.
-            self.ring.ring().head.0.store(self.head, Ordering::Release);
+            self.ring.ring().head.0.index.store(self.head, Ordering::Release);
         }
         Ok(count)
+    }
+
+    /// Lets the next byte lie first in the data, if the consumer has read all before it.
+    fn restart_if_empty(&mut self) -> Result<(), RingError> {
+        self.free()?;
+        if self.tail == self.head {
+            self.start = self.head;
+            // Published with the next index.
+            self.ring.ring().head.0.start.store(self.start, Ordering::Relaxed);
+        }
+        self.look_at = self.head.wrapping_add(RESTART);
+        Ok(())
     }
 
     /// Bytes that fit now.

@@ -4,8 +4,8 @@
 #[cfg(not(miri))]
 mod kernel;
 
-use super::layout::{Ring, Shared};
-use super::{Consumer, Producer, Region, RingError, CAPACITY};
+use super::layout::{Ring, Shared, RESTART};
+use super::{Consumer, Producer, Region, RingError, CAPACITY, PIECE};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,6 +57,15 @@ fn write_all(producer: &mut Producer, mut bytes: &[u8]) {
     }
 }
 
+/// Writes until there is no room; says how much that was.
+fn fill(producer: &mut Producer) -> usize {
+    let all = [1; PIECE];
+    std::iter::from_fn(|| {
+        Some(producer.write(&[&all]).expect("an honest consumer")).filter(|count| *count > 0)
+    })
+    .sum()
+}
+
 /// Appends some bytes, sleeping when there are none.
 fn read_some(consumer: &mut Consumer, into: &mut Vec<u8>, most: usize) {
     assert!(consumer.wait(Some(PATIENCE)), "no bytes in time");
@@ -98,7 +107,7 @@ proptest! {
                     let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
                     let all = parts.concat();
                     let count = producer.write(&parts).expect("an honest consumer");
-                    prop_assert_eq!(count, all.len().min(CAPACITY - queue.len()));
+                    prop_assert_eq!(count, all.len().min(CAPACITY - queue.len()).min(PIECE));
                     queue.extend(&all[..count]);
                 }
                 Step::Read(most) => {
@@ -120,6 +129,35 @@ proptest! {
 }
 
 #[test]
+fn a_ring_whose_bytes_are_read_soon_stays_at_its_beginning() {
+    let (node, runner) = regions();
+    let (mut producer, back) = node.node_side();
+    let fingerprint = |shared: &Shared, from: usize| {
+        shared.down.data.0[from / 8..].iter().any(|word| word.load(Ordering::Relaxed) != 0)
+    };
+    let raw = Region::clone_of(&runner);
+    let (_, mut consumer) = runner.runner_side();
+    let (frame, far) = (vec![0xff_u8; 100], RESTART as usize + 100);
+    let (frame, far) = if cfg!(miri) { (frame[..10].to_vec(), 16) } else { (frame, far) };
+    let mut found = Vec::new();
+    for _ in 0..4 * CAPACITY / frame.len() {
+        assert_eq!(producer.write(&[&frame]), Ok(frame.len()));
+        found.clear();
+        assert_eq!(consumer.read(&mut found, CAPACITY), Ok(frame.len()));
+        assert_eq!(found, frame);
+    }
+    assert!(!fingerprint(raw.raw(), far.next_multiple_of(8)), "bytes were written far from the beginning");
+    // And the control: one that is never empty goes all the way.
+    assert_eq!(producer.write(&[&frame]), Ok(frame.len()));
+    for _ in 0..2 * CAPACITY / frame.len() {
+        assert_eq!(producer.write(&[&frame]), Ok(frame.len()));
+        assert_eq!(consumer.read(&mut found, frame.len()), Ok(frame.len()));
+    }
+    assert!(fingerprint(raw.raw(), CAPACITY - frame.len()));
+    drop(back);
+}
+
+#[test]
 fn a_sleep_is_told_once_and_only_if_nothing_came() {
     let (mut producer, mut consumer) = down();
     assert!(!producer.consumer_sleeps(), "nobody sleeps yet");
@@ -131,7 +169,7 @@ fn a_sleep_is_told_once_and_only_if_nothing_came() {
     assert!(!producer.consumer_sleeps(), "and nothing was announced");
 
     assert!(!producer.want_room(), "there is room");
-    assert_eq!(producer.write(&[&vec![0; CAPACITY]]), Ok(CAPACITY - 1));
+    assert_eq!(fill(&mut producer), CAPACITY - 1);
     assert!(producer.want_room());
     assert_eq!(consumer.read(&mut Vec::new(), 1), Ok(1));
     assert!(consumer.producer_waits());
@@ -144,7 +182,7 @@ fn a_wait_ends_with_its_time_and_leaves_no_announcement() {
     let (mut producer, mut consumer) = down();
     assert!(!consumer.wait(Some(Duration::from_millis(1))));
     assert!(!producer.consumer_sleeps());
-    assert_eq!(producer.write(&[&vec![0; CAPACITY]]), Ok(CAPACITY));
+    assert_eq!(fill(&mut producer), CAPACITY);
     assert!(!producer.wait_room(Duration::from_millis(1)));
     assert!(!consumer.producer_waits());
     assert!(consumer.wait(Some(Duration::MAX)), "a time too long for the clock is no error");
@@ -169,7 +207,7 @@ fn a_close_is_seen_by_the_other_side_and_cannot_be_taken_back_by_it() {
 fn whoever_sleeps_hears_the_close() {
     let (node, runner) = regions();
     let ((down, _back), (mut up, mut consumer)) = (node.node_side(), runner.runner_side());
-    assert_eq!(up.write(&[&vec![1; CAPACITY]]), Ok(CAPACITY));
+    assert_eq!(fill(&mut up), CAPACITY);
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || consumer.wait(None));
         let writer = scope.spawn(move || up.wait_room(PATIENCE));
@@ -193,18 +231,26 @@ fn an_index_that_cannot_be_is_named() {
     down.tail.0.store(3, Ordering::Relaxed);
     assert_eq!(producer.free(), Ok(CAPACITY - 1));
     down.tail.0.store(2, Ordering::Relaxed);
-    let all = vec![0; CAPACITY];
-    assert_eq!(producer.write(&[&all]), Err(index("consumer", 2, 3, 4)), "went back");
+    assert_eq!(producer.free(), Err(index("consumer", 2, 3, 4)), "went back");
+    let mut written = 4;
+    let error = std::iter::repeat_with(|| producer.write(&[&[0; PIECE]]).inspect(|count| written += count))
+        .take(CAPACITY)
+        .find_map(Result::err);
+    assert!(
+        matches!(error, Some(RingError::Index { whose: "consumer", seen: 2, least: 3, .. })),
+        "{error:?}"
+    );
+    assert!(written <= CAPACITY, "the write that has to look names it: {written}");
 
-    up.head.0.store(capacity + 1, Ordering::Relaxed);
+    up.head.0.index.store(capacity + 1, Ordering::Relaxed);
     let mut found = Vec::new();
     assert_eq!(consumer.read(&mut found, 9), Err(index("producer", capacity + 1, 0, capacity)));
-    up.head.0.store(u64::MAX, Ordering::Relaxed);
+    up.head.0.index.store(u64::MAX, Ordering::Relaxed);
     assert!(!consumer.sleep_announced(), "an error to fetch is no sleep");
     assert_eq!(consumer.is_empty(), Err(index("producer", u64::MAX, 0, capacity)));
-    up.head.0.store(3, Ordering::Relaxed);
+    up.head.0.index.store(3, Ordering::Relaxed);
     assert_eq!(consumer.read(&mut found, 9), Ok(3));
-    up.head.0.store(2, Ordering::Relaxed);
+    up.head.0.index.store(2, Ordering::Relaxed);
     let error = consumer.read(&mut found, 9).expect_err("went back");
     assert!(
         error.to_string().contains("producer's index of the ring: it says 2, possible is 3 to"),
@@ -218,12 +264,12 @@ fn what_a_side_publishes_it_never_reads_back() {
     let (node, runner) = regions();
     let (mut producer, mut consumer) = node.node_side();
     let Shared { down, up, .. } = runner.raw();
-    down.head.0.store(77, Ordering::Relaxed);
+    down.head.0.index.store(77, Ordering::Relaxed);
     up.tail.0.store(77, Ordering::Relaxed);
     assert_eq!(producer.write(&[b"abc"]), Ok(3));
-    assert_eq!(down.head.0.load(Ordering::Relaxed), 3);
+    assert_eq!(down.head.0.index.load(Ordering::Relaxed), 3);
     assert_eq!(producer.free(), Ok(CAPACITY - 3));
-    up.head.0.store(2, Ordering::Relaxed);
+    up.head.0.index.store(2, Ordering::Relaxed);
     assert_eq!(consumer.read(&mut Vec::new(), 9), Ok(2));
     assert_eq!(up.tail.0.load(Ordering::Relaxed), 2);
 }
@@ -243,11 +289,12 @@ fn vandalize(shared: &Shared, done: &AtomicBool) {
     };
     while !done.load(Ordering::Relaxed) {
         for Ring { head, tail, consumer, producer, data } in [&shared.down, &shared.up] {
-            index(&head.0, &mut numbers);
+            index(&head.0.index, &mut numbers);
+            index(&head.0.start, &mut numbers);
             // Where the producer is, or somewhere: an honest-looking consumer lets the producer go on.
             match numbers.next() % 4 {
                 0 => index(&tail.0, &mut numbers),
-                _ => tail.0.store(head.0.load(Ordering::Relaxed), Ordering::Relaxed),
+                _ => tail.0.store(head.0.index.load(Ordering::Relaxed), Ordering::Relaxed),
             }
             consumer.word().store(numbers.next() as u32, Ordering::Relaxed);
             producer.word().store(numbers.next() as u32 % 2, Ordering::Relaxed);

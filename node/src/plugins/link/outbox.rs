@@ -258,12 +258,22 @@ impl Way {
                 }
                 done => done,
             },
+            // Piece by piece, and the runner is woken for the first: it reads while the others are written.
             Way::Ring(ring) => {
-                let count = ring.write(&[head, body]).map_err(io::Error::other)?;
-                if count > 0 && ring.consumer_sleeps() {
-                    ring.wake_consumer();
+                let (total, mut done) = (head.len() + body.len(), 0);
+                while done < total {
+                    let (head, body) =
+                        (head.get(done..).unwrap_or(&[]), &body[done.saturating_sub(head.len())..]);
+                    let count = ring.write(&[head, body]).map_err(io::Error::other)?;
+                    if count == 0 {
+                        break;
+                    }
+                    if ring.consumer_sleeps() {
+                        ring.wake_consumer();
+                    }
+                    done += count;
                 }
-                Ok(count)
+                Ok(done)
             }
         }
     }
