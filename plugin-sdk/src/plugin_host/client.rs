@@ -1,5 +1,6 @@
 //! The plugin's end of the link: turns requests into calls, matches answers to them, and sends notices.
 
+use super::body::owned;
 use super::export::Wire;
 use super::readers::Readers;
 use crate::events::model::LogEvent;
@@ -80,7 +81,7 @@ impl Client {
     pub(super) fn answered(&self, id: u64, code: &str, body: &[u8]) {
         let waiting = self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         let answer = match code {
-            "" => Ok(body.to_vec()),
+            "" => Ok(owned(body)),
             code => Err(HostError::new(Code::parse(code), String::from_utf8_lossy(body))),
         };
         if let Some(waiting) = waiting {

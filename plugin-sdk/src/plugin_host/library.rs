@@ -7,6 +7,7 @@
 //!
 //! The node is trusted; the runner below may be older and then reads itself, on one thread, through [`Library::receive`].
 
+use super::body::owned;
 use super::calls::{Answering, Calls, Job};
 use super::client::{Client, CURRENT_CALL};
 use super::export::Wire;
@@ -461,7 +462,7 @@ impl Library {
         let Some(context) = self.context.get().cloned() else {
             return client.fail(id, &Code::Conflict, "a request before load");
         };
-        let (handlers, name, body) = (self.handlers(), name.to_owned(), body.to_vec());
+        let (handlers, name, body) = (self.handlers(), name.to_owned(), owned(body));
         let work = CURRENT_CALL.scope(id, async move {
             for handler in handlers.iter() {
                 match handler.on_request(&name, &body, &context).await {

@@ -1,5 +1,6 @@
 //! The trait an author implements and the context each call brings.
 
+mod body;
 mod calls;
 mod client;
 mod export;
