@@ -1,7 +1,7 @@
 //! The runner: one process tree per plugin, built from the outside in, each step in its own room.
 //!
 //! ```text
-//! node ─ spawns ─> warden   reads `hello`, leaves the node's uid and namespaces; answers what the filter refuses
+//! node ─ spawns ─> warden   leaves the node's namespaces and, once it has `hello`, its uid; answers what the filter refuses
 //!                    └ stub     pid 1 of the new pid namespace: builds the empty root, reaps, tells the true cause of death
 //!                        └ runner  pid 2: puts up the remaining walls, measures them, reports; only then opens the library
 //! ```
@@ -26,7 +26,6 @@ mod stub;
 mod sys;
 mod warden;
 
-use confine::Walls;
 use link::Link;
 use std::process::ExitCode;
 use thenodes_ipc::launch::{Confinement, Layer, Refusal, Registration, RunnerHello, Step, Versions};
@@ -90,6 +89,7 @@ enum Done {
 
 /// The order of confinement, a line per step.
 fn run(link: &mut Link) -> Result<Done, Refusal> {
+    let (ahead, mut walls) = confine::namespaces::ahead();
     let received = link.receive_hello().map_err(|e| refusal(Step::Hello, e))?;
     let ours = RunnerHello {
         versions: Versions::OURS,
@@ -106,8 +106,7 @@ fn run(link: &mut Link) -> Result<Done, Refusal> {
     link.set_cap(received.hello.max_frame as usize);
 
     let confining = |e: String| refusal(Step::Confine, e);
-    let mut walls = Walls::default();
-    let (hello, role) = warden::detach(received, &mut walls).map_err(confining)?;
+    let (hello, role) = warden::detach(received, ahead, &mut walls).map_err(confining)?;
     let mut leash = match role {
         warden::Role::Warden(watch) => {
             link.forget_ring();

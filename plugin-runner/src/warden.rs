@@ -2,8 +2,9 @@
 //! it says about the plugin's refusals and end is true, and it ends the plugin when the node is gone, however the node ended.
 
 use crate::broker::{Broker, Memory, Records, Then};
+use crate::confine::namespaces::{self, Ahead};
 use crate::confine::root::{Root, Sources};
-use crate::confine::{landlock, namespaces, privileges, Walls};
+use crate::confine::{landlock, privileges, Walls};
 use crate::link::{Link, Received};
 use crate::selftest;
 use crate::stub::Term;
@@ -62,7 +63,11 @@ pub(crate) struct Leash {
 }
 
 /// Leaves uid and namespaces, and forks the stub into the new pid namespace.
-pub(crate) fn detach(received: Received, walls: &mut Walls) -> Result<(NodeHello, Role), String> {
+pub(crate) fn detach(
+    received: Received,
+    ahead: Ahead,
+    walls: &mut Walls,
+) -> Result<(NodeHello, Role), String> {
     let Received { hello, report, files } = received;
     let parent = getppid();
     if parent.as_raw() != hello.node_pid {
@@ -88,8 +93,11 @@ pub(crate) fn detach(received: Received, walls: &mut Walls) -> Result<(NodeHello
     if let Some(uid) = hello.run_as {
         namespaces::become_uid(uid).map_err(|e| format!("becoming uid {uid}: {e}"))?;
     }
-    selftest::outside(hello.run_as, walls)?;
-    namespaces::leave(&hello, walls);
+    // Who has a user namespace already was asked before it had one.
+    if !ahead.knows_itself() {
+        selftest::outside(hello.run_as, walls)?;
+    }
+    namespaces::leave(&hello, ahead, walls);
     let sources = Sources::open(&hello)?;
     let (hangup, leash) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| format!("pipe: {e}"))?;
     let (verdict_out, verdict_in) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| format!("pipe: {e}"))?;
