@@ -115,6 +115,12 @@ impl Data {
         }
     }
 
+    /// The place of index `at` and a little behind it is about to be written.
+    pub(crate) fn soon(&self, at: u64, length: usize) {
+        let (first, _) = place(at);
+        super::soon(&self.0[first..WORDS.min(first + length / WORD + 1)]);
+    }
+
     fn word(&self, word: usize) -> [u8; WORD] {
         self.0[word].load(Ordering::Relaxed).to_ne_bytes()
     }

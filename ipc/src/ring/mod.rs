@@ -24,6 +24,7 @@ mod bell;
 #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
 mod bulk;
 mod consumer;
+mod hint;
 mod layout;
 mod mapping;
 mod producer;
@@ -34,6 +35,7 @@ mod model;
 mod tests;
 
 pub use consumer::Consumer;
+pub use hint::soon;
 pub use layout::{CAPACITY, PIECE};
 pub use mapping::Region;
 pub use producer::Producer;

@@ -53,6 +53,14 @@ impl Producer {
         Ok(count)
     }
 
+    /// So many bytes are about to be written.
+    pub fn soon(&self, length: usize) {
+        let ring = self.ring.ring();
+        super::soon(&ring.head);
+        super::soon(&ring.consumer);
+        ring.data.soon(self.head.wrapping_sub(self.start), length);
+    }
+
     /// Lets the next byte lie first in the data, if the consumer has read all before it.
     fn restart_if_empty(&mut self) -> Result<(), RingError> {
         self.free()?;

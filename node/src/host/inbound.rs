@@ -7,7 +7,7 @@ use crate::network::plain::Batch;
 use crate::network::taking::SHOWN;
 use crate::network::{self, clock, Inbound, Network};
 use crate::plugins::grants::Subject;
-use crate::plugins::handle::Handle;
+use crate::plugins::handle::{to_each, Handle};
 use crate::plugins::link::Answer;
 use crate::plugins::queue::Hold;
 use crate::plugins::Registry;
@@ -121,16 +121,12 @@ impl network::Hall for Hall {
         };
         let Some(owed) = owed else {
             let hold: Hold = Arc::new(room);
-            for plugin in wanting {
-                plugin.deliver_holding([body.clone()].into_iter(), &hold);
-            }
+            to_each(&wanting, |plugin| plugin.deliver_holding([body.clone()].into_iter(), &hold));
             return;
         };
         let given_up = Arc::new(AtomicBool::new(false));
-        let answers: Vec<_> = wanting
-            .iter()
-            .map(|plugin| plugin.deliver_acknowledged(body.clone(), given_up.clone()))
-            .collect();
+        let mut answers = Vec::with_capacity(wanting.len());
+        to_each(&wanting, |plugin| answers.push(plugin.deliver_acknowledged(body.clone(), given_up.clone())));
         // One task for each message that is owed an answer; each holds its room, and so they are bounded.
         tokio::spawn(async move {
             let taken = timeout(TAKING, first_taken(answers)).await.unwrap_or(false);

@@ -139,6 +139,17 @@ pub enum Command {
     Exceeded(Generation, Cause),
 }
 
+/// Gives each of these plugins something, in this order. What the next one needs is fetched into the processor's caches while this one is
+/// served: after a pause most of the time would be waiting for that.
+pub fn to_each<'a>(plugins: &[&'a Handle], mut give: impl FnMut(&'a Handle)) {
+    for (at, plugin) in plugins.iter().enumerate() {
+        if let Some(next) = plugins.get(at + 1) {
+            next.queue.soon();
+        }
+        give(plugin);
+    }
+}
+
 impl Handle {
     /// Gives it a message, or keeps it. Never waits; what happens when too many wait is the queue's
     /// [`Overflow`].

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use thenodes::host::HostError;
+use thenodes_ipc::ring::soon;
 use thenodes_ipc::{limits, pack, Code, Generation};
 use tokio::sync::oneshot;
 
@@ -103,6 +104,11 @@ impl Queue {
         }
     }
 
+    /// A message is about to come.
+    pub(super) fn soon(&self) {
+        soon(&self.state);
+    }
+
     /// Takes a message. Never waits.
     pub fn deliver(&self, delivery: Delivery) {
         let mut state = self.lock();
@@ -185,6 +191,7 @@ impl Queue {
     /// Gives one message to the plugin; returns its bytes, or gives it back if it is not taken now.
     fn hand_over_one(&self, state: &mut State, delivery: Delivery) -> Result<usize, Delivery> {
         let Some((caller, _)) = &state.fed else { return Err(delivery) };
+        caller.soon();
         if state.room_for(&delivery) == 0 {
             return Err(delivery);
         }

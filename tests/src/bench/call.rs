@@ -19,7 +19,7 @@ use thenodes::realms::RealmInfo;
 use thenodes_ipc::launch::ProcessLimits;
 use thenodes_ipc::{limits, pack, CallId, Code, Frame, Generation, PluginName};
 use thenodes_node::config::{Budget, Raw, Required, Transport};
-use thenodes_node::plugins::handle::Handle;
+use thenodes_node::plugins::handle::{to_each, Handle};
 use thenodes_node::plugins::image::{libraries_of_program, Image};
 use thenodes_node::plugins::lifecycle::State;
 use thenodes_node::plugins::supervisor::{supervise, Change, Keeping, Observer, Policy, Surroundings};
@@ -552,9 +552,8 @@ fn fan_out(runtime: &Runtime, node: &Node, rounds: usize) -> [Row; 2] {
             let (plugins, body) = (plugins.clone(), body.clone());
             let spread = runtime.spawn(async move {
                 let begun = Instant::now();
-                for plugin in &plugins {
-                    plugin.deliver(body.clone());
-                }
+                let all: Vec<&Handle> = plugins.iter().collect();
+                to_each(&all, |plugin| plugin.deliver(body.clone()));
                 nanos(begun)
             });
             ours.push(runtime.block_on(spread).expect("it ran"));

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 use thenodes::host::HostError;
+use thenodes_ipc::ring::soon;
 use thenodes_ipc::{limits, CallId, Code, Frame, FrameError, Generation};
 use tokio::sync::oneshot;
 use tokio::time::{timeout_at, Instant};
@@ -235,6 +236,12 @@ impl Caller {
         ack: Option<oneshot::Sender<Answer>>,
     ) -> Tried {
         self.try_numbered("message", Waiter::Message(ack), body, 1)
+    }
+
+    /// A message for it is about to come.
+    pub(in crate::plugins) fn soon(&self) {
+        soon(&self.shared.pending);
+        soon(&self.shared.outbox);
     }
 
     /// True if the plugin takes several messages in one call.

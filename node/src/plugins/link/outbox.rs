@@ -40,6 +40,9 @@ pub(super) enum Way {
     Ring(Producer),
 }
 
+/// Bytes of a usual head.
+const HEAD: usize = 64;
+
 struct State {
     way: Way,
     /// Heads are encoded here, so that the usual frame allocates nothing.
@@ -94,6 +97,9 @@ impl Outbox {
         let mut state = self.lock();
         if state.closed {
             return Ok(Put::Closed);
+        }
+        if let Way::Ring(ring) = &state.way {
+            ring.soon(body.len() + HEAD); // while the head is encoded
         }
         state.scratch.clear();
         frame.encode_head(&mut state.scratch, limits::MAX_FRAME)?;
