@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thenodes_ipc::launch::NodeHello;
-use thenodes_ipc::ring::{Consumer, Producer, Region, RingError};
+use thenodes_ipc::ring::{Consumer, Producer, Region, RingError, SLICE};
 use thenodes_ipc::{limits, pack, Frame, FrameDecoder, FrameError};
 
 /// Longest look for more before sleeping, whatever the node says.
@@ -90,6 +90,7 @@ impl Link {
             stream: self.stream.try_clone()?,
             ring: up,
             met: met.clone(),
+            spin: self.spin,
             cap: self.cap,
             head: Vec::with_capacity(128),
         };
@@ -330,7 +331,7 @@ fn take(
 ) -> Result<bool, RingError> {
     loop {
         let missing = decoder.missing().unwrap_or(0);
-        let most = READ.max(missing);
+        let most = READ.max(missing).min(SLICE);
         if ring.read(decoder.room(READ), most)? > 0 {
             if ring.producer_waits() {
                 bell.ring();
@@ -353,6 +354,8 @@ pub(crate) struct Writer {
     ring: Option<Producer>,
     /// See [`Spin`].
     met: Arc<AtomicBool>,
+    /// How long to look for room before sleeping.
+    spin: Duration,
     cap: usize,
     head: Vec<u8>,
 }
@@ -380,7 +383,7 @@ impl Writer {
             if ring.closed() {
                 return Ok(Err(io::ErrorKind::BrokenPipe.into()));
             }
-            if written < total {
+            if written < total && !ring.look_for_room(self.spin) {
                 ring.wait_room(ROOM_PATIENCE);
             }
         }

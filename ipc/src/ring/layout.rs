@@ -30,6 +30,9 @@ pub const CAPACITY: usize = if cfg!(loom) {
 /// Most bytes that are published at once: whoever reads on another processor begins with them while the next are written.
 pub const PIECE: usize = if cfg!(any(loom, miri)) { CAPACITY } else { 16 * 1024 };
 
+/// Most bytes that whoever reads a long frame takes at once: the room behind them is free again before a writer has filled the rest.
+pub const SLICE: usize = 64 * 1024;
+
 /// After so many bytes the producer looks whether all of them were read, and begins at the first byte again if so: links are
 /// mostly empty, and a ring that always goes on writes each time where no cache has been for a whole turn. A page holds a dozen
 /// usual calls, so the look, which fetches the consumer's index from another processor, is rare.

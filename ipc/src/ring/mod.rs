@@ -36,7 +36,7 @@ mod tests;
 
 pub use consumer::Consumer;
 pub use hint::soon;
-pub use layout::{CAPACITY, PIECE};
+pub use layout::{CAPACITY, PIECE, SLICE};
 pub use mapping::Region;
 pub use producer::Producer;
 

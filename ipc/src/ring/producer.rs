@@ -9,6 +9,9 @@ use loom::sync::atomic::Ordering;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// Looks between two looks at the clock.
+const SPINS: u32 = 64;
+
 /// The writing end.
 pub struct Producer {
     ring: Handle,
@@ -94,6 +97,26 @@ impl Producer {
     /// Wakes a consumer that waits by futex. One system call; it never blocks.
     pub fn wake_consumer(&self) {
         self.ring.ring().consumer.wake();
+    }
+
+    /// Looks for room again and again, at most so long, for a consumer that reads at the same time on another processor. False: there was
+    /// none. True as with [`Producer::wait_room`].
+    pub fn look_for_room(&mut self, most: Duration) -> bool {
+        if most.is_zero() {
+            return self.room();
+        }
+        let deadline = Deadline::after(Some(most));
+        loop {
+            for _ in 0..SPINS {
+                if self.room() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if deadline.left().is_none_or(|left| left.is_zero()) {
+                return false;
+            }
+        }
     }
 
     /// Announces that this side sleeps until there is room. False if there is some after all: then nothing is announced, and the

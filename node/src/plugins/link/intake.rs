@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thenodes::host::{Host, HostError, Notice};
-use thenodes_ipc::ring::{Consumer, RingError};
+use thenodes_ipc::ring::{Consumer, RingError, SLICE};
 use thenodes_ipc::{CallId, Code, Frame, FrameDecoder};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -191,7 +191,7 @@ impl Intake {
     /// Takes what is in the ring; says how much, and how long to wait before more is taken.
     pub(super) fn take_from_ring(&mut self) -> Result<(usize, Duration), RingError> {
         let Some(ring) = &mut self.ring else { return Ok((0, Duration::ZERO)) };
-        let most = READ.max(self.decoder.missing().unwrap_or(0));
+        let most = READ.max(self.decoder.missing().unwrap_or(0)).min(SLICE);
         let count = ring.read(self.decoder.room(READ), most)?;
         if count == 0 {
             return Ok((0, Duration::ZERO));

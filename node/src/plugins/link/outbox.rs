@@ -4,11 +4,13 @@
 
 use super::{Ended, OUT_BYTES, OUT_QUEUE, WRITE_DEADLINE};
 use crate::plugins::lifecycle::Cause;
+use crate::plugins::process::spin_us;
 use bytes::Bytes;
 use interprocess::os::unix::uds_local_socket::tokio::Stream;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use thenodes_ipc::ring::Producer;
 use thenodes_ipc::{limits, Frame, FrameError};
 use tokio::sync::Notify;
@@ -40,6 +42,9 @@ pub(super) enum Way {
     Ring(Producer),
 }
 
+/// From when on a write that met a full ring does not look for room any more, but waits like any other. Each look is as long as a
+/// caller's for his answer.
+const ROOM_PATIENCE: Duration = Duration::from_micros(200);
 /// Bytes of a usual head.
 const HEAD: usize = 64;
 
@@ -267,11 +272,18 @@ impl Way {
             // Piece by piece, and the runner is woken for the first: it reads while the others are written.
             Way::Ring(ring) => {
                 let (total, mut done) = (head.len() + body.len(), 0);
+                let mut until = None;
                 while done < total {
                     let (head, body) =
                         (head.get(done..).unwrap_or(&[]), &body[done.saturating_sub(head.len())..]);
                     let count = ring.write(&[head, body]).map_err(io::Error::other)?;
                     if count == 0 {
+                        // A runner that is reading has made room before a task could be woken for it.
+                        let now = Instant::now();
+                        let until = *until.get_or_insert(now + ROOM_PATIENCE);
+                        if now < until && ring.look_for_room(Duration::from_micros(spin_us().into())) {
+                            continue;
+                        }
                         break;
                     }
                     if ring.consumer_sleeps() {
