@@ -91,6 +91,30 @@ fn a_node_without_plugins_has_no_spare_and_several_plugins_have_one() {
 }
 
 #[test]
+fn a_spare_has_a_network_of_its_own_before_it_is_told_anything_and_what_starts_from_it_has_everything() {
+    let namespace = |pid: u32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
+    let node = Spec::new("node").with("echo").start();
+    let of_node = |kind| namespace(node.pid(), kind).expect("one's own node");
+    let waiting = spare(&node);
+    for kind in ["net", "ipc", "uts"] {
+        // It is told from others by its name, which it has a moment before it makes them.
+        wait_for(kind, || namespace(waiting, kind).filter(|found| *found != of_node(kind)));
+    }
+    // The control: what depends on the plugin is still the node's.
+    for kind in ["mnt", "cgroup"] {
+        assert_eq!(namespace(waiting, kind), Some(of_node(kind)), "{kind}");
+    }
+    let before = namespace(waiting, "net");
+    assert_eq!(crash(&node, "echo"), waiting);
+    for kind in ["user", "mnt", "net", "ipc", "uts", "cgroup", "pid_for_children"] {
+        let found = namespace(waiting, kind).unwrap_or_else(|| panic!("the warden's {kind}"));
+        assert_ne!(found, of_node(kind), "{kind}");
+    }
+    assert_eq!(namespace(waiting, "net"), before, "the one that it had made before");
+    assert_eq!(node.status("echo")["level"], "full");
+}
+
+#[test]
 fn what_starts_from_a_spare_stands_behind_the_same_walls_and_limits() {
     // What is the same in each life of a process. `tasks`, `memory`: numbers of the groups, where there are any.
     fn held(node: &TestNode, files: &[&str]) -> (Value, Vec<String>) {

@@ -189,6 +189,22 @@ fn a_wait_ends_with_its_time_and_leaves_no_announcement() {
 }
 
 #[test]
+fn a_look_for_room_ends_with_its_time_or_with_room() {
+    let (mut producer, mut consumer) = down();
+    assert_eq!(fill(&mut producer), CAPACITY);
+    for time in [Duration::ZERO, Duration::from_micros(50)] {
+        assert!(!producer.look_for_room(time));
+        assert!(!consumer.producer_waits(), "a look is no sleep");
+    }
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| producer.look_for_room(PATIENCE));
+        assert_eq!(consumer.read(&mut Vec::new(), 1), Ok(1));
+        assert!(looking.join().expect("it looks"));
+    });
+    assert_eq!(producer.write(&[b"xy"]), Ok(1));
+}
+
+#[test]
 fn a_close_is_seen_by_the_other_side_and_cannot_be_taken_back_by_it() {
     let (node, runner) = regions();
     let (producer, consumer) = node.node_side();

@@ -21,6 +21,7 @@ mod outbox;
 mod pending;
 mod requests;
 
+use caller::Crowd;
 pub(super) use caller::Tried;
 pub use caller::{CallError, Caller, Failed, Sent};
 pub use greeting::Greeting;
@@ -130,6 +131,7 @@ struct Shared {
     outbox: Outbox,
     intake: Mutex<Intake>,
     open: Semaphore,
+    crowd: Crowd,
     counters: Arc<Counters>,
     /// The plugin takes several messages in one call.
     takes_many: bool,
@@ -226,6 +228,7 @@ impl Link {
             outbox: Outbox::new(way),
             intake: Mutex::new(Intake::new(decoder, ring, host, rates)),
             open: Semaphore::new(limits::MAX_CALLS_TO_PLUGIN),
+            crowd: Crowd::default(),
             counters,
             takes_many,
             ended: OnceLock::new(),
