@@ -27,7 +27,7 @@ const REST: u32 = 64;
 /// How long to wait for room before looking whether the link is still there.
 const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Bytes read at once; the rest of a longer frame is read in one piece.
+/// Bytes read at once; more of a longer frame.
 const READ: usize = 16 * 1024;
 
 /// The first frame and what came with it.

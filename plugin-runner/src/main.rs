@@ -1,7 +1,7 @@
 //! The runner: one process tree per plugin, built from the outside in, each step in its own room.
 //!
 //! ```text
-//! node ─ spawns ─> warden   leaves the node's namespaces and, once it has `hello`, its uid; answers what the filter refuses
+//! node ─ spawns ─> warden   leaves the node's network and, once it has `hello`, its uid and the rest; answers what the filter refuses
 //!                    └ stub     pid 1 of the new pid namespace: builds the empty root, reaps, tells the true cause of death
 //!                        └ runner  pid 2: puts up the remaining walls, measures them, reports; only then opens the library
 //! ```

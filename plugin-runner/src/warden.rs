@@ -90,6 +90,9 @@ pub(crate) fn detach(
     let (confidence, theirs) = pair.map_err(|e| format!("socketpair: {e}"))?;
     // Where memory ends for all, plugins go first. Raising the score needs no right; without it only the order differs.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    if hello.run_as.is_some() && ahead.knows_itself() {
+        return Err("told to become another uid, but this runner is not root".into());
+    }
     if let Some(uid) = hello.run_as {
         namespaces::become_uid(uid).map_err(|e| format!("becoming uid {uid}: {e}"))?;
     }

@@ -101,6 +101,37 @@ fn a_runner_that_did_not_become_who_it_was_told_to_opens_nothing() {
     }
 }
 
+#[test]
+fn a_kernel_that_only_says_that_it_made_namespaces_has_its_host_name_still() {
+    let name = "a_kernel_that_only_says_that_it_made_namespaces_has_its_host_name_still";
+    if !is_root() {
+        return skip(name, "an ordinary user's runner could not rename the host");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let own = |faults: &str, word: &str| {
+        let program = faulty(&dir.path().join(word), faults);
+        Spec::new(word).more(&format!("[plugins]\nrunner = {program:?}")).lay_out()
+    };
+    let said = |config: &Path| {
+        // In a host name of the test's own: a runner that is wrong renames nothing else.
+        let script = "hostname before && \"$0\" --config config.toml doctor --json; hostname >&2";
+        let mut command = Command::new("unshare");
+        command.args(["--uts", "sh", "-c", script]).arg(bin_dir().join("thenodes")).current_dir(config);
+        let output = command.output().expect("the doctor runs");
+        let found: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        let host = String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default().to_owned();
+        (found["level"].as_str().unwrap_or_default().to_owned(), host)
+    };
+    for word in ["true", "lie"] {
+        fs::create_dir(dir.path().join(word)).expect("made");
+    }
+    assert_eq!(said(own("", "true").path()), ("full".into(), "before".into()), "the control");
+    let (level, host) = said(own(&format!("unshare {} - 0 0\n", libc::SYS_unshare), "lie").path());
+    assert_ne!(level, "full");
+    assert_eq!(host, "before");
+}
+
 /// A directory with a runner that fails at these calls.
 fn faulty(dir: &Path, faults: &str) -> std::path::PathBuf {
     let program = dir.join("faulty-runner");
@@ -125,7 +156,18 @@ fn a_step_that_fails_is_never_a_silent_pass() {
     let control = doctor(&faulty(whole.path(), ""));
     assert_eq!(control["level"], "full", "without a fault all walls stand: {control}");
     let of_root = if is_root() { STEPS_OF_ROOT } else { &[] };
-    for (name, number, argument, then) in STEPS.iter().chain(of_root) {
+    // What is made before `hello` is made after it where that fails; what is made then has no second time.
+    let (net, rest) = (
+        libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS,
+        libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP,
+    );
+    let user = libc::CLONE_NEWUSER;
+    let (first, second) = if is_root() { (net, rest | user) } else { (net | user, rest) };
+    let turns: [Step; 2] = [
+        ("unshare before hello", libc::SYS_unshare, Some((0, first.into())), Full),
+        ("unshare after hello", libc::SYS_unshare, Some((0, second.into())), Missing("namespaces")),
+    ];
+    for (name, number, argument, then) in STEPS.iter().chain(of_root).chain(&turns) {
         for errno in [libc::EPERM, libc::ENOSYS, libc::EINVAL] {
             let dir = tempfile::tempdir().expect("a directory");
             let (arg, value) = argument.map_or(("-".to_owned(), 0), |(arg, value)| (arg.to_string(), value));

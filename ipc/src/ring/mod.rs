@@ -10,7 +10,7 @@
 //! 3. copies bytes out before anybody looks at them; what the other side changes later changes nothing that was read.
 //!
 //! No call does more work than [`PIECE`] bytes of copying when it writes, [`CAPACITY`] when it reads, and one system call. Only the `wait` calls block, and only the
-//! runner calls them. Whoever is told "there is something" makes progress by it or gets an error, so that a word which the
+//! runner calls them; [`Producer::look_for_room`] takes as long as its caller says. Whoever is told "there is something" makes progress by it or gets an error, so that a word which the
 //! other side flips back and forth cannot keep this side in a loop.
 //!
 //! Sleeping: who wants to sleep says so in a shared word and then looks once more; who publishes then looks at that word.

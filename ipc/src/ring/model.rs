@@ -2,7 +2,8 @@
 //! missing fence shows here and not once a month on somebody's machine. The ring is 8 bytes small: one word, always at its end.
 //!
 //! One thing loom cannot show: a load that is carried out after a later store. That is what release and acquire on `tail` are
-//! for (the copy out is over before its place is free), so those two rest on the argument in `layout.rs` alone.
+//! for (the copy out, and the load of `start`, are over before their place is free), so those rest on the argument in `layout.rs` alone.
+//! Pieces are as long as the ring here.
 
 use super::{Consumer, Producer, Region};
 use loom::thread;

@@ -54,14 +54,19 @@ impl Ahead {
 
 /// Makes what every plugin needs while nobody waits: the network namespace alone takes longer than all others together. Root makes
 /// them as root, so that nobody inside has any right over them, and becomes the plugin's uid later; an ordinary user's plugins all have
-/// that user's uid, and their user namespace comes first. What does not succeed is tried again, and reported, by [`leave`].
+/// that user's uid, and their user namespace comes first. If the kernel makes none of them [`leave`] tries again, and reports.
 pub(crate) fn ahead() -> (Ahead, Walls) {
     let before = NAMESPACES.map(|(name, _)| identity(name));
     let (ids, mut walls) = ((getuid(), getgid()), Walls::default());
     let wanted = if ids.0.is_root() { AHEAD } else { AHEAD | CloneFlags::CLONE_NEWUSER };
     let known = ids.0.is_root() || selftest::outside(None, &mut walls).is_ok();
     // A runner that can leave walls out does not know yet whether it should.
-    if cfg!(feature = "without") || !known || unshare(wanted).is_err() {
+    // Compared at once: root would rename the host in a namespace that is not new, whatever the call said.
+    let made = |before: &[Option<PathBuf>]| {
+        let mut all = NAMESPACES.into_iter().zip(before).filter(|((_, flag), _)| wanted.contains(*flag));
+        all.all(|((name, _), before)| is_new(before.as_ref(), identity(name).as_ref()))
+    };
+    if cfg!(feature = "without") || !known || unshare(wanted).is_err() || !made(&before) {
         return (Ahead { before, made: CloneFlags::empty() }, Walls::default());
     }
     complete(wanted, ids, &mut walls);
@@ -89,9 +94,8 @@ pub(crate) fn leave(hello: &NodeHello, Ahead { before, made }: Ahead, walls: &mu
         if name == "pid_for_children" {
             continue;
         }
-        match (before, identity(name)) {
-            (Some(before), Some(after)) if before != after => {}
-            _ => walls.hole(Layer::Namespaces, format!("the {name} namespace is the node's")),
+        if !is_new(before.as_ref(), identity(name).as_ref()) {
+            walls.hole(Layer::Namespaces, format!("the {name} namespace is the node's"));
         }
     }
 }
@@ -104,10 +108,14 @@ fn complete(made: CloneFlags, (uid, gid): (Uid, Gid), walls: &mut Walls) {
         walls.step(Layer::Namespaces, "writing uid_map", map("uid_map", format!("{INNER_ID} {uid} 1")));
         walls.step(Layer::Namespaces, "writing gid_map", map("gid_map", format!("{INNER_ID} {gid} 1")));
     }
-    // Only then: in a namespace that is not new, root would rename the host.
     if made.contains(CloneFlags::CLONE_NEWUTS) {
         walls.step(Layer::Namespaces, "sethostname", nix::unistd::sethostname("plugin"));
     }
+}
+
+/// True if both are known and differ.
+fn is_new(before: Option<&PathBuf>, after: Option<&PathBuf>) -> bool {
+    before.is_some() && after.is_some() && before != after
 }
 
 fn identity(name: &str) -> Option<PathBuf> {

@@ -7,7 +7,7 @@
 //! bytes further each. So this copies in pieces for which the library uses registers, and leaves room behind such a block, so that what
 //! the handler copies in turn (an answer, often) does not lie so either.
 
-/// Pieces that are copied by registers, by every C library and processor that is known.
+/// Pieces that glibc copies by registers: half of the least length for which it takes the instruction.
 const PIECE: usize = 1024;
 /// From here on it matters.
 const LONG: usize = 4096;

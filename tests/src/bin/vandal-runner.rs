@@ -130,7 +130,7 @@ fn run() -> Result<(), Failure> {
             "words" => drop(memory.write_at(&random.to_ne_bytes(), random % (size - 8))?),
             // Only the bells and the end, so that no index gives it away.
             "bells" => {
-                let up = (size - 4096) / 2 / 128 * 128;
+                let up = (size - 4096) / 2 + 512; // a ring, with its four lines of words
                 for at in [0, 384, 512, up + 384, up + 512] {
                     memory.write_at(&(random as u32 & 1).to_ne_bytes(), at)?;
                 }

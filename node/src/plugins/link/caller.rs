@@ -353,7 +353,7 @@ impl Sent {
     /// On one processor the node's other tasks go first: if they call the same plugin too, it is better to give it all the
     /// calls, then the processor, and to be woken once for all the answers. With a processor for each they go first where there have been
     /// others lately: the plugin then works on the first calls while the node makes the others.
-    async fn look(&mut self, begun: Instant) {
+    async fn look(&mut self, mut begun: Instant) {
         let how = Look::here();
         let first = match how {
             Look::Yielding => true,
@@ -369,13 +369,14 @@ impl Sent {
                 Poll::Pending
             })
             .await;
-            let alone = self.caller.shared.pending.is_alone(self.id);
+            let pending = &self.caller.shared.pending;
             match how {
-                Look::Yielding if !alone => return,
+                Look::Yielding if !pending.is_alone(self.id) => return,
                 Look::Yielding => {}
                 Look::Spinning(_) => {
-                    self.caller.shared.crowd.saw(!alone);
-                    // Whoever looked meanwhile may have found it.
+                    self.caller.shared.crowd.saw(pending.has_another_call(self.id));
+                    begun = Instant::now(); // the others took their time
+                                            // Whoever looked meanwhile may have found it.
                     if let Ok(found) = self.answer.try_recv() {
                         self.early = Some(found);
                         return;
@@ -519,6 +520,19 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use thenodes::host::{Host, Notice, Request, Response};
     use tokio::task::JoinSet;
+
+    #[test]
+    fn whoever_was_in_a_crowd_lets_others_go_first_for_a_while_and_then_only_now_and_then() {
+        let crowd = Crowd::default();
+        let asks = |crowd: &Crowd, count| crowd.asks(CallId::new(Generation(1), count));
+        assert!(!asks(&crowd, 1) && asks(&crowd, u64::from(CROWD)), "once in so many calls");
+        crowd.saw(true);
+        for _ in 0..CROWD {
+            assert!(asks(&crowd, 1));
+            crowd.saw(false);
+        }
+        assert!(!asks(&crowd, 1), "it was alone for long");
+    }
 
     struct Nobody;
 

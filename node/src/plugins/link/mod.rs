@@ -59,7 +59,7 @@ pub const IN_BYTES: usize = limits::MAX_FRAME + limits::MAX_HEADER;
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Words "look" read at once.
 const BELLS: usize = 64;
-/// Bytes read at once; a longer frame is read in one piece once there is room for it.
+/// Bytes read at once; more of a longer frame, once there is room for it.
 const READ: usize = 16 * 1024;
 
 /// How a link ended.

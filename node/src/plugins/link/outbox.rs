@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use thenodes_ipc::ring::Producer;
+use thenodes_ipc::ring::{Producer, PIECE};
 use thenodes_ipc::{limits, Frame, FrameError};
 use tokio::sync::Notify;
 use tokio::time::{timeout_at, Instant};
@@ -42,8 +42,7 @@ pub(super) enum Way {
     Ring(Producer),
 }
 
-/// From when on a write that met a full ring does not look for room any more, but waits like any other. Each look is as long as a
-/// caller's for his answer.
+/// From the first time that a frame found no room, how long whoever writes it goes on looking; then it waits like any other.
 const ROOM_PATIENCE: Duration = Duration::from_micros(200);
 /// Bytes of a usual head.
 const HEAD: usize = 64;
@@ -112,10 +111,17 @@ impl Outbox {
         let mut done = 0;
         if state.backlog.is_empty() {
             let State { way, scratch, .. } = &mut *state;
-            done = match way.write(socket, scratch, body) {
+            done = match way.write(socket, scratch, body, ROOM_PATIENCE) {
                 Ok(count) => count,
-                // The reader will meet the same end, and knows what to say about it.
-                Err(_) => return Ok(Put::Closed),
+                // The reader meets the end of a socket too, and knows what to say about it. A ring that cannot be written is only seen here.
+                Err(_) => {
+                    if matches!(way, Way::Ring(_)) {
+                        state.closed = true;
+                        drop(state);
+                        self.more.notify_one();
+                    }
+                    return Ok(Put::Closed);
+                }
             };
             if done == total {
                 return Ok(Put::Taken);
@@ -178,6 +184,7 @@ impl Outbox {
                     Step::Progress => {
                         until = Instant::now() + WRITE_DEADLINE;
                         self.room.notify_waiters();
+                        tokio::task::yield_now().await; // a runner that makes room byte by byte does not keep this thread
                     }
                     Step::Blocked => {
                         let through_ring = matches!(self.lock().way, Way::Ring(_));
@@ -221,7 +228,8 @@ impl Outbox {
         let head = rest.head.get(rest.done..).unwrap_or(&[]);
         let body = &rest.body[rest.done.saturating_sub(rest.head.len())..];
         let total = rest.head.len() + rest.body.len();
-        match way.write(socket, head, body) {
+        // Without a look for room: the runner itself says when this is called again.
+        match way.write(socket, head, body, Duration::ZERO) {
             Ok(0) => match way {
                 Way::Ring(ring) => {
                     if ring.want_room() {
@@ -254,9 +262,15 @@ enum Step {
     Closed,
 }
 
+/// How long one look for room is: as long as a caller's for his answer.
+fn look() -> Duration {
+    Duration::from_micros(spin_us().into())
+}
+
 impl Way {
-    /// Writes what the way takes now; zero if it takes nothing.
-    fn write(&mut self, socket: &Stream, head: &[u8], body: &[u8]) -> io::Result<usize> {
+    /// Writes what the way takes now; zero if it takes nothing. `patience`: how long it may go on looking for room in a ring whose runner
+    /// reads at the same time.
+    fn write(&mut self, socket: &Stream, head: &[u8], body: &[u8], patience: Duration) -> io::Result<usize> {
         match self {
             // Through the runtime, so that it learns when the socket is full and `writable` waits.
             Way::Socket => match socket.inner().try_write_vectored(&[IoSlice::new(head), IoSlice::new(body)])
@@ -269,30 +283,84 @@ impl Way {
                 }
                 done => done,
             },
-            // Piece by piece, and the runner is woken for the first: it reads while the others are written.
+            // Piece by piece, and the runner is woken for the first: it reads while the others are written. As many pieces as the frame
+            // has, and after a short one only until the patience is over, however fast the runner makes a little room.
             Way::Ring(ring) => {
                 let (total, mut done) = (head.len() + body.len(), 0);
                 let mut until = None;
                 while done < total {
                     let (head, body) =
                         (head.get(done..).unwrap_or(&[]), &body[done.saturating_sub(head.len())..]);
+                    let whole = PIECE.min(total - done);
                     let count = ring.write(&[head, body]).map_err(io::Error::other)?;
-                    if count == 0 {
-                        // A runner that is reading has made room before a task could be woken for it.
-                        let now = Instant::now();
-                        let until = *until.get_or_insert(now + ROOM_PATIENCE);
-                        if now < until && ring.look_for_room(Duration::from_micros(spin_us().into())) {
-                            continue;
-                        }
-                        break;
-                    }
-                    if ring.consumer_sleeps() {
+                    done += count;
+                    if count > 0 && ring.consumer_sleeps() {
                         ring.wake_consumer();
                     }
-                    done += count;
+                    if count == whole {
+                        continue;
+                    }
+                    // A runner that is reading this very frame has made room before a task could be woken for it.
+                    if done == 0 || patience.is_zero() {
+                        break;
+                    }
+                    let now = Instant::now();
+                    if now >= *until.get_or_insert(now + patience) || !ring.look_for_room(look()) {
+                        break;
+                    }
                 }
                 Ok(done)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use thenodes_ipc::ring::Region;
+
+    #[tokio::test]
+    async fn a_runner_that_makes_room_byte_by_byte_holds_no_writer_for_the_length_of_a_frame() {
+        const LONG: usize = 1 << 20;
+        let (ours, _theirs) = UnixStream::pair().expect("a pair");
+        ours.set_nonblocking(true).expect("set");
+        let socket = Stream::try_from(OwnedFd::from(ours)).expect("a stream");
+        let (region, fd) = Region::create().expect("a region");
+        let mut consumer = Region::open(&fd).expect("the same").runner_side().1;
+        let mut way = Way::Ring(region.node_side().0);
+        let (body, done) = (vec![1; LONG], AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let sipping = scope.spawn(|| {
+                let mut byte = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    byte.clear();
+                    let _ = consumer.read(&mut byte, 1);
+                }
+                consumer
+            });
+            let written = way.write(&socket, &[], &body, ROOM_PATIENCE).expect("an honest consumer");
+            done.store(true, Ordering::Relaxed);
+            assert!((1..LONG).contains(&written), "{written}");
+            // The control: one who reads as fast as he can gets much more, and all of it in the end.
+            let mut consumer = sipping.join().expect("it sips");
+            let reading = scope.spawn(move || {
+                let mut all = Vec::new();
+                while all.len() < LONG {
+                    consumer.read(&mut all, LONG).expect("an honest producer");
+                }
+            });
+            let mut at = written;
+            while at < LONG {
+                at += way.write(&socket, &[], &body[at..], ROOM_PATIENCE).expect("an honest consumer");
+            }
+            let mut rest = LONG;
+            while rest > 0 && !reading.is_finished() {
+                rest -= way.write(&socket, &[], &body[..rest], Duration::ZERO).expect("an honest consumer");
+            }
+        });
     }
 }

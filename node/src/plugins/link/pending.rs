@@ -180,6 +180,11 @@ impl Pending {
         matches!(self.lock().open.as_slice(), [only] if only.id == id)
     }
 
+    /// True if somebody else waits for an answer to a call.
+    pub(super) fn has_another_call(&self, id: CallId) -> bool {
+        self.lock().open.iter().any(|open| open.id != id && matches!(open.waiter, Waiter::Call(_)))
+    }
+
     /// Waits until no message is open.
     pub(super) async fn without_messages(&self) {
         loop {
@@ -263,6 +268,19 @@ mod tests {
         assert!(matches!(pending.answered(CallId(half.0 + 6)), Ok(Some(Answered { count: 7, .. }))));
         assert!(pending.answered(CallId(half.0 + 10)).is_err(), "never made");
         assert_eq!(pending.drain().iter().map(Open::left).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn others_who_call_are_told_from_messages_and_from_oneself() {
+        let (pending, now) = (Pending::new(Generation(1)), Instant::now());
+        let call = || Waiter::Call(oneshot::channel().0);
+        let own = pending.enter("request.x", call(), now);
+        pending.enter("message", Waiter::Message(None), now);
+        assert!(!pending.has_another_call(own));
+        let other = pending.enter("request.x", call(), now);
+        assert!(pending.has_another_call(own) && pending.has_another_call(other));
+        pending.leave(own);
+        assert!(!pending.has_another_call(other));
     }
 
     #[test]
