@@ -73,6 +73,7 @@ fn unsafe_stands_only_in_its_rooms_and_each_block_argues() {
     let rooms = [
         "ipc/src/ring/bulk.rs",
         "ipc/src/ring/consumer.rs",
+        "ipc/src/ring/hint.rs",
         "ipc/src/ring/mapping.rs",
         "plugin-runner/src/sys.rs",
         "plugin-runner/src/library.rs",
