@@ -155,7 +155,9 @@ impl Spec {
         for (file, bytes) in &self.plugins {
             fs::write(dir.path().join("plugins").join(file), bytes).expect("a plugin file");
         }
-        let port = if self.top.contains("port =") { "" } else { "port = 0\n" };
+        // A line of its own: `plugins.transport =` says nothing of it.
+        let says = self.top.lines().any(|line| line.starts_with("port ="));
+        let port = if says { "" } else { "port = 0\n" };
         let bind = if self.top.contains("bind_address") { "" } else { "bind_address = \"127.0.0.1\"\n" };
         let text = format!("{port}{bind}{}[node]\nid = \"{}\"\n{}", self.top, self.id, self.config);
         fs::write(dir.path().join("config.toml"), with_uids(text)).expect("a configuration");
