@@ -60,12 +60,12 @@ pub(crate) fn ahead() -> (Ahead, Walls) {
     let (ids, mut walls) = ((getuid(), getgid()), Walls::default());
     let wanted = if ids.0.is_root() { AHEAD } else { AHEAD | CloneFlags::CLONE_NEWUSER };
     let known = ids.0.is_root() || selftest::outside(None, &mut walls).is_ok();
-    // A runner that can leave walls out does not know yet whether it should.
     // Compared at once: root would rename the host in a namespace that is not new, whatever the call said.
     let made = |before: &[Option<PathBuf>]| {
         let mut all = NAMESPACES.into_iter().zip(before).filter(|((_, flag), _)| wanted.contains(*flag));
         all.all(|((name, _), before)| is_new(before.as_ref(), identity(name).as_ref()))
     };
+    // A runner that can leave walls out does not know yet whether it should.
     if cfg!(feature = "without") || !known || unshare(wanted).is_err() || !made(&before) {
         return (Ahead { before, made: CloneFlags::empty() }, Walls::default());
     }

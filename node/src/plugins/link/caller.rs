@@ -375,8 +375,8 @@ impl Sent {
                 Look::Yielding => {}
                 Look::Spinning(_) => {
                     self.caller.shared.crowd.saw(pending.has_another_call(self.id));
-                    begun = Instant::now(); // the others took their time
-                                            // Whoever looked meanwhile may have found it.
+                    // The others took their time, and whoever of them looked may have found this answer.
+                    begun = Instant::now();
                     if let Ok(found) = self.answer.try_recv() {
                         self.early = Some(found);
                         return;
