@@ -85,8 +85,14 @@ fn is_true(way: &str, cause: &Cause) -> bool {
     }
 }
 
-/// Kills one plugin, and says how long after its death the node had named it.
-fn kill_once(runtime: &tokio::runtime::Handle, victim: &Victim, way: &'static str) -> Option<Duration> {
+/// How long after a death the node had named it, and a thread that only waited for it had seen it.
+struct Delays {
+    named: Duration,
+    seen: Duration,
+}
+
+/// Kills one plugin, and says how long after its death that was known.
+fn kill_once(runtime: &tokio::runtime::Handle, victim: &Victim, way: &'static str) -> Option<Delays> {
     let plugin = &victim.plugin;
     runtime.block_on(plugin.reset()); // deaths on purpose are not held against it
     let status = plugin.status();
@@ -96,6 +102,13 @@ fn kill_once(runtime: &tokio::runtime::Handle, victim: &Victim, way: &'static st
     let death =
         pidfd_open(rustix::process::Pid::from_raw(runner as i32).expect("a pid"), PidfdFlags::empty())
             .expect("it lives");
+    // The control: a thread beside the node's, of which nothing is asked but to notice.
+    let bare = death.try_clone().expect("a descriptor");
+    let bare = std::thread::spawn(move || {
+        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&bare, PollFlags::IN)], Some(&patience)).expect("it can be watched");
+        Instant::now()
+    });
     let watched = plugin.clone();
     let named = runtime.spawn(async move {
         let dead = move |status: &thenodes_node::plugins::handle::Status| {
@@ -122,13 +135,15 @@ fn kill_once(runtime: &tokio::runtime::Handle, victim: &Victim, way: &'static st
     let visible = Instant::now();
     assert_eq!(gone, 1, "{}: {way} and it lives", plugin.name);
     let (at, cause) = runtime.block_on(named).expect("no panic");
+    let seen = bare.join().expect("no panic");
     assert!(is_true(way, &cause), "{}: {way} was named {}: {cause}", plugin.name, cause.word());
     runtime.block_on(wait_for(plugin, "next process", |status| {
         status.generation > generation && status.state == State::Ready
     }));
     victim.over.fetch_add(1, Ordering::SeqCst);
     // A stopped process dies because the node has named it.
-    (way != "SIGSTOP").then(|| at.saturating_duration_since(visible))
+    let since = |at: Instant| at.saturating_duration_since(visible);
+    (way != "SIGSTOP").then(|| Delays { named: since(at), seen: since(seen) })
 }
 
 /// Resident KiB, descriptors and threads of this process.
@@ -190,7 +205,7 @@ fn kill_all(transport: &str) {
         }
     }
     // Each once, so that everything that is made the first time is there.
-    let kills = |count: usize, salt: u64| -> Vec<Duration> {
+    let kills = |count: usize, salt: u64| -> Vec<Delays> {
         std::thread::scope(|scope| {
             let killers: Vec<_> = (0..KILLERS)
                 .map(|killer| {
@@ -239,9 +254,10 @@ fn kill_all(transport: &str) {
     let after = size();
     let sum = |of: fn(&Victim) -> u64| victims.iter().map(|victim| of(victim)).sum::<u64>();
     eprintln!(
-        "{transport}: {count} kills; named after {}; calls of others in peace {}, beside kills {}; {} answered, {} failed with \
+        "{transport}: {count} kills; named after {}, seen by a bare thread after {}; calls of others in peace {}, beside kills {}; {} answered, {} failed with \
          their plugin; KiB, descriptors, threads {before:?} then {after:?}",
-        spread(times),
+        spread(times.iter().map(|delays| delays.named).collect()),
+        spread(times.iter().map(|delays| delays.seen).collect()),
         spread(in_peace),
         spread(beside_kills),
         sum(|victim| victim.answered.load(Ordering::Relaxed)),

@@ -191,6 +191,8 @@ async fn upgrades_under_load_fail_no_call_and_run_none_twice() {
     let world = world("echo").await;
     let (answers, rate) = under_load(&world, RATE, "echo", |id| id.to_string()).await;
     eprintln!("echo: {} calls at {rate:.0}/s during {UPGRADES} upgrades", answers.len());
+    // What is not optimised may be too slow for it, and what is promised is about what is.
+    assert!(cfg!(debug_assertions) || rate > RATE as f64 * 0.95, "{rate}");
     for (id, answer) in &answers {
         assert_eq!(*answer, id.to_string());
     }
@@ -220,6 +222,7 @@ async fn upgrades_with_a_state_fail_no_call_and_lose_or_repeat_none() {
         "kvstore: {} calls at {rate:.0}/s during {UPGRADES} upgrades that hand a state over",
         answers.len()
     );
+    assert!(cfg!(debug_assertions) || rate > RATE as f64 * 0.95, "{rate}");
     let numbers: HashSet<u64> =
         answers.iter().map(|(_, answer)| answer.parse().unwrap_or_else(|_| panic!("{answer}"))).collect();
     assert_eq!(numbers.len(), answers.len(), "no number was given twice");

@@ -1,5 +1,5 @@
 //! Builds everything that tests need, runs every test, and, as root, runs the tests of built binaries once more as an
-//! ordinary user. Counts what passed, failed and was skipped; a skipped test says why on a line of its own.
+//! ordinary user at the same time. Counts what passed, failed and was skipped; a skipped test says why on a line of its own.
 
 use crate::{attack, bounded, cargo, header, root, run as execute, target};
 use anyhow::{bail, Context, Result};
@@ -31,11 +31,25 @@ struct Counts {
     skipped: Vec<String>,
 }
 
+impl Counts {
+    fn add(&mut self, other: Counts) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped);
+    }
+}
+
+/// What came of the pass as another user.
+struct OtherUser {
+    /// Its output, by line.
+    said: Vec<String>,
+    counts: Counts,
+    good: bool,
+}
+
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     header::check()?;
     build()?;
-    let mut counts = Counts::default();
-    let mut broken = Vec::new();
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
     if std::env::var_os(THREADS).is_none() {
@@ -44,12 +58,26 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     if let Some(filter) = filter {
         command.args(["--test", filter]);
     }
-    if !counted(&mut command, &mut counts)? {
+    // Both users at once: most of what tests do is wait. What the other one's say comes when this one's are through.
+    let as_root = nix::unistd::getuid().is_root();
+    let programs = if as_root { programs()? } else { Vec::new() };
+    let mut counts = Counts::default();
+    let (own, other) = std::thread::scope(|scope| {
+        let other = as_root.then(|| scope.spawn(|| as_nobody(&programs, filter)));
+        let own = counted(&mut command, &mut counts, |line| println!("{line}"));
+        (own, other.map(std::thread::ScopedJoinHandle::join))
+    });
+    let mut broken = Vec::new();
+    if !own? {
         broken.push("as this user");
     }
-    if nix::unistd::getuid().is_root() {
-        println!("\nThe same built binaries as an ordinary user (uid {NOBODY}):");
-        if !as_nobody(filter, &mut counts)? {
+    if let Some(other) = other {
+        let OtherUser { said, counts: theirs, good } =
+            other.map_err(|_| anyhow::anyhow!("the pass as an ordinary user panicked"))??;
+        println!("\nThe same built binaries as an ordinary user (uid {NOBODY}), at the same time:");
+        said.iter().for_each(|line| println!("{line}"));
+        counts.add(theirs);
+        if !good {
             broken.push("as an ordinary user");
         }
     } else {
@@ -138,9 +166,9 @@ pub(crate) fn build() -> Result<()> {
 }
 
 /// Runs a test command, passing its lines on and counting them. False if something failed, or hung.
-fn counted(command: &mut Command, counts: &mut Counts) -> Result<bool> {
+fn counted(command: &mut Command, counts: &mut Counts, mut say: impl FnMut(&str)) -> Result<bool> {
     let ended = bounded::lines(command, bounded::TESTS, |line| {
-        println!("{line}");
+        say(line);
         if let Some(result) = line.strip_prefix("test result: ") {
             let number = |word: &str| {
                 let before = result
@@ -160,15 +188,15 @@ fn counted(command: &mut Command, counts: &mut Counts) -> Result<bool> {
         Ok(status) => Ok(status.success()),
         // What hung is a failure like any other: the other programs are still worth running.
         Err(why) => {
-            println!("HUNG {why}");
+            say(&format!("HUNG {why}"));
             counts.failed += 1;
             Ok(false)
         }
     }
 }
 
-/// Copies what the tests of binaries need to a place that anybody may read, and runs them there as nobody.
-fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
+/// The test programs that are no part of a crate, with their names.
+fn programs() -> Result<Vec<(String, PathBuf)>> {
     let list = cargo()
         // The whole workspace, as above: asked for one package, cargo would build every program a second time, with other features.
         .args(["test", "--workspace", "--no-run", "--message-format=json"])
@@ -192,6 +220,11 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
     if programs.is_empty() {
         bail!("cargo named no test program to run as an ordinary user");
     }
+    Ok(programs)
+}
+
+/// Copies what the tests of binaries need to a place that anybody may read, and runs them there as nobody.
+fn as_nobody(programs: &[(String, PathBuf)], filter: Option<&str>) -> Result<OtherUser> {
     let dir = tempfile::Builder::new().prefix("thenodes-nobody").tempdir()?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
     let debug = target().join("debug");
@@ -207,17 +240,17 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
         publish(&debug.join(peer), dir.path())?;
     }
     let own_network = own_network();
+    let (mut said, mut counts, mut good) = (Vec::new(), Counts::default(), true);
     if !own_network {
-        println!("no network of their own for tests with upstream nodes (`unshare --net ip link set lo up` fails): they run in this one");
+        said.push("no network of their own for tests with upstream nodes (`unshare --net ip link set lo up` fails): they run in this one".to_owned());
     }
-    let mut all_good = true;
     for (name, path) in programs {
         // The shape of the source needs the source, and systemd needs root; both ran above.
         if matches!(name.as_str(), "house" | "systemd") || filter.is_some_and(|filter| filter != name) {
             continue;
         }
-        println!("     Running {name} as uid {NOBODY}");
-        publish(&path, dir.path())?;
+        said.push(format!("     Running {name} as uid {NOBODY}"));
+        publish(path, dir.path())?;
         let program = dir.path().join(path.file_name().unwrap_or_default());
         // Real upstream nodes listen at every address.
         let mut command = if own_network && (name == "interop" || name.starts_with("upstream")) {
@@ -236,9 +269,9 @@ fn as_nobody(filter: Option<&str>, counts: &mut Counts) -> Result<bool> {
         if std::env::var_os(THREADS).is_none() {
             command.env(THREADS, if name == "upstream_defects" { "8" } else { AT_ONCE });
         }
-        all_good &= counted(&mut command, counts)?;
+        good &= counted(&mut command, &mut counts, |line| said.push(line.to_owned()))?;
     }
-    Ok(all_good)
+    Ok(OtherUser { said, counts, good })
 }
 
 /// True if tests can have a network of their own.

@@ -257,8 +257,9 @@ impl Handle {
         match (&failed, inside.verdict()) {
             (Failed::Late, _) => inside.was_late(method),
             (Failed::Gone(_), Some(cause)) => {
-                let text = format!("{method}: the plugin's process is replaced: {cause}");
-                let text = format!("{text}; {}", self.unavailable().message);
+                let status = self.status();
+                let text = why::replaced(&self.name, &status, cause, &self.logs);
+                let text = format!("{method}: {text}");
                 return Err((HostError::new(Code::Unavailable, text), true));
             }
             (Failed::Gone(_) | Failed::Answered(_) | Failed::Unsendable(_), _) => {}

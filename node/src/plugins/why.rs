@@ -46,6 +46,16 @@ pub(super) fn unavailable(name: &PluginName, status: &Status, logs: &LogBook) ->
     format!("{text}; {}", remedy(name, status, Instant::now()))
 }
 
+/// For a caller who was inside when it was decided that the process has to end.
+pub(super) fn replaced(name: &PluginName, status: &Status, cause: &Cause, logs: &LogBook) -> String {
+    format!(
+        "plugin {name} {}, which was {}, is replaced: {cause}; {}; try again in a moment, `thenodes plugin why {name}` says more",
+        status.version.label(),
+        status.state.word(),
+        last_words(logs)
+    )
+}
+
 /// For the event of a death: what comes next.
 pub(super) fn what_follows(name: &PluginName, status: &Status, logs: &LogBook, now: Instant) -> String {
     format!("{}; {}", remedy(name, status, now), last_words(logs))

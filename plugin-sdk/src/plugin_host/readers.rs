@@ -207,6 +207,7 @@ impl Drop for Working<'_> {
 mod tests {
     use super::*;
     use std::sync::{mpsc, Arc};
+    use std::time::Instant;
 
     /// A follower that says when it leads.
     fn follower(readers: &Arc<Readers>) -> mpsc::Receiver<u64> {
@@ -216,7 +217,7 @@ mod tests {
             let number = readers.join().expect("there is room");
             joined.0.send(()).expect("heard");
             readers.follow();
-            tell.send(number).expect("heard");
+            let _ = tell.send(number); // of a try that is over nobody wants to know
         });
         joined.1.recv().expect("it joined");
         leads
@@ -228,18 +229,35 @@ mod tests {
         }
     }
 
+    /// Many short handlers. Says what the longest of them took when somebody else led all the same.
+    fn many_short_handlers(readers: &Readers) -> Result<(), Duration> {
+        let mut longest = Duration::ZERO;
+        for _ in 0..100_000 {
+            let begun = Instant::now();
+            let Some(working) = readers.work() else { return Err(longest) };
+            assert!(readers.work().is_none(), "already inside");
+            drop(working);
+            longest = longest.max(begun.elapsed());
+        }
+        readers.leads().then_some(()).ok_or(longest)
+    }
+
     #[test]
     fn a_leader_that_stays_in_a_handler_is_replaced_and_one_that_does_not_is_not() {
-        let readers = Arc::new(Readers::new());
-        assert_eq!(readers.join(), Some(0));
-        assert!(readers.work().is_none(), "nobody would read meanwhile");
-        let leads = follower(&readers);
-        wait_for_spare(&readers);
-        for _ in 0..100_000 {
-            let working = readers.work().expect("it leads");
-            assert!(readers.work().is_none(), "already inside");
-            assert!(!working.was_replaced());
-        }
+        // A machine with much to do may keep this thread in a handler for as long as one that stays; then it is tried again.
+        let mut tries = 0;
+        let (readers, leads) = loop {
+            let readers = Arc::new(Readers::new());
+            assert_eq!(readers.join(), Some(0));
+            assert!(readers.work().is_none(), "nobody would read meanwhile");
+            let leads = follower(&readers);
+            wait_for_spare(&readers);
+            match many_short_handlers(&readers) {
+                Ok(()) => break (readers, leads),
+                Err(longest) => assert!(longest >= TICK && tries < 100, "after {longest:?}, try {tries}"),
+            }
+            tries += 1;
+        };
         assert!(readers.leads() && leads.try_recv().is_err());
         let working = readers.work().expect("it leads");
         assert_eq!(leads.recv_timeout(Duration::from_secs(10)), Ok(1));
@@ -285,7 +303,7 @@ mod tests {
             working.blocking(|| {
                 readers.about_to_block();
                 go.send(()).expect("heard");
-                let begun = std::time::Instant::now();
+                let begun = Instant::now();
                 leads.recv_timeout(Duration::from_secs(10)).expect("it leads");
                 begun.elapsed()
             })

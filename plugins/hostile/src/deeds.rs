@@ -31,6 +31,10 @@ pub async fn on_prompt(input: &str, ctx: &PluginContext) -> Option<String> {
             }
         }
         "after-timer" => tokio::time::sleep(time()).await,
+        "say-and-wait" => {
+            println!("waits {arg}");
+            tokio::time::sleep(time()).await;
+        }
         "after-host" => drop(ctx.peer_manager.list_peers().await),
         "panic-later" => {
             tokio::time::sleep(time()).await;

@@ -1,7 +1,7 @@
 //! A plugin that misbehaves on purpose.
 //!
 //! One build serves every test: the bytes of [`SWITCH`] are found in the finished library and overwritten with
-//! `PHASE:SIN`, and the sin happens in that phase: `constructor`, `register`, `load`, `message`, `thread`. With `say:TEXT` it says that to all peers again and again. Without a switch it is well
+//! `PHASE:SIN`, and the sin happens in that phase: `constructor`, `register`, `load`, `message`, `thread`, `stop`. With `health:sick` it is not well from the start. With `say:TEXT` it says that to all peers again and again. Without a switch it is well
 //! behaved until its prompt (`hostile SIN`) says otherwise. [`probes`] holds the attacks on walls, [`sins`] the crashes, hangs
 //! and floods; `hostile-control` ([`control`]) runs the same attacks outside any sandbox, where they must succeed, or the tests
 //! would prove nothing.
@@ -117,6 +117,7 @@ impl Plugin for Hostile {
     }
 
     async fn on_stop(&self, ctx: &PluginContext) {
+        sin_in("stop");
         if let Some(count) =
             chosen("state").and_then(|choice| choice.split(' ').next()?.parse::<usize>().ok())
         {
@@ -126,7 +127,7 @@ impl Plugin for Hostile {
     }
 
     async fn on_health(&self, _ctx: &PluginContext) -> Result<(), String> {
-        match SICK.load(Ordering::Relaxed) {
+        match SICK.load(Ordering::Relaxed) || chosen("health").is_some() {
             true => Err("a fever on purpose".into()),
             false => Ok(()),
         }

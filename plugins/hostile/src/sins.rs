@@ -181,9 +181,32 @@ pub fn commit(sin: &str) -> String {
                 std::hint::spin_loop();
             }
         }
+        "spin-everywhere" => {
+            stop_all_others(whirl);
+            whirl(0);
+            String::new()
+        }
         "await-term" => await_term(true),
         "hear-term" => await_term(false),
         other => format!("no such sin: {other}"),
+    }
+}
+
+extern "C" fn whirl(_: libc::c_int) {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+/// Has every other thread do this, and never anything else.
+fn stop_all_others(instead: extern "C" fn(libc::c_int)) {
+    // SAFETY: a handler of our own, and numbers: in a namespace of its own a plugin's threads have the next ones.
+    unsafe {
+        libc::signal(libc::SIGUSR1, instead as usize);
+        let (process, own) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
+        for thread in (2..64).filter(|thread| *thread != own) {
+            libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGUSR1);
+        }
     }
 }
 
@@ -202,14 +225,13 @@ fn await_term(deaf: bool) -> String {
             std::thread::sleep(std::time::Duration::from_secs(1));
         }
     }
-    // SAFETY: handlers of our own, and numbers: in a namespace of its own a plugin's threads have the next ones.
+    // SAFETY: a handler of our own.
+    unsafe { libc::signal(libc::SIGTERM, goodbye as extern "C" fn(libc::c_int) as usize) };
+    if deaf {
+        stop_all_others(stay);
+    }
+    // SAFETY: bytes of our own.
     unsafe {
-        libc::signal(libc::SIGTERM, goodbye as extern "C" fn(libc::c_int) as usize);
-        libc::signal(libc::SIGUSR1, stay as extern "C" fn(libc::c_int) as usize);
-        let (process, own) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
-        for thread in (2..64).filter(|thread| deaf && *thread != own) {
-            libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGUSR1);
-        }
         let words = b"waiting for TERM\n"; // not by `println`: whoever has its lock may be stopped
         libc::write(1, words.as_ptr().cast(), words.len());
     }

@@ -143,6 +143,23 @@ impl Node {
         times
     }
 
+    /// Nanoseconds of a start from the word that all walls stand to Ready: what no preparation can take away, since only then the plugin's
+    /// own code is opened.
+    async fn behind_the_walls(&self, count: usize) -> Vec<u64> {
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            self.rest().await;
+            let plugin = self.supervise(0);
+            let stand = plugin.wait(|status| status.level.is_some());
+            tokio::time::timeout(PATIENCE, stand).await.expect("the walls stand");
+            let begun = Instant::now();
+            ready(&plugin, 1).await;
+            times.push(nanos(begun));
+            stop(plugin).await;
+        }
+        times
+    }
+
     /// The same of two nodes in turn, so that neither has the better half of a round.
     async fn starts_in_turn(nodes: [&Node; 2], count: usize) -> [Vec<u64>; 2] {
         let mut times = [Vec::with_capacity(count), Vec::with_capacity(count)];
@@ -341,6 +358,7 @@ fn times(runtime: &tokio::runtime::Runtime, node: &Node, cold: &Node, rounds: us
     let mut alone = Row::new("spawn_to_ready_without_a_spare", "ratio", "spawn and wait of /bin/true");
     let mut alone_walls =
         Row::new("spawn_to_ready_without_a_spare_against_bwrap", "ratio", "bwrap /bin/true, usual flags");
+    let mut behind = Row::new("of_a_start_what_is_behind_the_walls", "ratio", "spawn and wait of /bin/true");
     let mut large = Row::new("spawn_from_a_node_of_1_GiB", "ratio", "the same from a small node");
     let mut crash = Row::new("crash_to_ready", "ratio", "spawn to Ready");
     let mut crash_alone =
@@ -354,6 +372,7 @@ fn times(runtime: &tokio::runtime::Runtime, node: &Node, cold: &Node, rounds: us
         let wrapped = bubblewrap().map(|command| median(runs(command, STARTS)));
         let restarts = median(runtime.block_on(node.restarts(STARTS)));
         let again = median(runtime.block_on(node.starts(STARTS)));
+        let opening = median(runtime.block_on(node.behind_the_walls(STARTS)));
         let cold_restarts = median(runtime.block_on(cold.restarts(STARTS)));
         let memory = black_box(vec![1_u8; LARGE]);
         let of_large = median(runtime.block_on(node.starts(STARTS)));
@@ -368,13 +387,15 @@ fn times(runtime: &tokio::runtime::Runtime, node: &Node, cold: &Node, rounds: us
             alone_walls.add(cold_starts / wrapped);
         }
         alone.add(cold_starts / trues);
+        behind.add(opening / trues);
+        behind.value(opening / 1e6);
         alone.value(cold_starts / 1e6);
         crash.add(restarts / starts.midpoint(again));
         crash_alone.add(restarts / cold_starts);
         cold_crash.add(cold_restarts / cold_starts);
         large.add(of_large / again);
     }
-    let mut rows = vec![spawn, alone, large, crash, crash_alone, cold_crash];
+    let mut rows = vec![spawn, alone, behind, large, crash, crash_alone, cold_crash];
     if other {
         rows.extend([walls, alone_walls]);
     } else {
