@@ -129,8 +129,14 @@ async fn only_a_call_that_may_be_made_twice_is_made_again_and_that_once() {
     // One death more: the restart after the next one comes 400 ms later, this caller waits for less, and there is no second try.
     let _ = ask(&plugin, "effect other after", PATIENCE).await;
     back_after(&plugin, 4).await;
-    let hurried = ask_again(&plugin, "effect hurried after", Duration::from_millis(150)).await;
-    assert!(hurried.is_err_and(|error| [Code::PluginCrashed, Code::Timeout].contains(&error.code)));
+    // A machine may be so slow that the time is over before the plugin begins; nothing has happened then.
+    for _ in 0..20 {
+        let hurried = ask_again(&plugin, "effect hurried after", Duration::from_millis(300)).await;
+        assert!(hurried.is_err_and(|error| [Code::PluginCrashed, Code::Timeout].contains(&error.code)));
+        if world.effects.count("hurried") > 0 {
+            break;
+        }
+    }
     wait_for(&plugin, "sixth process", |s| s.generation.0 == 6 && s.state == State::Ready).await;
     assert_eq!(world.effects.count("hurried"), 1);
     // Where nobody comes in time, the caller hears of the first end at once.

@@ -58,9 +58,17 @@ fn a_stopped_runner_is_wedged_and_its_callers_hear_unavailable() {
         let error = node.prompt("hostile", "good").expect_err("nobody answers");
         let found = begun.elapsed();
         // The plugin, its version, its state, why, and what helps.
-        for text in ["UNAVAILABLE", "plugin hostile (", "wedged", "thenodes plugin "] {
+        let texts = [
+            "UNAVAILABLE",
+            "plugin hostile (",
+            ") is ",
+            "is replaced: wedged",
+            "`thenodes plugin why hostile`",
+        ];
+        for text in texts {
             assert!(error.contains(text), "{text}: {error}");
         }
+        assert!(!error.contains("nothing has to be done"), "{error}");
         let died = node.seen(&format!("name=hostile action=died detail=Some(\"generation={generation} "));
         assert!(died.contains("cause=wedged"), "{died}");
         node.expect(&format!("name=hostile action=ready detail=Some(\"generation={} ", generation + 1));

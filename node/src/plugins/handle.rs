@@ -257,10 +257,8 @@ impl Handle {
         match (&failed, inside.verdict()) {
             (Failed::Late, _) => inside.was_late(method),
             (Failed::Gone(_), Some(cause)) => {
-                let status = self.status();
-                let text = why::replaced(&self.name, &status, cause, &self.logs);
-                let text = format!("{method}: {text}");
-                return Err((HostError::new(Code::Unavailable, text), true));
+                let text = why::replaced(&self.name, &self.status(), cause, &self.logs);
+                return Err((HostError::new(Code::Unavailable, format!("{method}: {text}")), true));
             }
             (Failed::Gone(_) | Failed::Answered(_) | Failed::Unsendable(_), _) => {}
         }

@@ -48,10 +48,14 @@ pub(super) fn unavailable(name: &PluginName, status: &Status, logs: &LogBook) ->
 
 /// For a caller who was inside when it was decided that the process has to end.
 pub(super) fn replaced(name: &PluginName, status: &Status, cause: &Cause, logs: &LogBook) -> String {
+    // The supervisor may have heard of it by now, and then what comes next is known.
+    let next = match status.state.serves() {
+        true => format!("try again in a moment, `thenodes plugin why {name}` says more"),
+        false => remedy(name, status, Instant::now()),
+    };
+    let (version, state) = (status.version.label(), status.state.word());
     format!(
-        "plugin {name} {}, which was {}, is replaced: {cause}; {}; try again in a moment, `thenodes plugin why {name}` says more",
-        status.version.label(),
-        status.state.word(),
+        "plugin {name} {version} is {state}, and its process is replaced: {cause}; {}; {next}",
         last_words(logs)
     )
 }

@@ -387,9 +387,9 @@ fn times(runtime: &tokio::runtime::Runtime, node: &Node, cold: &Node, rounds: us
             alone_walls.add(cold_starts / wrapped);
         }
         alone.add(cold_starts / trues);
+        alone.value(cold_starts / 1e6);
         behind.add(opening / trues);
         behind.value(opening / 1e6);
-        alone.value(cold_starts / 1e6);
         crash.add(restarts / starts.midpoint(again));
         crash_alone.add(restarts / cold_starts);
         cold_crash.add(cold_restarts / cold_starts);
